@@ -1,0 +1,216 @@
+"""From parents to the bigger model: its architecture, with untrained weights.
+
+The bigger model comes from the parents' configs, with each width the sum of theirs,
+so that it is an ordinary Keras model that saves and loads without keras_fusion.
+"""
+
+from collections.abc import Callable
+
+import keras
+
+from keras_fusion import graph as graphs
+from keras_fusion import registry, structure, widths
+from keras_fusion.errors import FusionError, StructureError
+
+
+def skipped_attributes(layer: keras.Layer) -> tuple[str, ...]:
+    """Attributes of a layer that are no part of the network (a tokenizer)."""
+    rule = registry.find(layer)
+    return rule.shared if rule is not None else ()
+
+
+def build(
+    parents: list[keras.Model],
+    into: keras.Model | Callable[[], keras.Model] | None = None,
+) -> tuple[keras.Model, widths.Widths]:
+    """Builds the model that the parents will be fused into.
+
+    Args:
+        parents: K built models of one architecture.
+        into: a built model to fuse into, or a function without arguments that builds
+            one; for models that have no config.
+
+    Returns:
+        The model, built, with fresh weights, and where the parents' features lie.
+
+    Raises:
+        StructureError: if the parents' layers do not correspond.
+        FusionError: if a class has no config or no rule, with the way out.
+    """
+    check_correspondence(parents)
+    plain = graphs.is_plain(parents[0])
+    found = widths.analyse(parents) if plain else widths.Widths(set(), {}, {})
+    if into is not None:
+        model = into if isinstance(into, keras.Model) else into()
+        if not isinstance(model, keras.Model):
+            raise FusionError(
+                "`into` must be a keras.Model or a function that returns one. "
+                f"Received: into={into!r}, which gave {type(model).__name__}."
+            )
+    else:
+        model = _grow(parents, found)
+    if not model.built:
+        _build_weights(model, parents[0])
+    return model, found
+
+
+def check_correspondence(parents: list[keras.Model]) -> None:
+    """Checks that parents differ in nothing but their widths.
+
+    Raises:
+        StructureError: naming the layer and the values that differ.
+    """
+    for address, layers in structure.lockstep(parents, skipped_attributes):
+        rule = registry.find(layers[0])
+        if rule is not None and (rule.widths or rule.equal):
+            _check_configs(address, layers, rule)
+
+
+def _check_configs(address, layers, rule):
+    where = f"{type(layers[0]).__name__} at {address or 'the top'!r}"
+    configs = [layer.get_config() for layer in layers]
+    for key, value in configs[0].items():
+        values = [config.get(key) for config in configs]
+        is_size = isinstance(value, int) and key != "seed"
+        if is_size and key not in rule.widths and any(v != value for v in values):
+            hint = " Head sizes must be equal." if "dim" in key else ""
+            raise StructureError(
+                f"The parents differ in {key!r} of {where}: {values}. Only widths "
+                f"{rule.widths} may differ.{hint}"
+            )
+    for name, function in rule.equal.items():
+        values = [function(config) for config in configs]
+        if len(set(values)) > 1:
+            raise StructureError(
+                f"The parents differ in their {name} in {where}: {values}. It must be "
+                "equal in all parents."
+            )
+
+
+def _grow(layers, found):
+    """The grown counterpart of corresponding layers or models."""
+    first = layers[0]
+    if not isinstance(first, keras.Layer):  # an operation such as `x + y`
+        return _from_config(first, first.get_config())
+    if graphs.is_plain(first):
+        return _grow_graph(layers, found)
+    rule = registry.find(first)
+    if rule is None:
+        return _copy_weightless(first)
+    return _from_config(first, _grown_config(layers, rule, found))
+
+
+def _grow_graph(models, found):
+    first = models[0]
+    siblings = widths.siblings_of(models)
+    if isinstance(first, keras.Sequential):
+        inputs = [keras.Input(batch_shape=t.shape, dtype=t.dtype) for t in first.inputs]
+        grown = [_grow(siblings[id(layer)], found) for layer in first.layers]
+        return keras.Sequential(inputs + grown, name=first.name)
+    # Cloned from an uncompiled twin: clone_model would compile the clone as well.
+    twin = keras.Model(first.input, first.output, name=first.name)
+    return keras.models.clone_model(
+        twin, clone_function=lambda op: _grow(siblings.get(id(op), (op,)), found)
+    )
+
+
+def _copy_weightless(layer):
+    if layer.weights:
+        names = [v.name for v in structure.own_variables(layer)]
+        if names:
+            raise registry.unregistered(layer, layer.name, names)
+        cls = type(layer).__name__
+        raise FusionError(
+            f"{cls} {layer.name!r} holds layers with weights, but no rule says which "
+            f"of its config keys are widths. Register it, e.g. keras_fusion.register("
+            f"{cls}, widths=('units', 'num_heads')), or pass the bigger model as "
+            "`into`."
+        )
+    return _from_config(layer, layer.get_config())
+
+
+def _grown_config(layers, rule, found):
+    first = layers[0]
+    configs = [_config(layer) for layer in layers]
+    fixed = id(first) in found.fixed
+    _check_keys(first, rule, configs[0])
+    if rule.grow is not None:
+        return rule.grow(configs, fixed)
+    config = dict(configs[0])
+    for key in rule.widths:
+        if not (fixed and key == rule.output_width):
+            config[key] = _sum([c[key] for c in configs])
+    if fixed and rule.widths and rule.output_width is None and not rule.nested:
+        raise FusionError(
+            f"{rule.cls} {first.name!r} makes an output of the model, whose size must "
+            "stay. Say which key sets that size: keras_fusion.register(..., "
+            "output_width=...)."
+        )
+    for key in rule.nested:
+        config[key] = _serialize(_grow([getattr(x, key) for x in layers], found))
+    for key in rule.shared:
+        config[key] = getattr(first, key)
+    return {k: v for k, v in config.items() if k not in rule.unset}
+
+
+def _check_keys(layer, rule, config):
+    missing = [k for k in (*rule.widths, *rule.nested) if k not in config]
+    if missing:
+        raise FusionError(
+            f"The rule of {type(layer).__name__} names {missing}, which its config "
+            f"does not have; it has {sorted(config)}. Correct the `widths` or `nested` "
+            "of keras_fusion.register, or extend get_config()."
+        )
+
+
+def _config(layer):
+    try:
+        return layer.get_config()
+    except NotImplementedError as error:
+        cls = type(layer).__name__
+        raise FusionError(
+            f"{cls} {layer.name!r} has no config, so a bigger one cannot be made of "
+            "it. Give the class a get_config(), or pass the bigger model (or a "
+            "function that builds it) as `into`."
+        ) from error
+
+
+def _sum(values):
+    if any(v is None for v in values):
+        return values[0]
+    if isinstance(values[0], (list, tuple)):
+        return tuple(_sum(column) for column in zip(*values, strict=True))
+    return sum(values)
+
+
+def _serialize(model):
+    """A nested model's serialized form, to be built anew by the outer class."""
+    return {
+        k: v
+        for k, v in keras.saving.serialize_keras_object(model).items()
+        if k not in ("build_config", "compile_config")
+    }
+
+
+def _from_config(layer, config):
+    try:
+        return type(layer).from_config(config)
+    except Exception as error:
+        raise FusionError(
+            f"{type(layer).__name__} {layer.name!r} could not be built with the grown "
+            f"config {config}: {error} Correct its rule, or pass the bigger model as "
+            "`into`."
+        ) from error
+
+
+def _build_weights(model, like):
+    """Creates the weights of a subclassed model, on the inputs its parent was built on."""
+    config = like.get_build_config()
+    if config:
+        model.build_from_config(config)
+    if not model.built:
+        raise FusionError(
+            f"The bigger {type(model).__name__} could not be built, since the input "
+            "shape of its parent is not known. Call it once on data and pass it as "
+            "`into`."
+        )

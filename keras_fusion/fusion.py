@@ -1,0 +1,281 @@
+"""`fuse`: several models, or copies of one, joined into a new bigger model."""
+
+import dataclasses
+from collections.abc import Callable
+
+import keras
+import numpy as np
+
+from keras_fusion import architecture, layout, probe
+from keras_fusion.errors import FusionError
+from keras_fusion.layout import VariableLayout
+from keras_fusion.operator import OFF_DIAGONALS, fuse_arrays
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """The values of one fusion.
+
+    Args:
+        off_diagonal: one of `"zeros"`, `"random"`, `"paired"`.
+        off_diagonal_scale: float. The noise's deviation relative to the kernel's.
+        seed: int. Seed of the noise.
+        copies: bool. Whether the parents are copies of one model.
+    """
+
+    off_diagonal: str
+    off_diagonal_scale: float
+    seed: int
+    copies: bool
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether the fused function must equal the parents' but for rounding."""
+        return self.copies and self.off_diagonal != "random"
+
+
+@dataclasses.dataclass
+class Plan:
+    """A fusion that was laid out: every check has passed, the values are still to come.
+
+    Args:
+        parents: the K parents; for a self-fusion K times the same model.
+        fused: the built bigger model.
+        layouts: one `VariableLayout` per variable of `fused`.
+        settings: the `Settings`.
+    """
+
+    parents: list[keras.Model]
+    fused: keras.Model
+    layouts: list[VariableLayout]
+    settings: Settings
+
+    def fill(self) -> keras.Model:
+        """Gives the fused model its weights, variable by variable, and returns it."""
+        for index, item in enumerate(self.layouts):
+            arrays = [keras.ops.convert_to_numpy(v) for v in item.sources]
+            fresh = keras.ops.convert_to_numpy(item.target)
+            item.target.assign(self.values(index, arrays, fresh))
+        return self.fused
+
+    def values(self, index: int, arrays: list, fresh: np.ndarray) -> np.ndarray:
+        """The fused value of one variable, the same whenever it is asked for.
+
+        Args:
+            index: int. Which of `layouts`.
+            arrays: K arrays, the parents' values.
+            fresh: array of the fused shape, initial values for new capacity.
+
+        Returns:
+            Array of the fused shape and dtype.
+        """
+        item, settings = self.layouts[index], self.settings
+        if item.is_state:
+            return np.asarray(arrays[0])
+        fused = fuse_arrays(
+            [np.asarray(a) for a in arrays],
+            item.axes,
+            scales=item.scales,
+            off_diagonal=settings.off_diagonal,
+            off_diagonal_scale=settings.off_diagonal_scale,
+            rng=np.random.default_rng([settings.seed, index]),
+            fresh=np.asarray(fresh),
+        )
+        return fused.astype(np.asarray(fresh).dtype)
+
+    def copy_trainability(self) -> None:
+        """Freezes in the fused model what is frozen in the first parent."""
+        for _, layers in layout.structure.lockstep(
+            [self.parents[0], self.fused], architecture.skipped_attributes
+        ):
+            if layers[0].trainable != layers[1].trainable:
+                layers[1].trainable = layers[0].trainable
+        for item in self.layouts:
+            if item.sources[0].trainable != item.target.trainable:
+                item.target.trainable = item.sources[0].trainable
+
+
+def make_plan(
+    parents: list[keras.Model] | keras.Model,
+    *,
+    factor: int | None = None,
+    into: keras.Model | Callable[[], keras.Model] | None = None,
+    off_diagonal: str = "zeros",
+    off_diagonal_scale: float = 0.1,
+    seed: int | None = None,
+) -> Plan:
+    """Checks the arguments of `fuse` and lays out the fusion, changing nothing."""
+    models = _resolve_parents(parents, factor)
+    copies = all(model is models[0] for model in models)
+    _check_noise(off_diagonal, off_diagonal_scale, copies)
+    if seed is None:
+        # From the generator that keras.utils.set_random_seed governs.
+        seed = int(np.random.randint(2**31))
+    settings = Settings(off_diagonal, off_diagonal_scale, seed, copies)
+    fused, widths = architecture.build(models, into)
+    if any(fused is model for model in models):
+        raise FusionError(
+            "`into` is one of the parents. The fused model must be a new one; pass a "
+            "function that builds it."
+        )
+    plan = Plan(models, fused, layout.plan(models, fused, widths), settings)
+    plan.copy_trainability()
+    return plan
+
+
+def fuse(
+    parents: list[keras.Model] | keras.Model,
+    *,
+    factor: int | None = None,
+    into: keras.Model | Callable[[], keras.Model] | None = None,
+    off_diagonal: str = "zeros",
+    off_diagonal_scale: float = 0.1,
+    seed: int | None = None,
+) -> keras.Model:
+    """Fuses trained models into one wide model (the FUSION operator of Deep Fusion).
+
+    Every width (units, heads, embedding size) of the fused model is the sum of the
+    parents'. Their kernels become its diagonal blocks, their embeddings, biases and
+    norms are concatenated, and its logits are the mean of theirs. The parents stay as
+    they are and share nothing with the result.
+
+    Args:
+        parents: list of K built models of one architecture, whose widths may differ;
+            or one model, with `factor`.
+        factor: int of at least 2. Fuses `factor` copies of the one model (self-fusion).
+        into: model, or function without arguments that builds one. What to fuse into
+            when the parents' classes have no config, or when the target is to be
+            larger than the sum of the parents. By default it is built from the
+            parents' configs.
+        off_diagonal: how the blocks that join one parent's inputs to another's outputs
+            are filled. `"zeros"` keeps the parents apart. `"random"` draws noise, as in
+            the paper's second setting; the outputs change a little. `"paired"`, for
+            self-fusion, draws noise and takes it off the diagonal blocks, so that the
+            outputs do not change but the copies part at the first step of training.
+            Defaults to `"zeros"`.
+        off_diagonal_scale: float. The noise's standard deviation relative to that of
+            the kernel. Defaults to 0.1.
+        seed: int. Seed of the noise. Defaults to one drawn from NumPy's global
+            generator, which `keras.utils.set_random_seed` governs.
+
+    Returns:
+        A new, built, uncompiled Keras model (compiled by default where its class does
+        so) with the layer names of the first parent.
+
+    Raises:
+        FusionError: for arguments or models that cannot be fused; the message names
+            the layer or argument, the value and the fix.
+
+    Example:
+
+    >>> import keras, keras_fusion
+    >>> def parent():
+    ...     return keras.Sequential(
+    ...         [keras.Input((4,)), keras.layers.Dense(8), keras.layers.Dense(2)]
+    ...     )
+    >>> fused = keras_fusion.fuse([parent(), parent()])
+    >>> [layer.units for layer in fused.layers]
+    [16, 2]
+
+    Source: Mazzawi et al., Deep Fusion: Efficient Network Training via Pre-trained
+    Initializations, ICML 2024. The paired form and the treatment of norms, tied
+    readouts and unequal parents are this package's own.
+    """
+    plan = make_plan(
+        parents,
+        factor=factor,
+        into=into,
+        off_diagonal=off_diagonal,
+        off_diagonal_scale=off_diagonal_scale,
+        seed=seed,
+    )
+    return plan.fill()
+
+
+def verify(plan: Plan, inputs, *, tolerance: float) -> float:
+    """Measures the fused model against the mean of its parents.
+
+    Args:
+        plan: a filled `Plan`.
+        inputs: a batch in the structure of the model's inputs.
+        tolerance: float. The largest change that a fusion which should be exact may
+            show.
+
+    Returns:
+        The relative change of the outputs, see `probe.change`.
+
+    Raises:
+        FusionError: if copies were fused exactly, and yet the outputs changed.
+    """
+    parents = plan.parents[:1] if plan.settings.copies else plan.parents
+    before = probe.mean_outputs(parents, inputs)
+    change = probe.change(before, probe.outputs(plan.fused, inputs))
+    if plan.settings.is_exact and change > tolerance:
+        raise FusionError(
+            f"The fused {plan.fused.name!r} should compute what its parent does, but its "
+            f"outputs changed by {change:.1e} (more than the tolerance {tolerance:.0e}). "
+            "Some layer mixes features in a way that its rule does not tell: a softmax "
+            "over features, a constant that depends on a width, or a readout tied to an "
+            "embedding (see `tied_readout` of keras_fusion.register)."
+        )
+    return change
+
+
+def _resolve_parents(parents, factor):
+    if isinstance(parents, keras.Model):
+        if factor is None:
+            raise FusionError(
+                "One model was given as `parents`, and no `factor`. Pass factor=2 to "
+                "fuse it with itself, or a list of models."
+            )
+        if not isinstance(factor, int) or isinstance(factor, bool) or factor < 2:
+            raise FusionError(
+                f"`factor` must be an integer of at least 2. Received: factor={factor!r}."
+            )
+        models = [parents] * factor
+    else:
+        if factor is not None:
+            raise FusionError(
+                f"`factor` is for one model. Received: factor={factor!r} with a list of "
+                "parents; leave one of the two out."
+            )
+        models = list(parents)
+    if len(models) < 2:
+        raise FusionError(
+            f"`parents` must be at least two models. Received {len(models)}; to fuse one "
+            "with itself pass it alone, with factor=2."
+        )
+    for i, model in enumerate(models):
+        _check_parent(i, model)
+    return models
+
+
+def _check_parent(i, model):
+    if not isinstance(model, keras.Model):
+        raise FusionError(
+            f"`parents[{i}]` must be a keras.Model. Received: {model!r} of type "
+            f"{type(model).__name__}."
+        )
+    if not model.built or not model.weights:
+        raise FusionError(
+            f"`parents[{i}]`, {type(model).__name__} {model.name!r}, is not built, so it "
+            "has no weights to fuse. Call it once on a batch, or build() it."
+        )
+
+
+def _check_noise(off_diagonal, scale, copies):
+    if off_diagonal not in OFF_DIAGONALS:
+        raise FusionError(
+            f"`off_diagonal` must be one of {OFF_DIAGONALS}. Received: "
+            f"off_diagonal={off_diagonal!r}."
+        )
+    if off_diagonal == "paired" and not copies:
+        raise FusionError(
+            "`off_diagonal='paired'` is for copies of one model, whose inputs are equal "
+            "so that the noise cancels. Use 'zeros' or 'random' for distinct parents."
+        )
+    if not (isinstance(scale, (int, float)) and scale >= 0):
+        raise FusionError(
+            "`off_diagonal_scale` must be a number of at least 0. Received: "
+            f"off_diagonal_scale={scale!r}."
+        )

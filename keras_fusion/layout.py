@@ -1,0 +1,175 @@
+"""Per variable of the fused model: whose block is where, and at what scale."""
+
+import dataclasses
+
+import keras
+import numpy as np
+
+from keras_fusion import readout, registry, structure
+from keras_fusion.architecture import skipped_attributes
+from keras_fusion.errors import FusionError, StructureError
+from keras_fusion.operator import Axis, contiguous, is_readout
+from keras_fusion.widths import Widths
+
+
+@dataclasses.dataclass(frozen=True)
+class VariableLayout:
+    """How one variable of the fused model comes from its parents' variables.
+
+    Args:
+        address: string. Where the variable is held.
+        sources: tuple of K `keras.Variable`, one a parent.
+        target: the fused model's `keras.Variable`.
+        axes: tuple of `Axis`, one per dimension.
+        scales: tuple of K factors on the parents' values (a norm before a tied
+            readout); ones elsewhere.
+    """
+
+    address: str
+    sources: tuple
+    target: keras.Variable
+    axes: tuple[Axis, ...]
+    scales: tuple[float, ...]
+
+    @property
+    def grown(self) -> bool:
+        """Whether the parents lie side by side in this variable."""
+        return any(axis.grown for axis in self.axes)
+
+    @property
+    def is_state(self) -> bool:
+        """Whether the variable counts (a seed's state) and is copied, not averaged."""
+        return not keras.backend.is_float_dtype(self.target.dtype)
+
+    @property
+    def gradient_scale(self) -> float:
+        """How much smaller this variable's gradient is than a parent's.
+
+        In a self-fusion each of K copies has 1/K of the influence on the outputs. So
+        a hidden block gets g/K; a readout, itself divided by K, gets g; what did not
+        grow gets g.
+        """
+        if not self.grown or is_readout(self.axes):
+            return 1.0
+        return 1.0 / (len(self.sources) * float(np.mean(self.scales)))
+
+
+def plan(
+    parents: list[keras.Model], fused: keras.Model, widths: Widths
+) -> list[VariableLayout]:
+    """Lays the parents out in the fused model, variable by variable.
+
+    Args:
+        parents: K built models.
+        fused: the built bigger model.
+        widths: what `widths.analyse` found on the parents' graphs.
+
+    Returns:
+        One `VariableLayout` per variable of `fused`, seeds included.
+
+    Raises:
+        StructureError: if shapes do not fit; the message names the variable.
+        UnregisteredLayerError: if a layer's weights have no roles.
+        FusionError: if nothing grew at all.
+    """
+    scales = readout.scales(parents, fused)
+    layouts, planned = [], set()
+    for address, layers in structure.lockstep([*parents, fused], skipped_attributes):
+        for *sources, target in _corresponding(address, layers):
+            if id(target) in planned:
+                continue
+            planned.add(id(target))
+            name = f"{address}.{target.name}" if address else target.name
+            axes = _axes(name, sources, target, layers, widths)
+            scale = scales.get((id(layers[0]), target.name), (1.0,) * len(parents))
+            layouts.append(VariableLayout(name, tuple(sources), target, axes, scale))
+    if not any(layout.grown for layout in layouts):
+        raise FusionError(
+            f"Nothing grows from {parents[0].name!r} to {fused.name!r}: no width of "
+            "theirs differs. Register the width keys of your classes, or pass a "
+            "bigger model as `into`."
+        )
+    return layouts
+
+
+def _corresponding(address, layers):
+    stacks = [structure.own_variables(layer) for layer in layers]
+    names = [[v.name for v in stack] for stack in stacks]
+    if any(n != names[0] for n in names):
+        raise StructureError(
+            f"The variables of {type(layers[0]).__name__} at {address or 'the top'!r} "
+            f"differ between the parents and the fused model: {names}. Build them with "
+            "the same options."
+        )
+    return zip(*stacks, strict=True)
+
+
+def _axes(name, sources, target, layers, widths):
+    shapes = [tuple(v.shape) for v in sources]
+    shape = tuple(target.shape)
+    if len({len(s) for s in (*shapes, shape)}) > 1:
+        raise StructureError(
+            f"Variable {name!r} has shapes {shapes} in the parents and {shape} in the "
+            "fused model; their ranks differ."
+        )
+    unchanged = all(s == shape for s in shapes)
+    roles = _roles(name, target, layers[0], len(shape), unchanged)
+    return tuple(
+        _axis(name, i, roles[i], [s[i] for s in shapes], shape[i], layers, widths)
+        for i in range(len(shape))
+    )
+
+
+def _roles(name, target, layer, rank, unchanged):
+    if not keras.backend.is_float_dtype(target.dtype) and unchanged:
+        return (None,) * rank  # State such as a seed's: no layer describes it.
+    rule = registry.find(layer)
+    roles = rule.variable_roles(layer).get(target.name) if rule else None
+    if roles is None:
+        names = [v.name for v in structure.own_variables(layer)]
+        raise registry.unregistered(layer, name, names)
+    if len(roles) != rank:
+        raise FusionError(
+            f"The rule of {type(layer).__name__} gives {target.name!r} the roles "
+            f"{roles}, but it has {rank} axes of sizes {tuple(target.shape)}."
+        )
+    return roles
+
+
+def _axis(name, i, role, sizes, size, layers, widths):
+    placement = _placement(role, layers, widths)
+    if all(s == size for s in sizes) and (role is None or placement is None):
+        return Axis(size, role)
+    if placement is not None and placement.size == size:
+        return Axis(size, role, placement.blocks)
+    if role is None or sum(sizes) > size:
+        raise StructureError(
+            f"Axis {i} of {name!r} has sizes {sizes} in the parents and {size} in the "
+            f"fused model. " + _size_advice(role, sizes)
+        )
+    if placement is not None and not placement.is_contiguous:
+        raise FusionError(
+            f"Axis {i} of {name!r} reads features that do not lie side by side, and "
+            f"has {size} entries for {placement.size}. Put the layers that flatten or "
+            "concatenate outside of composite layers."
+        )
+    if all(s == size for s in sizes):
+        return Axis(size, role)
+    return Axis(size, role, contiguous(sizes))
+
+
+def _size_advice(role, sizes):
+    if role is None:
+        return (
+            "It is no width, so it must be equal everywhere (a vocabulary, a sequence "
+            "length, a head size)."
+        )
+    return f"It must be at least {sum(sizes)}, the sum of the parents' sizes."
+
+
+def _placement(role, layers, widths):
+    if role == "in":
+        return widths.entries.get(id(layers[0]))
+    if role == "out":
+        return widths.outputs.get(id(layers[0]))
+    return None

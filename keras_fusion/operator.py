@@ -1,0 +1,260 @@
+"""The FUSION operator: pure functions that join arrays of several parents.
+
+Everything here is NumPy on one variable at a time, and knows nothing of layers or
+models. A variable of the fused model is described by one `Axis` per dimension, which
+says where each parent's block lies; `fuse_arrays` fills it. `fuse_slot` does the same
+for an optimizer's state.
+
+The invariant that all of it serves: *an activation that grew is the concatenation of
+the parents' activations; an activation that did not grow is their mean.*
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+OFF_DIAGONALS = ("zeros", "random", "paired")
+
+
+@dataclasses.dataclass(frozen=True)
+class Axis:
+    """How one axis of a fused variable is put together.
+
+    Args:
+        size: int. Length of the axis in the fused variable.
+        role: `"in"` (contracted with the layer's input), `"out"` (indexes the
+            layer's output) or `None` (not a width).
+        blocks: tuple with, for each parent, an integer array of the positions its
+            entries take along this axis; `None` if the axis did not grow.
+    """
+
+    size: int
+    role: str | None = None
+    blocks: tuple[np.ndarray, ...] | None = None
+
+    @property
+    def grown(self) -> bool:
+        """Whether the parents lie side by side along this axis."""
+        return self.blocks is not None
+
+    def positions(self, parent: int) -> np.ndarray:
+        """Positions of a parent's entries, shape `(parent's size,)`."""
+        return np.arange(self.size) if self.blocks is None else self.blocks[parent]
+
+    def unused(self) -> np.ndarray:
+        """Positions that belong to no parent: the new capacity of the target."""
+        if self.blocks is None:
+            return np.empty(0, int)
+        return np.setdiff1d(np.arange(self.size), np.concatenate(self.blocks))
+
+
+def contiguous(sizes: Sequence[int]) -> tuple[np.ndarray, ...]:
+    """Blocks of the given sizes, one after the other."""
+    ends = np.cumsum(sizes)
+    return tuple(
+        np.arange(end - size, end) for size, end in zip(sizes, ends, strict=True)
+    )
+
+
+def _grown_role(axes: Sequence[Axis], role: str) -> bool:
+    return any(axis.grown and axis.role == role for axis in axes)
+
+
+def is_readout(axes: Sequence[Axis]) -> bool:
+    """Whether only inputs grew, so that the parents share the outputs."""
+    return _grown_role(axes, "in") and not _grown_role(axes, "out")
+
+
+def has_off_diagonal(axes: Sequence[Axis]) -> bool:
+    """Whether blocks exist that join one parent's inputs to another's outputs."""
+    return _grown_role(axes, "in") and _grown_role(axes, "out")
+
+
+def block_index(
+    axes: Sequence[Axis], parent: int, out_parent: int | None = None
+) -> tuple[np.ndarray, ...]:
+    """Open mesh that selects a block.
+
+    Args:
+        axes: the variable's axes.
+        parent: int. Whose inputs.
+        out_parent: int. Whose outputs; by default the same parent's, which is the
+            diagonal block.
+    """
+    out_parent = parent if out_parent is None else out_parent
+    return np.ix_(
+        *(axis.positions(parent if axis.role == "in" else out_parent) for axis in axes)
+    )
+
+
+def _working(array: np.ndarray) -> np.ndarray:
+    """The array in a dtype that NumPy's arithmetic is exact enough in."""
+    array = np.asarray(array)
+    if array.dtype.itemsize < 4 or array.dtype.kind not in "fiub":
+        return array.astype("float32")
+    return array
+
+
+def fuse_arrays(
+    arrays: Sequence[np.ndarray],
+    axes: Sequence[Axis],
+    *,
+    scales: Sequence[float] | None = None,
+    off_diagonal: str = "zeros",
+    off_diagonal_scale: float = 0.1,
+    rng: np.random.Generator | None = None,
+    fresh: np.ndarray | None = None,
+) -> np.ndarray:
+    """Joins one variable of K parents into the fused model's variable.
+
+    Where no axis grew the result is the mean. Otherwise each parent's array lies at
+    its block, and the blocks that join one parent's inputs to another's outputs are
+    filled as `off_diagonal` says. A readout (only inputs grew) is divided by K, so
+    that the fused outputs are the mean of the parents'.
+
+    Args:
+        arrays: K arrays, one a parent, all of the same rank.
+        axes: one `Axis` per dimension of the result.
+        scales: K further factors on the parents' arrays, e.g. for a norm in front of
+            a tied readout. Defaults to ones.
+        off_diagonal: `"zeros"` keeps the fusion property; `"random"` draws normal
+            noise of `off_diagonal_scale` times the kernel's own deviation; `"paired"`
+            draws the same noise and takes it off the diagonal blocks, which is exact
+            for copies of one model: their inputs are equal, so that the noise
+            cancels. For copies, `"paired"` also splits the readout unevenly.
+        off_diagonal_scale: float. The noise's deviation relative to the kernel's.
+        rng: `numpy.random.Generator`. Source of the noise.
+        fresh: array of the result's shape with initial values for the new capacity of
+            a target larger than the sum of its parents. Outputs that are new start
+            from it; inputs that are new start at zero towards old outputs, so that
+            they have no influence yet. Defaults to zeros.
+
+    Returns:
+        Array of shape `tuple(axis.size for axis in axes)`.
+    """
+    arrays = [_working(array) for array in arrays]
+    count = len(arrays)
+    scales = [1.0] * count if scales is None else list(scales)
+    if not any(axis.grown for axis in axes):
+        return sum(a * s for a, s in zip(arrays, scales, strict=True)) / count
+    share = 1.0 / count if is_readout(axes) else 1.0
+    result = np.zeros([axis.size for axis in axes], arrays[0].dtype)
+    _fill_new_outputs(result, axes, fresh)
+    for parent, array in enumerate(arrays):
+        # Added, not assigned: where two parents share a row (a readout of features
+        # that did not grow beside some that did) the sum of the shares is the mean.
+        result[block_index(axes, parent)] += array * (scales[parent] * share)
+    if off_diagonal != "zeros":
+        deviation = off_diagonal_scale * share * _deviation(arrays)
+        noise = _Noise(rng or np.random.default_rng(), deviation)
+        if has_off_diagonal(axes):
+            _fill_off_diagonal(result, axes, count, noise, off_diagonal == "paired")
+        elif is_readout(axes) and off_diagonal == "paired":
+            _split_readout(result, axes, count, noise)
+    return result
+
+
+def _deviation(arrays: Sequence[np.ndarray]) -> float:
+    return float(np.std(np.concatenate([array.ravel() for array in arrays])))
+
+
+@dataclasses.dataclass
+class _Noise:
+    """Normal noise of one variable."""
+
+    rng: np.random.Generator
+    deviation: float
+
+    def like(self, block: np.ndarray) -> np.ndarray:
+        noise = self.rng.standard_normal(block.shape) * self.deviation
+        return noise.astype(block.dtype)
+
+
+def _fill_new_outputs(result, axes, fresh):
+    if fresh is None:
+        return
+    for dimension, axis in enumerate(axes):
+        if axis.role == "out" and axis.grown:
+            new = [slice(None)] * len(axes)
+            new[dimension] = axis.unused()
+            result[tuple(new)] = _working(fresh)[tuple(new)]
+
+
+def _fill_off_diagonal(result, axes, count, noise, paired):
+    for out_parent in range(count):
+        for parent in range(count):
+            if parent == out_parent:
+                continue
+            block = block_index(axes, parent, out_parent)
+            added = noise.like(result[block])
+            result[block] += added
+            if paired:
+                result[block_index(axes, out_parent)] -= added
+
+
+def _split_readout(result, axes, count, noise):
+    """Adds to the parents' readouts noises that sum to zero."""
+    blocks = [block_index(axes, parent) for parent in range(count)]
+    noises = [noise.like(result[block]) for block in blocks]
+    mean = sum(noises) / count
+    for block, added in zip(blocks, noises, strict=True):
+        result[block] += added - mean
+
+
+def fuse_slot(
+    slots: Sequence[np.ndarray],
+    axes: Sequence[Axis],
+    *,
+    factor: float = 1.0,
+    copies: bool,
+    second_moment: bool = False,
+) -> np.ndarray:
+    """Joins one optimizer slot of K parents, as if they had always been one model.
+
+    Args:
+        slots: K arrays, one a parent.
+        axes: one `Axis` per dimension of the result.
+        factor: float. What the gradient's change of scale does to this slot, e.g.
+            `1 / K` for a first moment and `1 / K**2` for a second.
+        copies: bool. Whether the parents are copies of one model. Then every
+            off-diagonal block has had the diagonal's gradient, and so its slot.
+            Otherwise nothing is known of them: a first moment is zero there, and
+            a second moment is estimated.
+        second_moment: bool. Whether the slot holds squared gradients. Those of an
+            off-diagonal block are estimated at rank one, as Adafactor does: the
+            inputs' share from one parent, the outputs' from the other.
+
+    Returns:
+        Array of shape `tuple(axis.size for axis in axes)`.
+    """
+    slots = [_working(slot) for slot in slots]
+    count = len(slots)
+    if not any(axis.grown for axis in axes):
+        return sum(slots) / count * factor
+    result = np.zeros([axis.size for axis in axes], slots[0].dtype)
+    if second_moment:
+        # Capacity of no parent gets an average entry: never zeros under an old count.
+        result += np.mean([slot.mean() for slot in slots]) * factor
+    for out_parent in range(count):
+        for parent in range(count):
+            if parent == out_parent or copies:
+                value = slots[parent]
+            elif not has_off_diagonal(axes):
+                continue
+            elif second_moment:
+                value = _rank_one(slots[parent], slots[out_parent], axes)
+            else:
+                value = 0.0
+            result[block_index(axes, parent, out_parent)] = value * factor
+    return result
+
+
+def _rank_one(inputs, outputs, axes):
+    """Second moments of a block from one parent's inputs to another's outputs."""
+    in_axes = tuple(i for i, axis in enumerate(axes) if axis.role == "in")
+    out_axes = tuple(i for i, axis in enumerate(axes) if axis.role != "in")
+    rows = inputs.mean(axis=out_axes, keepdims=True)
+    columns = outputs.mean(axis=in_axes, keepdims=True)
+    scale = np.sqrt(inputs.mean() * outputs.mean())
+    return rows * columns / scale if scale > 0 else np.zeros(())

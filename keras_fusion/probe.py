@@ -1,0 +1,97 @@
+"""A small batch that fits a model's inputs, and the change of its function on it."""
+
+import keras
+import numpy as np
+
+from keras_fusion.errors import FusionError
+
+
+def batch(model: keras.Model, *, size: int = 2, length: int = 8, seed: int = 0):
+    """Makes inputs that a model accepts, when no real ones are at hand.
+
+    Features are standard normal. Ids and masks are 0 or 1, which every vocabulary and
+    every mask allows. Unknown lengths are `length`.
+
+    Args:
+        model: a built model.
+        size: int. Number of examples.
+        length: int. Length of axes that the model leaves open.
+        seed: int. Seed of the values.
+
+    Returns:
+        Arrays in the structure of the model's inputs, of shape `(size, ...)`.
+
+    Raises:
+        FusionError: if the model does not know its input shape.
+    """
+    rng = np.random.default_rng(seed)
+    if getattr(model, "inputs", None):
+        # A Sequential model has no `input` of its own.
+        single = isinstance(model, keras.Sequential)
+        return keras.tree.map_structure(
+            lambda t: _values(rng, t.shape, t.dtype, size, length),
+            model.inputs[0] if single else model.input,
+        )
+    config = model.get_build_config() or {}
+    shapes = config.get("input_shape", config.get("shapes_dict"))
+    if shapes is None:
+        raise FusionError(
+            f"{type(model).__name__} {model.name!r} does not know its input shape. Call "
+            "it once on a batch, or pass that batch as `probe`."
+        )
+    # A subclassed model does not tell whether it takes ids or features: 0 and 1 in
+    # floating point are both.
+    return _from_shapes(shapes, lambda shape: _values(rng, shape, None, size, length))
+
+
+def _from_shapes(shapes, make):
+    if isinstance(shapes, dict):
+        return {name: _from_shapes(shape, make) for name, shape in shapes.items()}
+    if all(d is None or isinstance(d, int) for d in shapes):
+        return make(tuple(shapes))
+    return [_from_shapes(shape, make) for shape in shapes]
+
+
+def _values(rng, shape, dtype, size, length):
+    shape = (size, *(length if d is None else d for d in shape[1:]))
+    if dtype is not None and keras.backend.is_float_dtype(dtype):
+        return rng.standard_normal(shape).astype("float32")
+    return rng.integers(0, 2, shape).astype(dtype or keras.config.floatx())
+
+
+def outputs(model: keras.Model, inputs) -> list[np.ndarray]:
+    """The model's outputs in inference mode, as a flat list of arrays."""
+    inputs = keras.tree.map_structure(keras.ops.convert_to_tensor, inputs)
+    return [
+        np.asarray(keras.ops.convert_to_numpy(keras.ops.cast(y, "float32")))
+        for y in keras.tree.flatten(model(inputs, training=False))
+    ]
+
+
+def mean_outputs(models: list[keras.Model], inputs) -> list[np.ndarray]:
+    """The mean of several models' outputs, output by output, `None` where widths differ."""
+    results = [outputs(model, inputs) for model in models]
+    return [
+        sum(ys) / len(ys) if len({y.shape for y in ys}) == 1 else None
+        for ys in zip(*results, strict=True)
+    ]
+
+
+def change(before: list[np.ndarray], after: list[np.ndarray]) -> float:
+    """Largest change of the outputs, relative to their largest absolute value.
+
+    Args:
+        before: flat list of outputs.
+        after: outputs of the same model later. Those whose shape grew (hidden states
+            that a backbone gives out) are left out.
+
+    Returns:
+        `max|after - before| / max|before|` over all outputs that can be compared; NaN
+        if there is none.
+    """
+    changes = [
+        np.max(np.abs(b - a)) / max(np.max(np.abs(b)), np.finfo("float32").tiny)
+        for b, a in zip(before, after, strict=True)
+        if b is not None and b.shape == a.shape
+    ]
+    return float(max(changes)) if changes else float("nan")

@@ -1,0 +1,129 @@
+"""Tied readouts: where no readout kernel can be divided by the number of parents.
+
+The fused logits are the mean of the parents'. An untied readout is divided by K. A
+tied one is the embedding itself, which must stay as it is for the inputs, so the
+factor goes into the last scalable layer before it: a norm's gamma (and beta).
+"""
+
+import keras
+
+from keras_fusion import graph as graphs
+from keras_fusion import registry, structure
+from keras_fusion.architecture import skipped_attributes
+from keras_fusion.errors import FusionError
+from keras_fusion.widths import is_reverse
+
+
+def scales(parents: list[keras.Model], fused: keras.Model) -> dict:
+    """Factors that average the tied readouts of a model.
+
+    Args:
+        parents: K built models.
+        fused: the bigger model.
+
+    Returns:
+        Dict from `(id of the first parent's layer, variable name)` to K factors.
+
+    Raises:
+        FusionError: if a tied readout has no layer before it that can carry the
+            factor.
+    """
+    found = {}
+    places = list(structure.lockstep([*parents, fused], skipped_attributes))
+    for _, layers in places:
+        *owners, grown = layers
+        factors = _factors(owners, grown)
+        for layer in _scaled_layers(owners[0], grown):
+            rule = registry.find(layer)
+            for name in rule.scalable:
+                found[(id(layer), name)] = factors
+    return found
+
+
+def _factors(owners, grown):
+    """What each parent's last hidden states are multiplied by, for the mean."""
+    rule = registry.find(grown)
+    multiplier = rule.readout_multiplier if rule else None
+    if multiplier is None:
+        return (1.0 / len(owners),) * len(owners)
+    return tuple(
+        multiplier(owner) / multiplier(grown) / len(owners) for owner in owners
+    )
+
+
+def _scaled_layers(layer, grown):
+    """Layers of the first parent that stand before a tied readout that grew."""
+    rule = registry.find(layer)
+    if rule is not None and rule.tied_readout is not None:
+        if _has_embedding(layer):
+            norm = _attribute(layer, rule.tied_readout)
+            if _shapes(norm) != _shapes(_attribute(grown, rule.tied_readout)):
+                yield norm
+    elif graphs.is_plain(layer) or (graphs.is_graph_model(layer) and rule.nested):
+        graph, bigger = graphs.read(layer), graphs.read(grown)
+        for call, counterpart in zip(graph.calls, bigger.calls, strict=False):
+            if not (is_reverse(call) and call.operation.tie_weights):
+                continue
+            if call.features[0].shape[-1] != counterpart.features[0].shape[-1]:
+                yield _last_scalable(graph, call.features[0], call.name)
+
+
+def _has_embedding(layer):
+    """Whether the readout is tied at all; a head may hold a kernel of its own."""
+    return getattr(layer, "token_embedding", layer) is not None
+
+
+def _shapes(layer):
+    return [tuple(v.shape) for v in layer.variables]
+
+
+def _attribute(layer, path):
+    for name in path.split("."):
+        if not hasattr(layer, name):
+            raise FusionError(
+                f"The rule of {type(layer).__name__} names {path!r}, but there is "
+                f"no attribute {name!r}. Name the last norm before the readout."
+            )
+        layer = getattr(layer, name)
+    rule = registry.find(layer)
+    if rule is None or not rule.scalable:
+        raise FusionError(
+            f"The rule names {path!r}, a {type(layer).__name__}, which cannot "
+            "scale its output. Name a norm, or register its class with `scalable`."
+        )
+    return layer
+
+
+def _last_scalable(graph, tensor, readout):
+    """Follows the features back to the last layer that can scale them."""
+    while (call := graph.producer(tensor.key)) is not None:
+        if graph.consumers(tensor.key) > 1:
+            break
+        operation = call.operation
+        rule = (
+            registry.find(operation) if isinstance(operation, keras.Layer) else None
+        )
+        if rule is not None and rule.scalable and _is_linear(operation):
+            return operation
+        if rule is not None and rule.last_norm is not None:
+            return _attribute(operation, rule.last_norm)
+        if graphs.is_plain(operation):
+            inner = graphs.read(operation)
+            output = inner.outputs[tensor.key[2]]
+            return _last_scalable(inner, output, readout)
+        same = [t for t in call.features if t.shape[-1] == tensor.shape[-1]]
+        has_weights = isinstance(operation, keras.Layer) and operation.weights
+        if has_weights or len(same) != 1:
+            break
+        tensor = same[0]
+    raise FusionError(
+        f"The readout {readout!r} is tied to its embedding, and no norm or linear layer "
+        "of its own stands before it that could carry the factor of the mean. Put a "
+        "norm before the readout, untie it (tie_weights=False), or register the "
+        "model's class with `tied_readout`."
+    )
+
+
+def _is_linear(layer):
+    activation = getattr(layer, "activation", None)
+    return activation is None or activation == keras.activations.linear

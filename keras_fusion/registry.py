@@ -1,0 +1,197 @@
+"""The one place for knowledge of layers: which config keys and axes are widths."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import keras
+
+from keras_fusion.errors import FusionError, UnregisteredLayerError
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """What fusion needs to know of a layer class. See `register` for the fields."""
+
+    cls: type | str
+    widths: tuple[str, ...] = ()
+    roles: Mapping | Callable | None = None
+    output_width: str | None = None
+    nested: tuple[str, ...] = ()
+    shared: tuple[str, ...] = ()
+    unset: tuple[str, ...] = ()
+    equal: Mapping[str, Callable] = dataclasses.field(default_factory=dict)
+    scalable: tuple[str, ...] = ()
+    tied_readout: str | None = None
+    last_norm: str | None = None
+    readout_multiplier: Callable | None = None
+    merge: str | None = None
+    grow: Callable | None = None
+    refuse: str | None = None
+
+    def variable_roles(self, layer: keras.Layer) -> Mapping:
+        """Roles of the axes of the layer's own variables, by variable name."""
+        roles = self.roles(layer) if callable(self.roles) else self.roles
+        return roles or {}
+
+
+_RULES: dict[type | str, Rule] = {}
+
+
+def register(
+    cls: type | str,
+    *,
+    widths: tuple[str, ...] = (),
+    roles: Mapping[str, tuple] | Callable[[Any], Mapping] | None = None,
+    output_width: str | None = None,
+    nested: tuple[str, ...] = (),
+    shared: tuple[str, ...] = (),
+    unset: tuple[str, ...] = (),
+    equal: Mapping[str, Callable[[dict], Any]] | None = None,
+    scalable: tuple[str, ...] = (),
+    tied_readout: str | None = None,
+    last_norm: str | None = None,
+    readout_multiplier: Callable[[Any], float] | None = None,
+    merge: str | None = None,
+    grow: Callable | None = None,
+    refuse: str | None = None,
+) -> type | str:
+    """Tells keras_fusion how a layer or model class grows.
+
+    A rule holds for the class and its subclasses. Registering a class again replaces
+    its rule. A composite (a block, a whole model) usually needs only `widths`, since
+    its weights belong to sub-layers that have rules of their own.
+
+    Args:
+        cls: the class, a subclass of `keras.Layer` (so also any `keras.Model`); or
+            `"package>ClassName"` for a class that its package does not export.
+        widths: keys of `cls.get_config()` that are widths. In the fused layer each is
+            the sum of the parents' values.
+        roles: dict from the name of a variable of the layer's own to one role per
+            axis: `"in"` (contracted with the input), `"out"` (indexes the output) or
+            `None` (not a width). Or a function from the layer to such a dict.
+        output_width: the key among `widths` that sets the size of the output's last
+            axis. It does not grow where the model's own outputs or inputs fix that
+            size. Leave it out where the output is as wide as the input.
+        nested: config keys that hold a layer or model, grown in its turn (the
+            `backbone` of a keras-hub task). The layer has an attribute of that name.
+        shared: config keys whose object is handed on as it is (a tokenizer).
+        unset: config keys to drop, so that the grown layer is built anew.
+        equal: dict from a name to a function of the config; its value must be the
+            same in all parents (`{"head size": lambda c: c["dim"] // c["heads"]}`).
+        scalable: names of variables, e.g. a norm's `("gamma", "beta")`, that scale
+            the layer's output when they are multiplied by a number. A tied readout in
+            front of which the layer stands is averaged by them.
+        tied_readout: for a layer whose `call` multiplies by the transpose of an
+            embedding, unseen from outside: the attribute path of the last norm before
+            (`"decoder.final_norm"`).
+        last_norm: for a backbone: the attribute path of the norm that makes its last
+            hidden states, for a task outside of it whose readout is tied.
+        readout_multiplier: function from the layer to a number that its `call`
+            multiplies a tied readout with and that depends on a width.
+        merge: `"all"` if the output is as wide as each of several inputs (`Add`),
+            `"concatenate"` if they lie side by side in it.
+        grow: function `(configs, fixed) -> config` for a class whose widths do not
+            simply add up. `fixed` tells that the output must keep its size.
+        refuse: reason why the class cannot be grown where its input is.
+
+    Returns:
+        `cls`, so that `register` can be used on the fly.
+
+    Raises:
+        FusionError: if `cls` is not a layer class, or `output_width` or a role is not
+            one of those described.
+
+    Example:
+
+    ```python
+    class Block(keras.Layer):
+        def __init__(self, units, **kwargs):
+            super().__init__(**kwargs)
+            self.units = units
+            self.dense = keras.layers.Dense(units)
+        ...
+
+    keras_fusion.register(Block, widths=("units",), output_width="units")
+    keras_fusion.testing.run_rule_test(Block(8), input_shape=(2, 4))
+    ```
+    """
+    _check_registration(cls, widths, roles, output_width)
+    _RULES[cls] = Rule(
+        cls=cls,
+        widths=tuple(widths),
+        roles=roles,
+        output_width=output_width,
+        nested=tuple(nested),
+        shared=tuple(shared),
+        unset=tuple(unset),
+        equal=dict(equal or {}),
+        scalable=tuple(scalable),
+        tied_readout=tied_readout,
+        last_norm=last_norm,
+        readout_multiplier=readout_multiplier,
+        merge=merge,
+        grow=grow,
+        refuse=refuse,
+    )
+    return cls
+
+
+def _check_registration(cls, widths, roles, output_width):
+    named = isinstance(cls, str) and ">" in cls
+    if not named and not (isinstance(cls, type) and issubclass(cls, keras.Layer)):
+        raise FusionError(
+            "`cls` must be a subclass of keras.Layer, or its name as "
+            f"'package>ClassName'. Received: cls={cls!r}."
+        )
+    if isinstance(widths, str):
+        raise FusionError(
+            f"`widths` must be a tuple of config keys. Received: widths={widths!r}; "
+            f"write widths=({widths!r},)."
+        )
+    if output_width is not None and output_width not in widths:
+        raise FusionError(
+            f"`output_width` must be one of `widths`. Received: output_width="
+            f"{output_width!r}, widths={tuple(widths)!r}."
+        )
+    for name, axes in (roles.items() if isinstance(roles, Mapping) else ()):
+        if isinstance(axes, str) or any(a not in ("in", "out", None) for a in axes):
+            raise FusionError(
+                f"`roles[{name!r}]` must be a tuple with 'in', 'out' or None for each "
+                f"axis. Received: {axes!r}."
+            )
+
+
+def find(layer: keras.Layer) -> Rule | None:
+    """The rule of a layer: that of the nearest class among its bases, or `None`."""
+    _load_rules()
+    for cls in type(layer).__mro__:
+        for key in (cls, f"{cls.__module__.split('.')[0]}>{cls.__name__}"):
+            if key in _RULES:
+                return _RULES[key]
+    return None
+
+
+def registered() -> dict[type | str, Rule]:
+    """All rules by class, for the tests that every rule must pass."""
+    _load_rules()
+    return dict(_RULES)
+
+
+def _load_rules():
+    # Loaded late, since the rules are written in terms of this module.
+    import keras_fusion.rules.keras_hub_layers
+    import keras_fusion.rules.keras_layers  # noqa: F401
+
+
+def unregistered(layer: keras.Layer, address: str, names) -> UnregisteredLayerError:
+    """The error for a layer that has weights and no rule for them."""
+    cls = type(layer).__name__
+    example = ", ".join(f"{name!r}: ('in', 'out')" for name in names)
+    known = ", ".join(sorted(getattr(c, "__name__", c) for c in _RULES))
+    return UnregisteredLayerError(
+        f"Layer {layer.name!r} at {address!r}, of class {cls}, has weights {names} that "
+        f"no rule describes. Register its class: keras_fusion.register({cls}, "
+        f"widths=('units',), roles={{{example}}}), with the class's own width keys and "
+        f"one role per axis. Registered: {known}."
+    )

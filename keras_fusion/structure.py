@@ -1,0 +1,101 @@
+"""Walking a model: which layers it has, and which variables each layer owns.
+
+Two builds of one architecture name their unnamed sub-layers differently, so layers
+correspond by where they are held (attribute or position), never by name or path.
+"""
+
+from collections.abc import Iterator
+
+import keras
+
+from keras_fusion.errors import StructureError
+
+
+def children(layer: keras.Layer, skip: tuple[str, ...] = ()) -> dict:
+    """Direct sub-layers by address, each once, in an order that two builds share.
+
+    Args:
+        layer: the layer or model.
+        skip: names of attributes that do not belong to the network (a tokenizer).
+
+    Returns:
+        Dict from address (`"layers[2]"`, `"encoder"`) to layer.
+    """
+    found = {}
+    if isinstance(layer, keras.Model):
+        _collect("layers", list(layer.layers), found)
+    # Keras's own list comes last: an attribute is the better address.
+    attributes = sorted(vars(layer).items(), key=lambda kv: (kv[0] == "_layers", kv[0]))
+    for name, value in attributes:
+        if name.lstrip("_") not in skip:
+            _collect(name, value, found)
+    skipped = {id(getattr(layer, name, None)) for name in skip}
+    unique, seen = {}, {id(layer)} | skipped
+    for address, child in found.items():
+        if id(child) not in seen:
+            seen.add(id(child))
+            unique[address] = child
+    return unique
+
+
+def _collect(address, value, found):
+    if isinstance(value, keras.Layer):
+        found[address] = value
+    elif isinstance(value, (list, tuple)):
+        for i, item in enumerate(value):
+            _collect(f"{address}[{i}]", item, found)
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            _collect(f"{address}[{key!r}]", item, found)
+
+
+def walk(layer: keras.Layer, skip=lambda layer: ()) -> Iterator:
+    """Yields `(address, layer)` for a layer and all below it, each layer once.
+
+    Args:
+        layer: the layer or model to start from.
+        skip: function from a layer to the attributes of it that are left out.
+    """
+    seen = {id(layer)}
+
+    def descend(address, current):
+        yield address, current
+        for name, child in children(current, skip(current)).items():
+            if id(child) not in seen:
+                seen.add(id(child))
+                yield from descend(f"{address}.{name}" if address else name, child)
+
+    yield from descend("", layer)
+
+
+def own_variables(layer: keras.Layer) -> list:
+    """The variables that a layer holds itself, its sub-layers' left out."""
+    below = {id(v) for child in children(layer).values() for v in child.variables}
+    return [v for v in layer.variables if id(v) not in below]
+
+
+def lockstep(models: list, skip=lambda layer: ()) -> Iterator:
+    """Yields `(address, layers)` for the corresponding layers of several models.
+
+    Raises:
+        StructureError: if the models do not have the same layers; the message names
+            the first place where they differ.
+    """
+    walks = [list(walk(model, skip)) for model in models]
+    for steps in zip(*walks, strict=False):
+        address, layers = steps[0][0], [layer for _, layer in steps]
+        if len({type(layer) for layer in layers}) > 1:
+            raise StructureError(
+                f"The models differ at {address or 'the top'!r}: "
+                f"{[type(layer).__name__ for layer in layers]}. Parents must be of one "
+                "architecture and depth; only widths may differ."
+            )
+        yield address, layers
+    lengths = [len(w) for w in walks]
+    if len(set(lengths)) > 1:
+        longest = max(walks, key=len)
+        raise StructureError(
+            f"The models have different numbers of layers: {lengths}; the first layer "
+            f"without counterpart is {longest[min(lengths)][0]!r}. Parents must be of "
+            "equal depth; only widths may differ."
+        )
