@@ -1,0 +1,42 @@
+"""keras_fusion: train a big Keras network for less, by growing it out of small ones."""
+
+from keras_fusion.callbacks import DeepFusion, FusionOperator, GrowModel
+from keras_fusion.errors import (
+    FusionError,
+    GrowthError,
+    StructureError,
+    UnregisteredLayerError,
+)
+from keras_fusion.events import GrowthEvent
+from keras_fusion.fusion import fuse
+from keras_fusion.learning_rate import GrownSchedule
+from keras_fusion.operator import Axis, fuse_arrays
+from keras_fusion.registry import register, registered
+from keras_fusion.schedules import AtEpoch, AtStep, GrowthSchedule, Moment, OnPlateau
+from keras_fusion.slots import Slot, register_optimizer
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AtEpoch",
+    "AtStep",
+    "Axis",
+    "DeepFusion",
+    "FusionError",
+    "FusionOperator",
+    "GrowModel",
+    "GrownSchedule",
+    "GrowthError",
+    "GrowthEvent",
+    "GrowthSchedule",
+    "Moment",
+    "OnPlateau",
+    "Slot",
+    "StructureError",
+    "UnregisteredLayerError",
+    "fuse",
+    "fuse_arrays",
+    "register",
+    "register_optimizer",
+    "registered",
+]

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import keras
 import numpy as np
 
-from keras_fusion import architecture, layout, probe
+from keras_fusion import architecture, graft, layout, probe, structure
 from keras_fusion.errors import FusionError
 from keras_fusion.layout import VariableLayout
 from keras_fusion.operator import OFF_DIAGONALS, fuse_arrays
@@ -83,9 +83,33 @@ class Plan:
         )
         return fused.astype(np.asarray(fresh).dtype)
 
+    def weights_adapter(self) -> Callable[[list], list]:
+        """Makes the function that grows any weights of the first parent.
+
+        Returns:
+            Function from `model.get_weights()` of the first parent, at any time, to
+            `get_weights()` of the model that would have been fused from them.
+        """
+        old = {id(v): i for i, v in enumerate(self.parents[0].weights)}
+        new = [id(v) for v in self.fused.weights]
+        numpy = keras.ops.convert_to_numpy
+
+        def adapt(weights):
+            grown = {}
+            for index, item in enumerate(self.layouts):
+                first = item.sources[0]
+                if id(first) in old:
+                    own = weights[old[id(first)]]
+                    arrays = [own if s is first else numpy(s) for s in item.sources]
+                    value = self.values(index, arrays, numpy(item.target))
+                    grown[id(item.target)] = value
+            return [grown[key] for key in new]
+
+        return adapt
+
     def copy_trainability(self) -> None:
         """Freezes in the fused model what is frozen in the first parent."""
-        for _, layers in layout.structure.lockstep(
+        for _, layers in structure.lockstep(
             [self.parents[0], self.fused], architecture.skipped_attributes
         ):
             if layers[0].trainable != layers[1].trainable:
@@ -120,6 +144,7 @@ def make_plan(
         )
     plan = Plan(models, fused, layout.plan(models, fused, widths), settings)
     plan.copy_trainability()
+    graft.keep_names(models[0], fused)
     return plan
 
 

@@ -1,0 +1,465 @@
+"""Growth inside `model.fit()`: `GrowModel`, and `DeepFusion` as its best-known form."""
+
+import time
+from collections.abc import Callable
+
+import keras
+
+from keras_fusion import fusion, graft, probe
+from keras_fusion.errors import FusionError, GrowthError
+from keras_fusion.events import GrowthEvent
+from keras_fusion.learning_rate import GrownSchedule, Ramp, RateFollower
+from keras_fusion.schedules import AtEpoch, AtStep, GrowthSchedule, Moment
+
+
+@keras.saving.register_keras_serializable(package="keras_fusion")
+class FusionOperator:
+    """Grows a model by fusing it with partners, or with itself.
+
+    An operator has two methods: `parents(model)`, the models whose state goes into the
+    grown one, and `plan(model)`, a filled-in-later `fusion.Plan`. Subclass this one to
+    grow in another way.
+
+    Args:
+        partners: list of built models of the live model's architecture, whose widths
+            may differ, or of paths of `.keras` files. `None` for self-fusion.
+        factor: int. Copies of the live model in a self-fusion.
+        off_diagonal: see `fuse`. `None` means `"paired"` in a self-fusion (with zeros
+            the copies would get equal gradients for ever) and `"zeros"` with partners.
+        off_diagonal_scale: float, see `fuse`.
+        into: see `fuse`; for models whose class has no config.
+        seed: int or `None`, see `fuse`.
+    """
+
+    def __init__(
+        self,
+        partners=None,
+        factor=2,
+        off_diagonal=None,
+        off_diagonal_scale=0.1,
+        into=None,
+        seed=None,
+    ):
+        if partners is not None and not partners:
+            raise FusionError(
+                f"`partners` is empty: partners={partners!r}. Give at least one model, "
+                "or leave it out to fuse the model with itself."
+            )
+        self.partners = list(partners) if partners is not None else None
+        self.factor = factor
+        self.off_diagonal = off_diagonal
+        self.off_diagonal_scale = off_diagonal_scale
+        self.into = into
+        self.seed = seed
+        self._loaded = None
+
+    def parents(self, model: keras.Model) -> list[keras.Model]:
+        """The live model and its partners, or its copies."""
+        if self.partners is None:
+            return [model] * self.factor
+        if self._loaded is None:
+            self._loaded = [
+                p if isinstance(p, keras.Model) else keras.saving.load_model(p)
+                for p in self.partners
+            ]
+        if any(partner is model for partner in self._loaded):
+            raise FusionError(
+                "A partner is the live model itself. To fuse a model with itself leave "
+                "`partners` out and set `factor`."
+            )
+        return [model, *self._loaded]
+
+    def plan(self, model: keras.Model) -> fusion.Plan:
+        """Lays out the growth of a model; changes nothing."""
+        own = self.partners is None
+        default = "paired" if own else "zeros"
+        return fusion.make_plan(
+            model if own else self.parents(model),
+            factor=self.factor if own else None,
+            into=self.into,
+            off_diagonal=self.off_diagonal or default,
+            off_diagonal_scale=self.off_diagonal_scale,
+            seed=self.seed,
+        )
+
+    def __str__(self):
+        """What the operator does, for the console."""
+        if self.partners is None:
+            return f"self-fusion x{self.factor}"
+        return f"fusion with {len(self.partners)} partner(s)"
+
+    def get_config(self) -> dict:
+        """The constructor's arguments.
+
+        Raises:
+            FusionError: if partners or `into` are objects, whose weights a config
+                cannot hold.
+        """
+        if self.into is not None or any(
+            isinstance(p, keras.Model) for p in self.partners or ()
+        ):
+            raise FusionError(
+                "An operator with models in `partners` or `into` has no config, since a "
+                "config holds no weights. Save the partners and pass their paths."
+            )
+        return {
+            "partners": self.partners,
+            "factor": self.factor,
+            "off_diagonal": self.off_diagonal,
+            "off_diagonal_scale": self.off_diagonal_scale,
+            "seed": self.seed,
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        """Rebuilds the operator from `get_config`."""
+        return cls(**config)
+
+
+@keras.saving.register_keras_serializable(package="keras_fusion")
+class GrowModel(keras.callbacks.Callback):
+    """Grows the model in training with an operator, whenever a schedule says so.
+
+    The live model object itself becomes bigger, so that all references to it (yours,
+    other callbacks', the history's) stay valid. Training goes on in the same `fit`,
+    with the optimizer's state, step count and learning-rate schedule. All checks run
+    when training begins, before anything changes; a growth that fails all the same
+    leaves the model training as it was.
+
+    Args:
+        operator: `FusionOperator` or another object with its methods.
+        schedule: `GrowthSchedule`.
+        optimizer_state: `"carry"` fuses the optimizer's slots too, at the scale that
+            the gradients will have; `"reset"` starts them afresh, with Adam's bias
+            correction starting afresh as well. Defaults to `"carry"`.
+        learning_rate_factor: float. Multiplies the learning rate from the growth on.
+            Defaults to 1.
+        rewarmup_steps: int. Steps over which the learning rate rises again from 0
+            after a growth. Defaults to 0.
+        probe: batch in the structure of the model's inputs, on which the change of the
+            function is measured. By default a small random one is made.
+        tolerance: float. A growth that should be exact and changes the outputs by more
+            than this, relative to their largest value, is refused. Defaults to `1e-3`
+            in float32, to 0.2 in half precision.
+        verbose: int. 1 shows each growth once on the console, 0 does not.
+
+    Attributes:
+        events: list of `GrowthEvent`, one per growth so far.
+
+    Raises:
+        FusionError: on the first batch at the latest, for anything that cannot work.
+
+    Example:
+
+    >>> import keras, keras_fusion, numpy as np
+    >>> model = keras.Sequential(
+    ...     [keras.Input((4,)), keras.layers.Dense(8), keras.layers.Dense(1)]
+    ... )
+    >>> model.compile("adam", "mse")
+    >>> grow = keras_fusion.GrowModel(
+    ...     keras_fusion.FusionOperator(factor=2), keras_fusion.AtStep(3), verbose=0
+    ... )
+    >>> x = np.ones((32, 4), "float32")
+    >>> _ = model.fit(x, x[:, :1], batch_size=4, verbose=0, callbacks=[grow])
+    >>> model.layers[0].units, grow.events[0].step
+    (16, 3)
+    """
+
+    def __init__(
+        self,
+        operator,
+        schedule,
+        *,
+        optimizer_state="carry",
+        learning_rate_factor=1.0,
+        rewarmup_steps=0,
+        probe=None,
+        tolerance=None,
+        verbose=1,
+    ):
+        super().__init__()
+        _check_options(schedule, optimizer_state, learning_rate_factor, rewarmup_steps)
+        self.operator = operator
+        self.schedule = schedule
+        self.optimizer_state = optimizer_state
+        self.learning_rate_factor = learning_rate_factor
+        self.rewarmup_steps = rewarmup_steps
+        self.probe = probe
+        self.tolerance = tolerance
+        self.verbose = verbose
+        self.events = []
+        self._follower = None
+        self._checked = False
+
+    # The run.
+
+    def on_train_begin(self, logs=None):
+        """Checks the growth before anything changes."""
+        self.schedule.reset()
+        self._checked = False
+        self._begun = False
+        if self.model.built:
+            self._check_model()
+
+    def on_epoch_begin(self, epoch, logs=None):
+        """Takes up the step count, which the optimizer knows exactly."""
+        self._epoch = epoch
+        self._batch = -1
+        self._raw = graft.raw_iterations(self.model.optimizer)
+        if not self._begun:
+            self._begun = True
+            self._check_schedule()
+
+    def on_train_batch_begin(self, batch, logs=None):
+        """Moves the learning rate along the ramp of the last growth."""
+        if self._follower is not None:
+            graft.sync(self.model)
+            self._follower.update(self.model.optimizer, self._step)
+            if self._follower.is_over(self._step):
+                self._follower = None
+
+    def on_train_batch_end(self, batch, logs=None):
+        """Grows if the schedule says so."""
+        self._raw += batch - self._batch
+        self._batch = batch
+        self._maybe_grow(None)
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Grows if the schedule says so."""
+        self._epoch = epoch + 1
+        self._maybe_grow(dict(logs or {}))
+
+    @property
+    def _step(self):
+        """Optimizer steps done so far."""
+        every = _accumulation(self.model.optimizer)
+        return self._raw // every
+
+    def _moment(self, logs):
+        return Moment(self._step, self._epoch, len(self.events), logs)
+
+    def _check_schedule(self):
+        first = self._moment(None)
+        steps, epochs = self.params.get("steps"), self.params.get("epochs")
+        last = None
+        if steps and epochs:
+            raw = self._raw + steps * (epochs - self._epoch)
+            step = raw // _accumulation(self.model.optimizer)
+            last = Moment(step, epochs, 0, None)
+        elif epochs and isinstance(self.schedule, AtEpoch):
+            last = Moment(0, epochs, 0, None)
+        self.schedule.check(first, last)
+
+    def _check_model(self):
+        """Lays the whole growth out once, so that what cannot work is said now."""
+        self._checked = True
+        if not isinstance(self.model.optimizer, keras.optimizers.Optimizer):
+            raise FusionError(
+                f"Model {self.model.name!r} has no optimizer to grow. Compile it with "
+                "one before fit()."
+            )
+        parents = self.operator.parents(self.model)
+        graft.check_optimizers(parents, self.optimizer_state)
+        with graft.scope(self.model):
+            self.operator.plan(self.model)
+
+    def _maybe_grow(self, logs):
+        if not self._checked:
+            self._check_model()  # A model that was built only by its first batch.
+        if self.schedule.should_grow(self._moment(logs)):
+            self.grow()
+
+    # The growth.
+
+    def grow(self) -> GrowthEvent:
+        """Grows the model now, whatever the schedule says.
+
+        Returns:
+            The `GrowthEvent`, which is also added to `events`.
+
+        Raises:
+            FusionError: if the growth is refused; nothing has changed.
+            GrowthError: if it failed; the model trains on as it was.
+        """
+        begin = time.perf_counter()
+        model = self.model
+        graft.sync(model)
+        before = model.count_params()
+        with graft.scope(model):
+            plan, optimizer, change = self._prepare(model)
+            graft.graft(model, plan.fused, optimizer, plan.weights_adapter())
+        event = GrowthEvent(
+            step=self._step,
+            epoch=min(self._epoch + 1, self.params.get("epochs") or self._epoch + 1),
+            params_before=before,
+            params_after=model.count_params(),
+            seconds=time.perf_counter() - begin,
+            function_change=change,
+            operator=str(self.operator),
+        )
+        self.events.append(event)
+        if self.verbose:
+            print(f"\n{event}")
+        return event
+
+    def _prepare(self, model):
+        """All that can fail, away from the live model."""
+        try:
+            plan = self.operator.plan(model)
+            plan.fill()
+            inputs = probe.batch(model) if self.probe is None else self.probe
+            change = fusion.verify(plan, inputs, tolerance=self._tolerance(model))
+            optimizer = graft.grown_optimizer(plan, self.optimizer_state)
+            self._ramp(optimizer)
+        except (FusionError, KeyboardInterrupt):
+            raise
+        except Exception as error:
+            raise GrowthError(
+                f"The growth of {model.name!r} failed ({error}); it trains on as it was."
+            ) from error
+        return plan, optimizer, change
+
+    def _tolerance(self, model):
+        if self.tolerance is not None:
+            return self.tolerance
+        return 1e-3 if model.compute_dtype in ("float32", "float64") else 0.2
+
+    def _ramp(self, optimizer):
+        """Sets the learning rate of the time after the growth."""
+        core = getattr(optimizer, "inner_optimizer", optimizer)
+        betas = None
+        if self.optimizer_state == "reset" and hasattr(core, "beta_2"):
+            betas = (core.beta_1, core.beta_2)
+        ramp = Ramp(self.learning_rate_factor, self.rewarmup_steps, self._step, betas)
+        if ramp.is_trivial:
+            return
+        schedule = graft.schedule_of(core)
+        if schedule is not None:
+            core.learning_rate = GrownSchedule(schedule, ramp)
+        else:
+            self._follower = RateFollower(ramp)
+
+    def get_config(self) -> dict:
+        """The constructor's arguments, serialized; a probe batch is left out."""
+        return {
+            "operator": keras.saving.serialize_keras_object(self.operator),
+            "schedule": keras.saving.serialize_keras_object(self.schedule),
+            "optimizer_state": self.optimizer_state,
+            "learning_rate_factor": self.learning_rate_factor,
+            "rewarmup_steps": self.rewarmup_steps,
+            "tolerance": self.tolerance,
+            "verbose": self.verbose,
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        """Rebuilds the callback from `get_config`."""
+        config = dict(config)
+        for key in ("operator", "schedule"):
+            if isinstance(config.get(key), dict):
+                config[key] = keras.saving.deserialize_keras_object(config[key])
+        return cls(**config)
+
+
+@keras.saving.register_keras_serializable(package="keras_fusion")
+class DeepFusion(GrowModel):
+    """Deep Fusion in one line: fuses the model in training, inside `model.fit()`.
+
+    Give exactly one of `at_step`, `at_epoch` and `schedule`. With `partners` the model
+    is fused with other trained models of its architecture; without, with itself.
+
+    Args:
+        at_step: int or increasing list of ints. Optimizer steps after which to grow,
+            counted from 1.
+        at_epoch: int or increasing list of ints. Epochs after which to grow, counted
+            from 1.
+        schedule: `GrowthSchedule`, e.g. `OnPlateau("val_loss", patience=3)`.
+        partners: list of K-1 models or paths of `.keras` files; `None` for
+            self-fusion.
+        factor: int. Copies in a self-fusion. Defaults to 2.
+        off_diagonal: `"zeros"`, `"random"` or `"paired"`, see `fuse`. Defaults to
+            `"paired"` in a self-fusion and to `"zeros"` with partners.
+        off_diagonal_scale: float, see `fuse`. Defaults to 0.1.
+        into: model or function that builds one, see `fuse`.
+        seed: int. Seed of the off-diagonal noise.
+        **kwargs: `optimizer_state`, `learning_rate_factor`, `rewarmup_steps`, `probe`,
+            `tolerance` and `verbose`, see `GrowModel`.
+
+    Example:
+
+    ```python
+    model.fit(
+        dataset,
+        epochs=10,
+        callbacks=[keras_fusion.DeepFusion(at_step=1000, partners=[other])],
+    )
+    ```
+
+    Source: Mazzawi et al., ICML 2024.
+    """
+
+    def __init__(
+        self,
+        *,
+        at_step: int | list[int] | None = None,
+        at_epoch: int | list[int] | None = None,
+        schedule: GrowthSchedule | None = None,
+        partners: list | None = None,
+        factor: int = 2,
+        off_diagonal: str | None = None,
+        off_diagonal_scale: float = 0.1,
+        into: Callable[[], keras.Model] | keras.Model | None = None,
+        seed: int | None = None,
+        **kwargs,
+    ):
+        operator = FusionOperator(
+            partners, factor, off_diagonal, off_diagonal_scale, into, seed
+        )
+        super().__init__(operator, _one_schedule(at_step, at_epoch, schedule), **kwargs)
+
+    def get_config(self) -> dict:
+        """The constructor's arguments, serialized."""
+        config = super().get_config()
+        del config["operator"]
+        return config | self.operator.get_config()
+
+
+def _one_schedule(at_step, at_epoch, schedule):
+    given = {"at_step": at_step, "at_epoch": at_epoch, "schedule": schedule}
+    given = {name: value for name, value in given.items() if value is not None}
+    if len(given) != 1:
+        raise FusionError(
+            "Give exactly one of `at_step`, `at_epoch` and `schedule`. Received: "
+            f"{given or 'none of them'}."
+        )
+    if at_step is not None:
+        return AtStep(at_step)
+    return AtEpoch(at_epoch) if at_epoch is not None else schedule
+
+
+def _check_options(schedule, optimizer_state, factor, rewarmup_steps):
+    if not isinstance(schedule, GrowthSchedule):
+        raise FusionError(
+            "`schedule` must be a GrowthSchedule such as AtStep(1000). Received: "
+            f"schedule={schedule!r}."
+        )
+    if optimizer_state not in ("carry", "reset"):
+        raise FusionError(
+            "`optimizer_state` must be 'carry' or 'reset'. Received: "
+            f"optimizer_state={optimizer_state!r}."
+        )
+    if not factor > 0:
+        raise FusionError(
+            "`learning_rate_factor` must be positive. Received: "
+            f"learning_rate_factor={factor!r}."
+        )
+    if not isinstance(rewarmup_steps, int) or rewarmup_steps < 0:
+        raise FusionError(
+            "`rewarmup_steps` must be an integer of at least 0. Received: "
+            f"rewarmup_steps={rewarmup_steps!r}."
+        )
+
+
+def _accumulation(optimizer):
+    core = getattr(optimizer, "inner_optimizer", optimizer)
+    return core.gradient_accumulation_steps or 1

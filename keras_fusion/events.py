@@ -1,0 +1,39 @@
+"""What is recorded of a growth."""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class GrowthEvent:
+    """One growth of a live model.
+
+    Args:
+        step: int. Optimizer steps done when it happened, counted from 1.
+        epoch: int. The epoch in which it happened, counted from 1.
+        params_before: int. Number of parameters before.
+        params_after: int. Number of parameters after.
+        seconds: float. Wall time of the growth.
+        function_change: float. Largest change of the outputs on the probe batch,
+            relative to their largest value; against the mean of the parents'.
+        operator: string. What was done.
+    """
+
+    step: int
+    epoch: int
+    params_before: int
+    params_after: int
+    seconds: float
+    function_change: float
+    operator: str
+
+    def to_dict(self) -> dict:
+        """The event as plain data."""
+        return dataclasses.asdict(self)
+
+    def __str__(self) -> str:
+        """The event as one line."""
+        return (
+            f"keras_fusion: step {self.step} (epoch {self.epoch}): {self.operator}, "
+            f"{self.params_before:,} -> {self.params_after:,} parameters in "
+            f"{self.seconds:.1f} s, function change {self.function_change:.1e}"
+        )

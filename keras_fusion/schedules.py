@@ -1,0 +1,192 @@
+"""When to grow: schedules, asked after each training step and each epoch."""
+
+import dataclasses
+import math
+
+import keras
+
+from keras_fusion.errors import FusionError
+
+
+@dataclasses.dataclass(frozen=True)
+class Moment:
+    """A moment of training at which a model may grow.
+
+    Args:
+        step: int. Optimizer steps done so far, over all calls of `fit`.
+        epoch: int. Epochs done so far.
+        growths: int. Growths done so far by the callback that asks.
+        logs: dict of metrics at the end of an epoch, `None` within one.
+    """
+
+    step: int
+    epoch: int
+    growths: int
+    logs: dict | None = None
+
+
+class GrowthSchedule:
+    """Base class of schedules: subclass it and answer `should_grow`."""
+
+    def reset(self) -> None:
+        """Called when a training run begins."""
+
+    def check(self, first: Moment, last: Moment | None) -> None:
+        """Called before the first step; raises if a growth can never happen.
+
+        Args:
+            first: where the run begins.
+            last: where it will end, or `None` if its length is unknown.
+        """
+
+    def should_grow(self, moment: Moment) -> bool:
+        """Whether to grow now."""
+        raise NotImplementedError
+
+    def get_config(self) -> dict:
+        """The constructor's arguments."""
+        return {}
+
+    @classmethod
+    def from_config(cls, config):
+        """Rebuilds the schedule from `get_config`."""
+        return cls(**config)
+
+
+def _positive_integers(name, value):
+    values = list(value) if isinstance(value, (list, tuple)) else [value]
+    good = all(isinstance(v, int) and not isinstance(v, bool) and v > 0 for v in values)
+    if not good or not values or values != sorted(set(values)):
+        raise FusionError(
+            f"`{name}` must be a positive integer, or an increasing list of them for "
+            f"several growths. Received: {name}={value!r}."
+        )
+    return values
+
+
+def _check_within(name, values, first, last, now, end):
+    """Raises for moments that have passed, or that the run will not reach."""
+    waiting = values[first.growths :]
+    if waiting and waiting[0] <= now:
+        raise FusionError(
+            f"`{name}={waiting[0]}` has passed: training begins after {now}. Steps and "
+            "epochs count from the model's first; choose a later one."
+        )
+    if waiting and last is not None and waiting[-1] > end:
+        raise FusionError(
+            f"`{name}={waiting[-1]}` lies past the end of training, which stops after "
+            f"{end}. Train longer, or grow earlier."
+        )
+
+
+@keras.saving.register_keras_serializable(package="keras_fusion")
+class AtStep(GrowthSchedule):
+    """Grows after given optimizer steps.
+
+    Args:
+        steps: int or increasing list of ints, counted from 1: a growth at step s
+            happens after step s. Under `steps_per_execution=n` it happens at the end of
+            the execution that holds step s.
+    """
+
+    def __init__(self, steps):
+        self.steps = _positive_integers("at_step", steps)
+
+    def check(self, first, last):
+        """Raises for steps that have passed or that the run does not reach."""
+        end = last.step if last else None
+        _check_within("at_step", self.steps, first, last, first.step, end)
+
+    def should_grow(self, moment):
+        """Whether the next step of the list has been done."""
+        waiting = self.steps[moment.growths :]
+        return bool(waiting) and moment.logs is None and moment.step >= waiting[0]
+
+    def get_config(self):
+        """The constructor's arguments."""
+        return {"steps": self.steps}
+
+
+@keras.saving.register_keras_serializable(package="keras_fusion")
+class AtEpoch(GrowthSchedule):
+    """Grows at the end of given epochs, after their validation.
+
+    Args:
+        epochs: int or increasing list of ints, counted from 1 as the progress bar does.
+    """
+
+    def __init__(self, epochs):
+        self.epochs = _positive_integers("at_epoch", epochs)
+
+    def check(self, first, last):
+        """Raises for epochs that have passed or that the run does not reach."""
+        end = last.epoch if last else None
+        _check_within("at_epoch", self.epochs, first, last, first.epoch, end)
+
+    def should_grow(self, moment):
+        """Whether the next epoch of the list has been done."""
+        waiting = self.epochs[moment.growths :]
+        return bool(waiting) and moment.logs is not None and moment.epoch >= waiting[0]
+
+    def get_config(self):
+        """The constructor's arguments."""
+        return {"epochs": self.epochs}
+
+
+@keras.saving.register_keras_serializable(package="keras_fusion")
+class OnPlateau(GrowthSchedule):
+    """Grows when a monitored value has stopped improving.
+
+    Args:
+        monitor: string. Name of the value in the epoch's logs.
+        patience: int. Epochs without improvement after which to grow.
+        min_delta: float. Smallest change that counts as an improvement.
+        mode: `"min"` or `"max"`: which way is better.
+        max_growths: int. How often to grow in all.
+    """
+
+    def __init__(
+        self, monitor="val_loss", patience=1, min_delta=0.0, mode="min", max_growths=1
+    ):
+        if mode not in ("min", "max"):
+            raise FusionError(f"`mode` must be 'min' or 'max'. Received: mode={mode!r}.")
+        self.patience = _positive_integers("patience", patience)[0]
+        self.max_growths = _positive_integers("max_growths", max_growths)[0]
+        self.monitor = monitor
+        self.min_delta = min_delta
+        self.mode = mode
+        self.reset()
+
+    def reset(self):
+        """Forgets the values seen so far."""
+        self._best, self._waited = math.inf, 0
+
+    def should_grow(self, moment):
+        """Whether the value has been flat for `patience` epochs."""
+        if moment.logs is None or moment.growths >= self.max_growths:
+            return False
+        if self.monitor not in moment.logs:
+            raise FusionError(
+                f"`monitor={self.monitor!r}` is not among the epoch's values "
+                f"{sorted(moment.logs)}. Name one of them (val_... needs "
+                "validation_data)."
+            )
+        value = moment.logs[self.monitor] * (1 if self.mode == "min" else -1)
+        if value < self._best - self.min_delta:
+            self._best, self._waited = value, 0
+            return False
+        self._waited += 1
+        if self._waited >= self.patience:
+            self.reset()
+            return True
+        return False
+
+    def get_config(self):
+        """The constructor's arguments."""
+        return {
+            "monitor": self.monitor,
+            "patience": self.patience,
+            "min_delta": self.min_delta,
+            "mode": self.mode,
+            "max_growths": self.max_growths,
+        }
