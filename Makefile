@@ -1,0 +1,70 @@
+# `make test` and `make demo` work as the first command on a machine with Python and
+# make: the first call builds .venv, later calls find it there.
+
+PYTHON ?= python3
+# Two workers fit a machine of two cores; a file stays on one worker, since its tests
+# share compiled models.
+PYTEST_ARGS ?= -n 2 --dist loadfile
+
+VENV := .venv
+BIN := $(VENV)/bin
+
+# The tests and the demo are made for the CPU, without a screen.
+export CUDA_VISIBLE_DEVICES :=
+export JAX_PLATFORMS := cpu
+export MPLBACKEND := Agg
+export TF_CPP_MIN_LOG_LEVEL := 2
+
+# One after the other and in the order given, also under `make -j`: the tests use all
+# cores anyway, and the output stays in one piece.
+.NOTPARALLEL:
+.DELETE_ON_ERROR:
+.PHONY: help demo test lint format test-tensorflow test-jax test-torch clean
+
+help:  ## Show the targets.
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' Makefile
+
+demo: $(VENV)/.demo-installed  ## Train two small models, fuse them, compare.
+	KERAS_BACKEND=tensorflow $(BIN)/python -m keras_fusion.demo
+
+test: lint test-tensorflow test-jax test-torch  ## Run all checks and tests.
+
+lint: $(VENV)/.test-installed  ## Check style and formatting.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(VENV)/.test-installed  ## Mend style and formatting where ruff can.
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+test-tensorflow: $(VENV)/.test-installed  ## Run the whole suite on TensorFlow.
+	KERAS_BACKEND=tensorflow $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-jax: $(VENV)/.test-installed  ## Run the core suite on JAX.
+	KERAS_BACKEND=jax $(BIN)/python -m pytest $(PYTEST_ARGS) -m core
+
+test-torch: $(VENV)/.test-installed  ## Run the core suite on PyTorch.
+	KERAS_BACKEND=torch $(BIN)/python -m pytest $(PYTEST_ARGS) -m core
+
+clean:  ## Remove .venv and everything else that was built.
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+
+# Stamps: a file is made when its step has succeeded. The packages are asked for again
+# when the metadata changes. The test extra includes what the demo needs.
+
+$(VENV)/.created:
+	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) \
+	else "keras_fusion needs Python 3.11 or newer, but $(PYTHON) is " \
+	+ sys.version.split()[0] + ". Name another: make PYTHON=python3.12 test")'
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.demo-installed: setup.cfg pyproject.toml | $(VENV)/.created
+	@echo "Installing the demo's packages into $(VENV) (once; a few minutes)."
+	$(BIN)/python -m pip install --editable '.[nlp,plot]'
+	@touch $@
+
+$(VENV)/.test-installed: setup.cfg pyproject.toml | $(VENV)/.created
+	@echo "Installing the tests' packages into $(VENV) (once; a few minutes)."
+	$(BIN)/python -m pip install --editable '.[test]'
+	@touch $@ $(VENV)/.demo-installed
