@@ -1,5 +1,6 @@
 """keras_fusion: train a big Keras network for less, by growing it out of small ones."""
 
+from keras_fusion import testing
 from keras_fusion.callbacks import DeepFusion, FusionOperator, GrowModel
 from keras_fusion.errors import (
     FusionError,
@@ -11,6 +12,7 @@ from keras_fusion.events import GrowthEvent
 from keras_fusion.fusion import fuse
 from keras_fusion.learning_rate import GrownSchedule
 from keras_fusion.operator import Axis, fuse_arrays
+from keras_fusion.plotting import plot_run
 from keras_fusion.registry import register, registered
 from keras_fusion.schedules import AtEpoch, AtStep, GrowthSchedule, Moment, OnPlateau
 from keras_fusion.slots import Slot, register_optimizer
@@ -36,7 +38,9 @@ __all__ = [
     "UnregisteredLayerError",
     "fuse",
     "fuse_arrays",
+    "plot_run",
     "register",
     "register_optimizer",
     "registered",
+    "testing",
 ]

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import keras
 
 from keras_fusion import graph as graphs
-from keras_fusion import registry, structure, widths
+from keras_fusion import probe, registry, structure, widths
 from keras_fusion.errors import FusionError, StructureError
 
 
@@ -49,7 +49,7 @@ def build(
             )
     else:
         model = _grow(parents, found)
-    if not model.built:
+    if not (model.built and model.weights):
         _build_weights(model, parents[0])
     return model, found
 
@@ -147,7 +147,7 @@ def _grown_config(layers, rule, found):
             "output_width=...)."
         )
     for key in rule.nested:
-        config[key] = _serialize(_grow([getattr(x, key) for x in layers], found))
+        config[key] = _grown_serialized([getattr(x, key) for x in layers], found)
     for key in rule.shared:
         config[key] = getattr(first, key)
     return {k: v for k, v in config.items() if k not in rule.unset}
@@ -183,13 +183,16 @@ def _sum(values):
     return sum(values)
 
 
-def _serialize(model):
-    """A nested model's serialized form, to be built anew by the outer class."""
-    return {
-        k: v
-        for k, v in keras.saving.serialize_keras_object(model).items()
-        if k not in ("build_config", "compile_config")
-    }
+def _grown_serialized(models, found):
+    """A nested model's serialized form, grown, for the outer class to build anew."""
+    rule = registry.find(models[0])
+    if rule is None or graphs.is_plain(models[0]):
+        serialized = keras.saving.serialize_keras_object(_grow(models, found))
+    else:  # Without building it twice.
+        serialized = keras.saving.serialize_keras_object(models[0])
+        serialized["config"] = _grown_config(models, rule, found)
+    dropped = ("build_config", "compile_config")
+    return {k: v for k, v in serialized.items() if k not in dropped}
 
 
 def _from_config(layer, config):
@@ -204,13 +207,11 @@ def _from_config(layer, config):
 
 
 def _build_weights(model, like):
-    """Creates the weights of a subclassed model, on the inputs its parent was built on."""
-    config = like.get_build_config()
-    if config:
-        model.build_from_config(config)
-    if not model.built:
+    """Creates the weights of a subclassed model, by a call on inputs like its parent's."""
+    try:
+        model(probe.batch(like))
+    except Exception as error:
         raise FusionError(
-            f"The bigger {type(model).__name__} could not be built, since the input "
-            "shape of its parent is not known. Call it once on data and pass it as "
-            "`into`."
-        )
+            f"The bigger {type(model).__name__} could not be built by a call on inputs "
+            f"like its parent's: {error} Call it once on a batch and pass it as `into`."
+        ) from error

@@ -198,7 +198,7 @@ class GrowModel(keras.callbacks.Callback):
         self.schedule.reset()
         self._checked = False
         self._begun = False
-        if self.model.built:
+        if self.model.built and self.model.weights:
             self._check_model()
 
     def on_epoch_begin(self, epoch, logs=None):

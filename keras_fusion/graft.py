@@ -348,7 +348,9 @@ def _initial_attributes(live):
 
 def _changed(initial, current):
     return (
-        isinstance(initial, _PLAIN) and isinstance(current, _PLAIN) and initial != current
+        isinstance(initial, _PLAIN)
+        and isinstance(current, _PLAIN)
+        and initial != current
     )
 
 

@@ -135,7 +135,11 @@ def _tensors(value):
 
 def _keys(value):
     """The `[name, node, tensor]` leaves of a nested structure."""
-    if len(value) == 3 and isinstance(value, (list, tuple)) and isinstance(value[0], str):
+    if (
+        len(value) == 3
+        and isinstance(value, (list, tuple))
+        and isinstance(value[0], str)
+    ):
         return [tuple(value)]
     items = [value[k] for k in sorted(value)] if isinstance(value, dict) else value
     return [key for item in items for key in _keys(item)]

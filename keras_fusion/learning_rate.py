@@ -40,21 +40,29 @@ class Ramp:
             Number or scalar tensor.
         """
         tensor = not isinstance(step, int)
-        since = ops.cast(step, "float32") - self.start + 1.0 if tensor else (
-            float(step - self.start + 1)
+        since = (
+            ops.cast(step, "float32") - self.start + 1.0
+            if tensor
+            else (float(step - self.start + 1))
         )
         value = self.factor
         if self.rewarmup_steps:
             share = since / self.rewarmup_steps
             value = value * (ops.minimum(share, 1.0) if tensor else min(share, 1.0))
         if self.betas is not None:
-            value = value * self._correction(since) / self._correction(since + self.start)
+            value = (
+                value * self._correction(since) / self._correction(since + self.start)
+            )
         return value
 
     def _correction(self, step):
-        sqrt, power = (math.sqrt, pow) if isinstance(step, float) else (
-            ops.sqrt,
-            lambda base, exponent: ops.power(ops.cast(base, "float32"), exponent),
+        sqrt, power = (
+            (math.sqrt, pow)
+            if isinstance(step, float)
+            else (
+                ops.sqrt,
+                lambda base, exponent: ops.power(ops.cast(base, "float32"), exponent),
+            )
         )
         beta_1, beta_2 = self.betas
         return sqrt(1.0 - power(beta_2, step)) / (1.0 - power(beta_1, step))
@@ -64,7 +72,9 @@ class Ramp:
         """Steps after which the ramp stays within 1% of `factor`."""
         if self.betas is None:
             return self.rewarmup_steps
-        return max(self.rewarmup_steps, math.ceil(math.log(0.02) / math.log(self.betas[1])))
+        return max(
+            self.rewarmup_steps, math.ceil(math.log(0.02) / math.log(self.betas[1]))
+        )
 
     @property
     def is_trivial(self) -> bool:

@@ -100,9 +100,7 @@ def _last_scalable(graph, tensor, readout):
         if graph.consumers(tensor.key) > 1:
             break
         operation = call.operation
-        rule = (
-            registry.find(operation) if isinstance(operation, keras.Layer) else None
-        )
+        rule = registry.find(operation) if isinstance(operation, keras.Layer) else None
         if rule is not None and rule.scalable and _is_linear(operation):
             return operation
         if rule is not None and rule.last_norm is not None:

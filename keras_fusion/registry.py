@@ -154,7 +154,7 @@ def _check_registration(cls, widths, roles, output_width):
             f"`output_width` must be one of `widths`. Received: output_width="
             f"{output_width!r}, widths={tuple(widths)!r}."
         )
-    for name, axes in (roles.items() if isinstance(roles, Mapping) else ()):
+    for name, axes in roles.items() if isinstance(roles, Mapping) else ():
         if isinstance(axes, str) or any(a not in ("in", "out", None) for a in axes):
             raise FusionError(
                 f"`roles[{name!r}]` must be a tuple with 'in', 'out' or None for each "

@@ -149,7 +149,9 @@ class OnPlateau(GrowthSchedule):
         self, monitor="val_loss", patience=1, min_delta=0.0, mode="min", max_growths=1
     ):
         if mode not in ("min", "max"):
-            raise FusionError(f"`mode` must be 'min' or 'max'. Received: mode={mode!r}.")
+            raise FusionError(
+                f"`mode` must be 'min' or 'max'. Received: mode={mode!r}."
+            )
         self.patience = _positive_integers("patience", patience)[0]
         self.max_growths = _positive_integers("max_growths", max_growths)[0]
         self.monitor = monitor

@@ -125,7 +125,9 @@ register_optimizer(
         "v": _SECOND,
     },
 )
-register_optimizer("ScheduleFreeAdamW", {"momentums": Slot(None), "velocities": _SECOND})
+register_optimizer(
+    "ScheduleFreeAdamW", {"momentums": Slot(None), "velocities": _SECOND}
+)
 
 
 def fused_slot(

@@ -24,9 +24,13 @@ def children(layer: keras.Layer, skip: tuple[str, ...] = ()) -> dict:
     found = {}
     if isinstance(layer, keras.Model):
         _collect("layers", list(layer.layers), found)
+    # On the PyTorch backend attributes that are layers are held in `_modules`.
+    attributes = dict(vars(layer))
+    attributes |= attributes.pop("_modules", {})
     # Keras's own list comes last: an attribute is the better address.
-    attributes = sorted(vars(layer).items(), key=lambda kv: (kv[0] == "_layers", kv[0]))
-    for name, value in attributes:
+    for name, value in sorted(
+        attributes.items(), key=lambda item: (item[0] == "_layers", item[0])
+    ):
         if name.lstrip("_") not in skip:
             _collect(name, value, found)
     skipped = {id(getattr(layer, name, None)) for name in skip}

@@ -86,7 +86,9 @@ def _is_layer(call):
 def is_reverse(call: graphs.Call) -> bool:
     """Whether the call is an embedding used backwards, as a readout."""
     reverse = call.kwargs.get("reverse", False)
-    return isinstance(call.operation, keras.layers.ReversibleEmbedding) and bool(reverse)
+    return isinstance(call.operation, keras.layers.ReversibleEmbedding) and bool(
+        reverse
+    )
 
 
 def _plain_nested(call):
@@ -125,7 +127,9 @@ def _tie(graph, path, classes, pending):
     made_shapes = {t.key: t for call in graph.calls for t in call.inputs}
     made_shapes |= {t.key: t for t in graph.outputs}
     for call in graph.calls:
-        outputs = [t for t in made_shapes.values() if t.key[:2] == (call.name, call.index)]
+        outputs = [
+            t for t in made_shapes.values() if t.key[:2] == (call.name, call.index)
+        ]
         for output in outputs:
             key = (path, output.key)
             if is_reverse(call):

@@ -128,9 +128,10 @@ register(
     output_width="filters",
     roles={"kernel": (None, None, "in", "out"), "bias": ("out",)},
 )
-register(layers.PReLU, roles=lambda layer: {
-    "alpha": (None,) * (len(layer.alpha.shape) - 1) + ("out",)
-})
+register(
+    layers.PReLU,
+    roles=lambda layer: {"alpha": (None,) * (len(layer.alpha.shape) - 1) + ("out",)},
+)
 
 # Layers without weights. Those not named here keep the width of their input.
 
