@@ -85,10 +85,8 @@ def _is_layer(call):
 
 def is_reverse(call: graphs.Call) -> bool:
     """Whether the call is an embedding used backwards, as a readout."""
-    reverse = call.kwargs.get("reverse", False)
-    return isinstance(call.operation, keras.layers.ReversibleEmbedding) and bool(
-        reverse
-    )
+    # By its attribute: keras-hub had a class of its own before Keras took it over.
+    return bool(call.kwargs.get("reverse")) and hasattr(call.operation, "tie_weights")
 
 
 def _plain_nested(call):
