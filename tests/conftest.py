@@ -1,0 +1,11 @@
+import keras
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    """Every test draws the same random numbers, alone or in company."""
+    keras.utils.set_random_seed(0)
+    yield
+    keras.mixed_precision.set_global_policy("float32")
+    keras.utils.clear_session()

@@ -1,0 +1,246 @@
+"""Every registered rule keeps what fusion promises. A rule without a sample fails."""
+
+import keras
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from keras import layers
+from models import bert, data_for, gpt2, outputs, perturbed, relative_change, t5
+
+import keras_fusion
+from keras_fusion.testing import run_rule_test
+
+pytestmark = pytest.mark.core
+
+FEATURES = (3, 4, 6)
+
+
+def twice(layer, x):
+    return layer(x, x)
+
+
+def joined(layer, x):
+    """For layers that take several tensors: a second one beside the first."""
+    return layer([x, layers.Dense(6)(x)])
+
+
+def hub(name):
+    import keras_hub
+
+    return getattr(keras_hub.layers, name)
+
+
+# For each rule: a layer, the shape of its inputs, and how run_rule_test calls it.
+SAMPLES = {
+    layers.Dense: (lambda: layers.Dense(5), FEATURES, {}),
+    layers.EinsumDense: (
+        lambda: layers.EinsumDense("abc,cde->abde", (None, 2, 3), bias_axes="de"),
+        FEATURES,
+        {"call": lambda f, x: layers.Flatten()(f(x))},
+    ),
+    layers.Embedding: (
+        lambda: layers.Embedding(3, 5),
+        (3, 4),
+        {"input_dtype": "int32"},
+    ),
+    layers.MultiHeadAttention: (
+        lambda: layers.MultiHeadAttention(2, 3),
+        FEATURES,
+        {"call": twice},
+    ),
+    layers.GroupQueryAttention: (
+        lambda: layers.GroupQueryAttention(3, 4, 2),
+        FEATURES,
+        {"call": twice},
+    ),
+    layers.LayerNormalization: (layers.LayerNormalization, FEATURES, {}),
+    layers.RMSNormalization: (layers.RMSNormalization, FEATURES, {}),
+    layers.BatchNormalization: (layers.BatchNormalization, (8, 6), {}),
+    layers.GroupNormalization: (
+        lambda: layers.GroupNormalization(2),
+        FEATURES,
+        {},
+    ),
+    layers.Conv1D: (lambda: layers.Conv1D(5, 2), FEATURES, {}),
+    layers.Conv2D: (lambda: layers.Conv2D(5, 2), (2, 4, 4, 3), {}),
+    layers.PReLU: (layers.PReLU, FEATURES, {}),
+    layers.Concatenate: (layers.Concatenate, FEATURES, {"call": joined}),
+    "keras_hub>TransformerEncoder": (
+        lambda: hub("TransformerEncoder")(8, 2),
+        FEATURES,
+        {},
+    ),
+    "keras_hub>TransformerDecoder": (
+        lambda: hub("TransformerDecoder")(8, 2),
+        FEATURES,
+        {},
+    ),
+    "keras_hub>PositionEmbedding": (lambda: hub("PositionEmbedding")(4), FEATURES, {}),
+    "keras_hub>TokenAndPositionEmbedding": (
+        lambda: hub("TokenAndPositionEmbedding")(3, 4, 5),
+        (3, 4),
+        {"input_dtype": "int32"},
+    ),
+}
+SAMPLES |= {
+    merge: (merge, FEATURES, {"call": joined})
+    for merge in (
+        layers.Add,
+        layers.Average,
+        layers.Maximum,
+        layers.Minimum,
+        layers.Multiply,
+        layers.Subtract,
+    )
+}
+# Rules of parts that only live inside of these models.
+MODELS = {
+    "keras_hub>MaskedLMHead": "masked_lm",
+    "keras_hub>T5LayerNorm": "t5",
+    "keras_hub>T5MultiHeadAttention": "t5",
+    "keras_hub>T5Backbone": "t5",
+    "keras_hub>T5Seq2SeqLM": "t5",
+    "keras_hub>BertBackbone": "bert",
+    "keras_hub>Task": "bert",
+    "keras_hub>GPT2Backbone": "gpt2",
+}
+REFUSING = {
+    layers.Attention: joined,
+    layers.AdditiveAttention: joined,
+    layers.Dot: lambda layer, x: layers.Dot(axes=2)([x, x]),
+    layers.Softmax: None,
+    layers.UnitNormalization: None,
+    layers.Permute: lambda layer, x: layers.Permute((2, 1))(x),
+    layers.Reshape: lambda layer, x: layers.Reshape((8, 3))(x),
+}
+
+
+def masked_lm():
+    import keras_hub
+
+    return keras_hub.models.BertMaskedLM(bert().backbone)
+
+
+BUILDERS = {"t5": t5, "bert": bert, "gpt2": gpt2, "masked_lm": masked_lm}
+
+
+def test_every_rule_is_tested():
+    package_rules = {
+        key
+        for key in keras_fusion.registered()
+        if isinstance(key, str) or key.__module__.startswith("keras.")
+    }
+    untested = package_rules - set(SAMPLES) - set(MODELS) - set(REFUSING)
+    assert not untested, f"Give these rules a sample in this file: {untested}."
+
+
+@pytest.mark.parametrize("key", SAMPLES, ids=lambda key: getattr(key, "__name__", key))
+def test_rule(key):
+    make, shape, options = SAMPLES[key]
+    run_rule_test(make(), shape, **options)
+
+
+@pytest.mark.parametrize("key", [layers.Dense, layers.MultiHeadAttention, layers.Conv1D])
+def test_rule_with_three_copies(key):
+    make, shape, options = SAMPLES[key]
+    run_rule_test(make(), shape, factor=3, **options)
+
+
+@pytest.mark.parametrize("name", sorted(set(MODELS.values())))
+def test_rules_of_model_parts(name):
+    model = perturbed(BUILDERS[name]())
+    x, _ = data_for("bert" if name == "masked_lm" else name, 4)
+    if name == "masked_lm":
+        x = x | {"mask_positions": x["token_ids"] * 0 + 2}
+    for mode in ("zeros", "paired"):
+        fused = keras_fusion.fuse(model, factor=2, off_diagonal=mode, seed=0)
+        assert type(fused) is type(model)
+        assert fused.backbone.hidden_dim == 2 * model.backbone.hidden_dim
+        assert relative_change(outputs(model, x), outputs(fused, x)) < 1e-5
+
+
+@pytest.mark.parametrize("cls", REFUSING, ids=lambda cls: cls.__name__)
+def test_refusing_rule_says_why(cls):
+    call = REFUSING[cls]
+    inputs = keras.Input((4, 6))
+    x = layers.Dense(6)(inputs)
+    layer = cls() if call in (None, joined) else None
+    x = call(layer, x) if call else layer(x)
+    model = keras.Model(inputs, layers.Dense(2)(x))
+    with pytest.raises(keras_fusion.FusionError, match=f"{cls.__name__}.*cannot grow"):
+        keras_fusion.fuse(model, factor=2)
+
+
+def test_refusing_rule_lets_a_fixed_width_pass():
+    inputs = keras.Input((6,))
+    x = layers.Dense(8)(inputs)
+    model = keras.Model(inputs, layers.Softmax()(layers.Dense(3)(x)))
+    fused = keras_fusion.fuse(model, factor=2)
+    x = outputs(model, keras.random.normal((4, 6)))
+    assert fused.output_shape == model.output_shape and x.shape == (4, 3)
+
+
+small = settings(
+    max_examples=6, deadline=None, suppress_health_check=list(HealthCheck)
+)
+
+
+@small
+@given(units=st.integers(1, 6), features=st.integers(1, 5), factor=st.integers(2, 3))
+def test_dense_of_any_width(units, features, factor):
+    run_rule_test(layers.Dense(units), (3, features), factor=factor)
+
+
+@small
+@given(
+    heads=st.integers(1, 3),
+    size=st.integers(1, 4),
+    output=st.sampled_from([None, 5]),
+    bias=st.booleans(),
+)
+def test_attention_of_any_width(heads, size, output, bias):
+    layer = layers.MultiHeadAttention(heads, size, output_shape=output, use_bias=bias)
+    run_rule_test(layer, FEATURES, call=twice)
+
+
+@small
+@given(
+    groups=st.integers(1, 2), repeats=st.integers(1, 3), size=st.integers(1, 4)
+)
+def test_grouped_attention_of_any_width(groups, repeats, size):
+    layer = layers.GroupQueryAttention(size, groups * repeats, groups)
+    run_rule_test(layer, FEATURES, call=twice)
+
+
+def test_a_rule_of_ones_own():
+    @keras.saving.register_keras_serializable("tests")
+    class Scaled(layers.Layer):
+        def __init__(self, units, **kwargs):
+            super().__init__(**kwargs)
+            self.units = units
+
+        def build(self, input_shape):
+            shape = (input_shape[-1], self.units)
+            self.kernel = self.add_weight(name="kernel", shape=shape)
+            self.scale = self.add_weight(name="scale", shape=(self.units,))
+
+        def call(self, x):
+            return keras.ops.matmul(x, self.kernel) * self.scale
+
+        def get_config(self):
+            return super().get_config() | {"units": self.units}
+
+    roles = {"kernel": ("in", "out"), "scale": ("out",)}
+    keras_fusion.register(
+        Scaled, widths=("units",), output_width="units", roles=roles
+    )
+    run_rule_test(Scaled(5), (3, 4))
+    # A wrong rule does not pass: the kernel's roles are swapped.
+    roles = {"kernel": ("out", "in"), "scale": ("out",)}
+    keras_fusion.register(
+        Scaled, widths=("units",), output_width="units", roles=roles
+    )
+    with pytest.raises((AssertionError, keras_fusion.FusionError)):
+        run_rule_test(Scaled(5), (3, 4))
+
+
