@@ -39,7 +39,7 @@ def build(
     """
     check_correspondence(parents)
     plain = graphs.is_plain(parents[0])
-    found = widths.analyse(parents) if plain else widths.Widths(set(), {}, {})
+    found = widths.analyse(parents) if plain else widths.Widths()
     if into is not None:
         model = into if isinstance(into, keras.Model) else into()
         if not isinstance(model, keras.Model):
@@ -103,15 +103,30 @@ def _grow(layers, found):
 def _grow_graph(models, found):
     first = models[0]
     siblings = widths.siblings_of(models)
+    inputs = _grown_inputs(first, found)
     if isinstance(first, keras.Sequential):
-        inputs = [keras.Input(batch_shape=t.shape, dtype=t.dtype) for t in first.inputs]
         grown = [_grow(siblings[id(layer)], found) for layer in first.layers]
         return keras.Sequential(inputs + grown, name=first.name)
     # Cloned from an uncompiled twin: clone_model would compile the clone as well.
     twin = keras.Model(first.input, first.output, name=first.name)
     return keras.models.clone_model(
-        twin, clone_function=lambda op: _grow(siblings.get(id(op), (op,)), found)
+        twin,
+        input_tensors=keras.tree.pack_sequence_as(first.input, inputs),
+        clone_function=lambda op: _grow(siblings.get(id(op), (op,)), found),
     )
+
+
+def _grown_inputs(model, found):
+    """New inputs; those of a nested model may be wider."""
+    placed = found.inputs.get(id(model), [None] * len(model.inputs))
+    return [
+        keras.Input(
+            batch_shape=(*t.shape[:-1], p.size) if p else t.shape,
+            dtype=t.dtype,
+            name=t.name,
+        )
+        for t, p in zip(model.inputs, placed, strict=True)
+    ]
 
 
 def _copy_weightless(layer):

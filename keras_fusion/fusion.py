@@ -56,6 +56,9 @@ class Plan:
             arrays = [keras.ops.convert_to_numpy(v) for v in item.sources]
             fresh = keras.ops.convert_to_numpy(item.target)
             item.target.assign(self.values(index, arrays, fresh))
+        for _, layer in structure.walk(self.fused):
+            if hasattr(layer, "finalize_state"):
+                layer.finalize_state()  # Normalization computes with copies.
         return self.fused
 
     def values(self, index: int, arrays: list, fresh: np.ndarray) -> np.ndarray:

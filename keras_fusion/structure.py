@@ -31,7 +31,8 @@ def children(layer: keras.Layer, skip: tuple[str, ...] = ()) -> dict:
     for name, value in sorted(
         attributes.items(), key=lambda item: (item[0] == "_layers", item[0])
     ):
-        if name.lstrip("_") not in skip:
+        # TensorFlow's bookkeeping (`_self_...`) holds the same layers once more.
+        if name.lstrip("_") not in skip and not name.startswith("_self_"):
             _collect(name, value, found)
     skipped = {id(getattr(layer, name, None)) for name in skip}
     unique, seen = {}, {id(layer)} | skipped

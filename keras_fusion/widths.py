@@ -39,11 +39,20 @@ class Placement:
 
 @dataclasses.dataclass
 class Widths:
-    """What was found: layers with a fixed output, and placements of layer inputs."""
+    """What was found, by the id of the first parent's layer.
 
-    fixed: set[int]
-    entries: dict[int, Placement]
-    outputs: dict[int, Placement]
+    Args:
+        fixed: layers whose output must keep its size.
+        entries: where the parents' features lie in the input of a layer.
+        outputs: the same for its output.
+        inputs: for a nested model one entry per input, `None` for one that did not
+            grow.
+    """
+
+    fixed: set[int] = dataclasses.field(default_factory=set)
+    entries: dict[int, Placement] = dataclasses.field(default_factory=dict)
+    outputs: dict[int, Placement] = dataclasses.field(default_factory=dict)
+    inputs: dict[int, list] = dataclasses.field(default_factory=dict)
 
 
 class _Classes:
@@ -115,7 +124,7 @@ def analyse(parents: list[keras.Model]) -> Widths:
         if tensor.is_float:
             classes.tie(_FIXED, ((), tensor.key))
     _settle(classes, pending)
-    widths = Widths(set(), {}, {})
+    widths = Widths()
     _place(graph, (), parents, classes, {}, widths)
     return widths
 
@@ -223,8 +232,10 @@ def _check_allowed(call):
 def _place_nested(call, layers, output, path, classes, known, widths):
     inner_path = (*path, call.name)
     inner = graphs.read(call.operation)
-    for key, tensor in zip(inner.inputs, call.inputs, strict=True):
-        known[(inner_path, key)] = known.get((path, tensor.key))
+    placed = [known.get((path, tensor.key)) for tensor in call.inputs]
+    widths.inputs[id(layers[0])] = placed
+    for key, placement in zip(inner.inputs, placed, strict=True):
+        known[(inner_path, key)] = placement
     _place(inner, inner_path, list(layers), classes, known, widths)
     return known.get((inner_path, inner.outputs[output.key[2]].key))
 
@@ -233,8 +244,7 @@ def _output(call, layers, placed, tensors):
     """The placement of a call's output that may grow."""
     rule = registry.find(call.operation) if _is_layer(call) else None
     if layers and sets_its_width(call):
-        sizes = [_output_size(layer, rule) for layer in layers]
-        return Placement(sum(sizes), contiguous(sizes))
+        return _new_placement(layers, rule)
     if not any(placed):
         return None
     if rule is not None and rule.merge == "concatenate":
@@ -244,10 +254,23 @@ def _output(call, layers, placed, tensors):
     return next(p for p in placed if p)
 
 
-def _output_size(layer, rule):
+def _new_placement(layers, rule):
+    """Side by side, as the parents' outputs lie in a layer that sets its own width."""
     if rule.output_width is None:
-        return layer.compute_output_shape(layer.get_build_config()["input_shape"])[-1]
-    size = layer.get_config()[rule.output_width]
+        shapes = [layer.get_build_config()["input_shape"] for layer in layers]
+        pairs = zip(layers, shapes, strict=True)
+        sizes = [layer.compute_output_shape(shape)[-1] for layer, shape in pairs]
+        return Placement(sum(sizes), contiguous(sizes))
+    configs = [layer.get_config() for layer in layers]
+    sizes = [_last(config[rule.output_width]) for config in configs]
+    if rule.grow is not None:
+        grown = _last(rule.grow(configs, False)[rule.output_width])
+        if grown != sum(sizes):
+            return None  # Another axis than the last grew: the heads.
+    return Placement(sum(sizes), contiguous(sizes))
+
+
+def _last(size):
     return size[-1] if isinstance(size, (list, tuple)) else size
 
 

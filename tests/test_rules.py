@@ -34,9 +34,9 @@ def hub(name):
 SAMPLES = {
     layers.Dense: (lambda: layers.Dense(5), FEATURES, {}),
     layers.EinsumDense: (
-        lambda: layers.EinsumDense("abc,cde->abde", (None, 2, 3), bias_axes="de"),
+        lambda: layers.EinsumDense("abc,cd->abd", (None, 5), bias_axes="d"),
         FEATURES,
-        {"call": lambda f, x: layers.Flatten()(f(x))},
+        {},
     ),
     layers.Embedding: (
         lambda: layers.Embedding(3, 5),
@@ -55,6 +55,7 @@ SAMPLES = {
     ),
     layers.LayerNormalization: (layers.LayerNormalization, FEATURES, {}),
     layers.RMSNormalization: (layers.RMSNormalization, FEATURES, {}),
+    layers.Normalization: (layers.Normalization, FEATURES, {}),
     layers.BatchNormalization: (layers.BatchNormalization, (8, 6), {}),
     layers.GroupNormalization: (
         lambda: layers.GroupNormalization(2),
@@ -191,10 +192,12 @@ def test_dense_of_any_width(units, features, factor):
     run_rule_test(layers.Dense(units), (3, features), factor=factor)
 
 
+# Heads of size 1 are left out: Keras 3.15's einsum on TensorFlow miscomputes attention
+# of four such heads over four positions, with fusion or without.
 @small
 @given(
     heads=st.integers(1, 3),
-    size=st.integers(1, 4),
+    size=st.integers(2, 4),
     output=st.sampled_from([None, 5]),
     bias=st.booleans(),
 )
@@ -205,11 +208,20 @@ def test_attention_of_any_width(heads, size, output, bias):
 
 @small
 @given(
-    groups=st.integers(1, 2), repeats=st.integers(1, 3), size=st.integers(1, 4)
+    groups=st.integers(1, 2), repeats=st.integers(1, 3), size=st.integers(2, 4)
 )
 def test_grouped_attention_of_any_width(groups, repeats, size):
     layer = layers.GroupQueryAttention(size, groups * repeats, groups)
     run_rule_test(layer, FEATURES, call=twice)
+
+
+def test_einsum_dense_grows_heads():
+    def heads(layer, x):
+        return layers.EinsumDense("abde,def->abf", (None, 5))(layer(x))
+
+    layer = layers.EinsumDense("abc,cde->abde", (None, 2, 3), bias_axes="de")
+    fused = run_rule_test(layer, FEATURES, call=heads)
+    assert fused.layers[2].kernel.shape == (12, 4, 3)
 
 
 def test_a_rule_of_ones_own():

@@ -106,6 +106,14 @@ register(layers.AdditiveAttention, refuse=_SINGLE_HEAD)
 
 for norm in (layers.LayerNormalization, layers.RMSNormalization):
     register(norm, roles=_NORM, scalable=("gamma", "beta", "scale"))
+# What an adapted layer has learned of its input, whose width it has.
+register(
+    layers.Normalization,
+    roles=lambda layer: {
+        name: (*(None,) * (len(layer.adapt_mean.shape) - 1), "out")
+        for name in ("mean", "variance")
+    },
+)
 register(layers.BatchNormalization, roles=_NORM, scalable=("gamma", "beta"))
 register(
     layers.GroupNormalization,
