@@ -226,7 +226,7 @@ class GrowModel(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         """Grows if the schedule says so."""
-        self._epoch = epoch + 1
+        self._epoch, self._batch = epoch + 1, None
         self._maybe_grow(dict(logs or {}))
 
     @property
@@ -290,7 +290,7 @@ class GrowModel(keras.callbacks.Callback):
             graft.graft(model, plan.fused, optimizer, plan.weights_adapter())
         event = GrowthEvent(
             step=self._step,
-            epoch=min(self._epoch + 1, self.params.get("epochs") or self._epoch + 1),
+            epoch=self._epoch + (self._batch is not None),
             params_before=before,
             params_after=model.count_params(),
             seconds=time.perf_counter() - begin,
