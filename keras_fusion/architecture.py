@@ -132,15 +132,7 @@ def _grown_inputs(model, found):
 def _copy_weightless(layer):
     if layer.weights:
         names = [v.name for v in structure.own_variables(layer)]
-        if names:
-            raise registry.unregistered(layer, layer.name, names)
-        cls = type(layer).__name__
-        raise FusionError(
-            f"{cls} {layer.name!r} holds layers with weights, but no rule says which "
-            f"of its config keys are widths. Register it, e.g. keras_fusion.register("
-            f"{cls}, widths=('units', 'num_heads')), or pass the bigger model as "
-            "`into`."
-        )
+        raise registry.unregistered(layer, layer.name, names)
     return _from_config(layer, layer.get_config())
 
 

@@ -5,10 +5,10 @@ from collections.abc import Callable
 
 import keras
 
-from keras_fusion import fusion, graft, probe
+from keras_fusion import fusion, graft, graft_optimizer, learning_rate, probe, slots
 from keras_fusion.errors import FusionError, GrowthError
 from keras_fusion.events import GrowthEvent
-from keras_fusion.learning_rate import GrownSchedule, Ramp, RateFollower
+from keras_fusion.learning_rate import GrownSchedule, Ramp
 from keras_fusion.schedules import AtEpoch, AtStep, GrowthSchedule, Moment
 
 
@@ -188,7 +188,6 @@ class GrowModel(keras.callbacks.Callback):
         self.tolerance = tolerance
         self.verbose = verbose
         self.events = []
-        self._follower = None
         self._checked = False
 
     # The run.
@@ -205,27 +204,44 @@ class GrowModel(keras.callbacks.Callback):
         """Takes up the step count, which the optimizer knows exactly."""
         self._epoch = epoch
         self._batch = -1
-        self._raw = graft.raw_iterations(self.model.optimizer)
+        self._raw = graft_optimizer.raw_iterations(self.model.optimizer)
         if not self._begun:
             self._begun = True
             self._check_schedule()
 
     def on_train_batch_begin(self, batch, logs=None):
-        """Moves the learning rate along the ramp of the last growth."""
-        if self._follower is not None:
-            graft.sync(self.model)
-            self._follower.update(self.model.optimizer, self._step)
-            if self._follower.is_over(self._step):
-                self._follower = None
+        """Moves the learning rate along the ramps of past growths."""
+        for optimizer, follower in self._followers():
+            follower.move(optimizer, graft_optimizer.steps(optimizer))
 
     def on_train_batch_end(self, batch, logs=None):
         """Grows if the schedule says so."""
+        for optimizer, follower in self._followers():
+            follower.put_back(optimizer)
         self._raw += batch - self._batch
         self._batch = batch
         self._maybe_grow(None)
 
+    def _settle(self):
+        """Takes schedules out of ramps that are over."""
+        for optimizer in graft_optimizer.leaves(self.model.optimizer):
+            schedule = graft_optimizer.schedule_of(optimizer)
+            if isinstance(schedule, GrownSchedule):
+                graft.sync(self.model)
+                step = graft_optimizer.steps(optimizer)
+                optimizer.learning_rate = learning_rate.settled(schedule, step)
+
+    def _followers(self):
+        optimizers = graft_optimizer.leaves(self.model.optimizer)
+        found = [(o, learning_rate.follower(o)) for o in optimizers]
+        found = [(o, follower) for o, follower in found if follower is not None]
+        if found:
+            graft.sync(self.model)
+        return found
+
     def on_epoch_end(self, epoch, logs=None):
         """Grows if the schedule says so."""
+        self._settle()
         self._epoch, self._batch = epoch + 1, None
         self._maybe_grow(dict(logs or {}))
 
@@ -258,10 +274,14 @@ class GrowModel(keras.callbacks.Callback):
                 f"Model {self.model.name!r} has no optimizer to grow. Compile it with "
                 "one before fit()."
             )
-        parents = self.operator.parents(self.model)
-        graft.check_optimizers(parents, self.optimizer_state)
         with graft.scope(self.model):
             self.operator.plan(self.model)
+        graft_optimizer.check_optimizers(
+            self.operator.parents(self.model), self.optimizer_state
+        )
+        if self.learning_rate_factor != 1 or self.rewarmup_steps:
+            for optimizer in graft_optimizer.leaves(self.model.optimizer):
+                slots.check_rate_may_change(optimizer)
 
     def _maybe_grow(self, logs):
         if not self._checked:
@@ -288,6 +308,7 @@ class GrowModel(keras.callbacks.Callback):
         with graft.scope(model):
             plan, optimizer, change = self._prepare(model)
             graft.graft(model, plan.fused, optimizer, plan.weights_adapter())
+        self._ramp()
         event = GrowthEvent(
             step=self._step,
             epoch=self._epoch + (self._batch is not None),
@@ -309,8 +330,7 @@ class GrowModel(keras.callbacks.Callback):
             plan.fill()
             inputs = probe.batch(model) if self.probe is None else self.probe
             change = fusion.verify(plan, inputs, tolerance=self._tolerance(model))
-            optimizer = graft.grown_optimizer(plan, self.optimizer_state)
-            self._ramp(optimizer)
+            optimizer = graft_optimizer.grown_optimizer(plan, self.optimizer_state)
         except (FusionError, KeyboardInterrupt):
             raise
         except Exception as error:
@@ -324,20 +344,18 @@ class GrowModel(keras.callbacks.Callback):
             return self.tolerance
         return 1e-3 if model.compute_dtype in ("float32", "float64") else 0.2
 
-    def _ramp(self, optimizer):
+    def _ramp(self):
         """Sets the learning rate of the time after the growth."""
-        core = getattr(optimizer, "inner_optimizer", optimizer)
-        betas = None
-        if self.optimizer_state == "reset" and hasattr(core, "beta_2"):
-            betas = (core.beta_1, core.beta_2)
-        ramp = Ramp(self.learning_rate_factor, self.rewarmup_steps, self._step, betas)
-        if ramp.is_trivial:
-            return
-        schedule = graft.schedule_of(core)
-        if schedule is not None:
-            core.learning_rate = GrownSchedule(schedule, ramp)
-        else:
-            self._follower = RateFollower(ramp)
+        for optimizer in graft_optimizer.leaves(self.model.optimizer):
+            reset = self.optimizer_state == "reset"
+            ramp = Ramp(
+                self.learning_rate_factor,
+                self.rewarmup_steps,
+                graft_optimizer.steps(optimizer),
+                slots.correction(optimizer) if reset else None,
+                optimizer.gradient_accumulation_steps or 1,
+            )
+            learning_rate.start(optimizer, graft_optimizer.schedule_of(optimizer), ramp)
 
     def get_config(self) -> dict:
         """The constructor's arguments, serialized; a probe batch is left out."""

@@ -4,7 +4,7 @@ The live object keeps its identity and all that belongs to the training run (com
 state, metrics, history, stop flag, strategy); its graph, layers and weights become the
 fused model's. So every reference that others hold stays valid.
 
-This is the only module that touches Keras's private state.
+Only this module and its part for the optimizer touch Keras's private state.
 """
 
 import contextlib
@@ -12,10 +12,9 @@ import contextlib
 import keras
 import numpy as np
 
-from keras_fusion import slots as slot_rules
-from keras_fusion import structure
+from keras_fusion import graft_optimizer, structure
 from keras_fusion.architecture import skipped_attributes
-from keras_fusion.errors import FusionError, GrowthError
+from keras_fusion.errors import GrowthError
 
 # What belongs to the training run and not to the network.
 _RUN_STATE = {
@@ -69,18 +68,6 @@ def scope(model: keras.Model) -> contextlib.AbstractContextManager:
     return strategy.scope() if strategy is not None else contextlib.nullcontext()
 
 
-def raw_iterations(optimizer: keras.optimizers.Optimizer) -> int:
-    """Batches the optimizer has seen; with gradient accumulation several an update."""
-    inner = getattr(optimizer, "inner_optimizer", optimizer)
-    return int(keras.ops.convert_to_numpy(inner._iterations))
-
-
-def schedule_of(optimizer: keras.optimizers.Optimizer):
-    """The optimizer's learning-rate schedule, or `None` if its rate is a variable."""
-    rate = optimizer._learning_rate
-    return None if isinstance(rate, keras.Variable) else rate
-
-
 def keep_names(model: keras.Model, fused: keras.Model) -> None:
     """Gives the fused model's layers and variables the names of a model's.
 
@@ -98,169 +85,6 @@ def keep_names(model: keras.Model, fused: keras.Model) -> None:
             new_variable._name = old_variable._name
         if keras.config.backend() == "torch" and hasattr(new, "_torch_params"):
             new._track_variables()
-
-
-# The optimizer.
-
-
-def _trainables(optimizer):
-    return list(optimizer._trainable_variables)
-
-
-def slot_lists(optimizer: keras.optimizers.Optimizer) -> dict[str, list]:
-    """An optimizer's slots: lists aligned with its trainable variables, by name."""
-    trainables = _trainables(optimizer)
-    own = {id(v) for v in trainables}
-    found = {}
-    for name, value in vars(optimizer).items():
-        if name in ("_variables", "_trainable_variables") or not trainables:
-            continue
-        if isinstance(value, (list, tuple)) and len(value) == len(trainables):
-            if all(v is None or isinstance(v, keras.Variable) for v in value):
-                if not any(id(v) in own for v in value):
-                    found[name.lstrip("_")] = list(value)
-    return found
-
-
-def _scalars(optimizer):
-    return {k: v for k, v in vars(optimizer).items() if isinstance(v, keras.Variable)}
-
-
-def check_optimizers(parents: list[keras.Model], optimizer_state: str) -> None:
-    """Checks that the optimizers' state can go through a growth.
-
-    Args:
-        parents: the live model and its partners.
-        optimizer_state: `"carry"` or `"reset"`.
-
-    Raises:
-        FusionError: naming the model and the optimizer.
-    """
-    live = parents[0]
-    for name, value in vars(live).items():
-        if isinstance(value, keras.optimizers.Optimizer) and name != "optimizer":
-            raise FusionError(
-                f"Model {live.name!r} trains with a second optimizer, in its attribute "
-                f"{name!r}; only `model.optimizer` can be grown. Train with one "
-                "optimizer (keras.optimizers.MultiOptimizer joins several)."
-            )
-    if optimizer_state == "reset":
-        return
-    kind = _core(live.optimizer)
-    slot_rules.describe(kind)
-    for i, partner in enumerate(parents[1:]):
-        if partner is live:
-            continue
-        other = getattr(partner, "optimizer", None)
-        other = _core(other) if other is not None else None
-        if type(other) is not type(kind) or not other.built:
-            state = "none" if other is None else type(other).__name__
-            built = "" if other is None or other.built else " (not built)"
-            raise FusionError(
-                f"`optimizer_state='carry'` needs the state of {type(kind).__name__} from "
-                f"every parent, but `partners[{i}]` has {state}{built}. Pass "
-                "optimizer_state='reset', or give the partner with the optimizer it was "
-                "trained with."
-            )
-
-
-def _core(optimizer):
-    return getattr(optimizer, "inner_optimizer", optimizer)
-
-
-def grown_optimizer(plan, optimizer_state: str) -> keras.optimizers.Optimizer:
-    """A new optimizer for the fused model, with the state that its parents' have.
-
-    Args:
-        plan: a filled `fusion.Plan`; the optimizers are its parents'.
-        optimizer_state: `"carry"` fuses the slots, `"reset"` leaves them fresh. Step
-            count, learning rate and loss scale go on in both.
-
-    Returns:
-        An optimizer of the live model's class, built on the fused model's variables.
-    """
-    live = plan.parents[0].optimizer
-    fresh = type(live).from_config(live.get_config())
-    _rebuild(live, fresh, plan)
-    if optimizer_state == "carry" and _trainables(_core(live)):
-        optimizers = [_core(parent.optimizer) for parent in plan.parents]
-        _carry_slots(optimizers, _core(fresh), plan)
-    return fresh
-
-
-def _rebuild(live, fresh, plan):
-    """Builds the new optimizer and copies what is no slot: counters and rates."""
-    targets = {id(s): i.target for i in plan.layouts for s in i.sources[:1]}
-    old, new = _core(live), _core(fresh)
-    if hasattr(old, "_exclude_from_weight_decay"):
-        excluded = old._exclude_from_weight_decay
-        new._exclude_from_weight_decay = {
-            id(targets[id(v)]) for v in _trainables(old) if id(v) in excluded
-        }
-        pattern = old._exclude_from_weight_decay_pattern
-        new._exclude_from_weight_decay_pattern = pattern
-        new._exclude_from_weight_decay_cache = {}
-    if schedule_of(old) is not None:
-        new.learning_rate = schedule_of(old)
-    if not live.built:
-        return
-    fresh.build([targets[id(v)] for v in _trainables(old)])
-    for a, b in ((live, fresh), (old, new)):
-        for name, variable in _scalars(a).items():
-            vars(b)[name].assign(keras.ops.convert_to_numpy(variable))
-
-
-def _carry_slots(optimizers, fresh, plan):
-    rules = slot_rules.describe(fresh)
-    lists = [slot_lists(optimizer) for optimizer in optimizers]
-    positions = [
-        {id(v): i for i, v in enumerate(_trainables(optimizer))}
-        for optimizer in optimizers
-    ]
-    new_lists = slot_lists(fresh)
-    unknown = set(new_lists) - set(rules)
-    if unknown:
-        raise FusionError(
-            f"Optimizer {type(fresh).__name__} has slots {sorted(unknown)} of unknown "
-            "meaning. Describe them with keras_fusion.register_optimizer, or pass "
-            "optimizer_state='reset'."
-        )
-    for item in plan.layouts:
-        index = positions[0].get(id(item.sources[0]))
-        if index is None:
-            continue  # not trained
-        where = [p.get(id(s)) for p, s in zip(positions, item.sources, strict=True)]
-        _carry_variable(item, index, where, lists, new_lists, rules, fresh, plan)
-
-
-def _carry_variable(item, index, where, lists, new_lists, rules, fresh, plan):
-    numpy = keras.ops.convert_to_numpy
-    weights = [np.asarray(numpy(s)) for s in item.sources]
-    value, done = np.asarray(numpy(item.target)), {}
-    for name, new_slots in new_lists.items():
-        target = new_slots[index]
-        if target is None or (target.shape == () and item.target.shape != ()):
-            continue  # a placeholder
-        if any(i is None for i in where):
-            raise FusionError(
-                f"{item.address!r} is trained in the live model but frozen in a partner, "
-                "which so has no state for it. Pass optimizer_state='reset'."
-            )
-        arrays = [
-            np.asarray(numpy(parent[name][i]))
-            for parent, i in zip(lists, where, strict=True)
-        ]
-        done[name] = slot_rules.fused_slot(
-            rules[name],
-            arrays,
-            item,
-            optimizer=fresh,
-            weights=weights,
-            value=value,
-            done=done,
-            copies=plan.settings.copies,
-        ).astype(arrays[0].dtype)
-        target.assign(done[name])
 
 
 # The live model.
@@ -286,12 +110,12 @@ def graft(
     Raises:
         GrowthError: if anything failed; the model trains on as before.
     """
-    owners = [live, live.optimizer, _core(live.optimizer)]
+    owners = [live, *graft_optimizer.family(live.optimizer)]
     before = [dict(vars(owner)) for owner in owners]
     old_shapes = [tuple(v.shape) for v in live.weights]
     try:
         _take_over_model(live, fused)
-        _take_over_optimizer(live.optimizer, optimizer)
+        graft_optimizer.take_over(live.optimizer, optimizer)
         live._compiled_trainable_state = {
             layer: layer.trainable for layer in live._flatten_layers()
         }
@@ -352,14 +176,6 @@ def _changed(initial, current):
         and isinstance(current, _PLAIN)
         and initial != current
     )
-
-
-def _take_over_optimizer(live, fresh):
-    inner = getattr(live, "inner_optimizer", None)
-    vars(live).update(vars(fresh))
-    if inner is not None:
-        vars(inner).update(vars(fresh.inner_optimizer))
-        vars(live)["inner_optimizer"] = inner
 
 
 def _accept_old_weights(live, old_shapes, adapt_weights):

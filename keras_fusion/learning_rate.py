@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import weakref
 from typing import Any
 
 import keras
@@ -22,13 +23,17 @@ class Ramp:
             on. Adam's bias correction for step t then no longer fits moments that are
             t' steps old, and the first updates would be up to 6.6 times too large; the
             ramp multiplies by `c(t') / c(t)` with `c(t) = sqrt(1 - beta_2**t) /
-            (1 - beta_1**t)`, which is the correction of a fresh start.
+            (1 - beta_1**t)`, which is the correction of a fresh start. A moment that is
+            not corrected has a decay of 0.
+        every: int. Batches per step, if gradients are accumulated: a schedule is asked
+            for the rate of a batch. Defaults to 1.
     """
 
     factor: float = 1.0
     rewarmup_steps: int = 0
     start: int = 0
     betas: tuple[float, float] | None = None
+    every: int = 1
 
     def __call__(self, step: Any) -> Any:
         """The factor on the learning rate.
@@ -67,14 +72,14 @@ class Ramp:
         beta_1, beta_2 = self.betas
         return sqrt(1.0 - power(beta_2, step)) / (1.0 - power(beta_1, step))
 
-    @property
-    def length(self) -> int:
-        """Steps after which the ramp stays within 1% of `factor`."""
-        if self.betas is None:
-            return self.rewarmup_steps
-        return max(
-            self.rewarmup_steps, math.ceil(math.log(0.02) / math.log(self.betas[1]))
-        )
+    def is_over(self, step: int) -> bool:
+        """Whether the ramp is within 1% of its end from the given step count on."""
+        length = self.rewarmup_steps
+        # Under the root of the second moment's correction 2% are 1%.
+        for beta, share in zip(self.betas or (), (0.01, 0.02), strict=False):
+            if beta:
+                length = max(length, math.ceil(math.log(share) / math.log(beta)))
+        return step - self.start >= length
 
     @property
     def is_trivial(self) -> bool:
@@ -91,7 +96,9 @@ class GrownSchedule(keras.optimizers.schedules.LearningRateSchedule):
     """A learning-rate schedule that goes on after a growth, times a ramp.
 
     Args:
-        schedule: the `LearningRateSchedule` before the growth.
+        schedule: the `LearningRateSchedule` (or function without arguments) before the
+            growth. It may be a `GrownSchedule` itself: the ramps of several growths
+            multiply.
         ramp: `Ramp`.
     """
 
@@ -100,50 +107,124 @@ class GrownSchedule(keras.optimizers.schedules.LearningRateSchedule):
         self.ramp = ramp
 
     def __call__(self, step):
-        """The learning rate at `step`, the optimizer's `iterations`."""
-        return self.schedule(step) * self.ramp(step)
+        """The learning rate at `step`, the number of batches that were trained on."""
+        if isinstance(self.schedule, keras.optimizers.schedules.LearningRateSchedule):
+            rate = self.schedule(step)
+        else:
+            rate = self.schedule()
+        return rate * self.ramp(step // self.ramp.every)
 
     def get_config(self):
         """The constructor's arguments, serialized."""
         return {
-            "schedule": keras.optimizers.schedules.serialize(self.schedule),
+            "schedule": keras.saving.serialize_keras_object(self.schedule),
             "ramp": self.ramp.get_config(),
         }
 
     @classmethod
     def from_config(cls, config):
         """Rebuilds the schedule from `get_config`."""
-        schedule = keras.optimizers.schedules.deserialize(config["schedule"])
+        schedule = keras.saving.deserialize_keras_object(config["schedule"])
         ramp = dict(config["ramp"])
         ramp["betas"] = tuple(ramp["betas"]) if ramp["betas"] else None
         return cls(schedule, Ramp(**ramp))
 
 
+def ramped(schedule, ramp: Ramp):
+    """The schedule with one more ramp.
+
+    A reset ends the bias correction of an earlier one, whose moments are gone.
+    """
+    if ramp.betas is not None:
+        schedule = _without(schedule, lambda old: dataclasses.replace(old, betas=None))
+    return GrownSchedule(schedule, ramp)
+
+
+def settled(schedule, step: int):
+    """The schedule without the ramps that are over by the given step count."""
+
+    def rest(ramp):
+        return Ramp(ramp.factor) if ramp.is_over(step) else ramp
+
+    return _without(schedule, rest)
+
+
+def _without(schedule, change):
+    if not isinstance(schedule, GrownSchedule):
+        return schedule
+    inner, ramp = _without(schedule.schedule, change), change(schedule.ramp)
+    return inner if ramp.is_trivial else GrownSchedule(inner, ramp)
+
+
 class RateFollower:
-    """Moves a learning rate that is a variable along a ramp, step by step.
+    """Moves a learning rate that is a variable along ramps, batch by batch.
 
-    Other callbacks may set the rate meanwhile (`ReduceLROnPlateau`); what they set is
-    the rate that the ramp multiplies from then on.
-
-    Args:
-        ramp: `Ramp`.
+    The variable holds the moved rate only while a batch is trained on. Between batches
+    it holds the rate proper: that is what other callbacks read, log, save or change
+    (`ReduceLROnPlateau`), and what is left if training ends during a ramp.
     """
 
-    def __init__(self, ramp: Ramp):
-        self.ramp = ramp
-        self._last = None
+    def __init__(self):
+        self.ramps = []
+        self._base = self._moved = None
+
+    def add(self, ramp: Ramp) -> None:
+        """Adds the ramp of a growth; those of several growths multiply."""
+        if ramp.betas is not None:  # see `ramped`
+            old = [dataclasses.replace(r, betas=None) for r in self.ramps]
+            self.ramps = [r for r in old if not r.is_trivial]
+        self.ramps.append(ramp)
+
+    def move(self, optimizer: keras.optimizers.Optimizer, step: int) -> None:
+        """Sets the rate for the update that follows `step` updates."""
+        if self._base is not None:
+            return  # Another callback has done it.
+        self.ramps = [ramp for ramp in self.ramps if not ramp.is_over(step)]
+        if self.ramps:
+            self._base = _rate(optimizer)
+            optimizer.learning_rate = self._base * math.prod(
+                ramp(step) for ramp in self.ramps
+            )
+            self._moved = _rate(optimizer)
+
+    def put_back(self, optimizer: keras.optimizers.Optimizer) -> None:
+        """Sets the rate proper again, unless another callback has set one meanwhile."""
+        if self._base is not None and _rate(optimizer) == self._moved:
+            optimizer.learning_rate = self._base
         self._base = None
 
-    def is_over(self, step: int) -> bool:
-        """Whether the ramp has reached its end before the given step count."""
-        return step - self.ramp.start >= self.ramp.length
 
-    def update(self, optimizer: keras.optimizers.Optimizer, step: int) -> None:
-        """Sets the rate for the update that follows `step` updates."""
-        current = float(ops.convert_to_numpy(optimizer.learning_rate))
-        if self._last is None or not math.isclose(current, self._last, rel_tol=1e-6):
-            self._base = current
-        over = self.is_over(step)
-        rate = self._base * (self.ramp.factor if over else self.ramp(step))
-        optimizer.learning_rate = rate
-        self._last = float(ops.convert_to_numpy(optimizer.learning_rate))
+def _rate(optimizer):
+    return float(ops.convert_to_numpy(optimizer.learning_rate))
+
+
+# By optimizer and not by callback, since several callbacks may grow one model.
+_FOLLOWERS: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+
+
+def follower(optimizer: keras.optimizers.Optimizer) -> RateFollower | None:
+    """What moves the optimizer's rate at present, or `None`."""
+    found = _FOLLOWERS.get(optimizer)
+    return found if found is not None and found.ramps else None
+
+
+def start(optimizer: keras.optimizers.Optimizer, schedule, ramp: Ramp) -> None:
+    """Puts an optimizer's learning rate on a ramp.
+
+    Args:
+        optimizer: the optimizer, none that wraps others.
+        schedule: its learning-rate schedule; `None` if its rate is a variable. That
+            one is multiplied by the ramp's factor at once, and for good.
+        ramp: `Ramp`.
+    """
+    if ramp.is_trivial:
+        return
+    if schedule is not None:
+        optimizer.learning_rate = ramped(schedule, ramp)
+        return
+    if (current := follower(optimizer)) is not None:
+        current.put_back(optimizer)  # grown while a batch is trained on
+    optimizer.learning_rate = _rate(optimizer) * ramp.factor
+    rest = dataclasses.replace(ramp, factor=1.0)
+    if not rest.is_trivial:
+        _FOLLOWERS.setdefault(optimizer, RateFollower()).add(rest)

@@ -185,13 +185,36 @@ def _load_rules():
 
 
 def unregistered(layer: keras.Layer, address: str, names) -> UnregisteredLayerError:
-    """The error for a layer that has weights and no rule for them."""
+    """The error for a layer that has weights and no rule for them.
+
+    Args:
+        layer: the layer.
+        address: string. Where it is held.
+        names: list of the names of its own variables; empty for a composite, whose
+            weights belong to its sub-layers.
+    """
     cls = type(layer).__name__
-    example = ", ".join(f"{name!r}: ('in', 'out')" for name in names)
     known = ", ".join(sorted(getattr(c, "__name__", c) for c in _RULES))
+    call = f"keras_fusion.register({cls}, widths={_width_keys(layer)}"
+    if names:
+        what = f"has weights {names} that no rule describes"
+        roles = ", ".join(f"{name!r}: ('in', 'out')" for name in names)
+        call += f", roles={{{roles}}}"
+        advice = "with the class's width keys and one role per axis of each weight"
+    else:
+        what = "holds layers with weights, but no rule says which config keys are widths"
+        advice = "with those keys of its config that are widths"
     return UnregisteredLayerError(
-        f"Layer {layer.name!r} at {address!r}, of class {cls}, has weights {names} that "
-        f"no rule describes. Register its class: keras_fusion.register({cls}, "
-        f"widths=('units',), roles={{{example}}}), with the class's own width keys and "
-        f"one role per axis. Registered: {known}."
+        f"Layer {layer.name!r} at {address!r}, of class {cls}, {what}. Register it, e.g. "
+        f"{call}), {advice}; or pass the bigger model as `into`. Registered: {known}."
     )
+
+
+def _width_keys(layer):
+    """The config's integers, as a first guess at its widths."""
+    try:
+        config = layer.get_config()
+    except NotImplementedError:
+        return ("units",)
+    whole = (k for k, v in config.items() if type(v) is int and k != "seed")
+    return tuple(whole) or ("units",)

@@ -24,31 +24,42 @@ class Slot:
     Args:
         degree: float. By which power of the gradient the slot scales: 1 for a first
             moment, 2 for a second, 0 for a moment of the updates of an optimizer that
-            divides the gradient's scale away. `None` for an average of the weights.
+            divides the gradient's scale away. `None` for an average of the weights,
+            which is fused as they are.
         positive: bool. Whether the entries measure the gradient's size, so that zeros
             would mean huge steps.
+        decay: string. Name of the optimizer's attribute with the decay `b` of a moment
+            that starts at zero and is corrected for that: divided by `1 - b**t` after
+            t steps.
         drop_axis: int. The axis over which the slot is an average (Adafactor's
             factors), or `None`.
         start: string. Name of the optimizer's attribute with the slot's initial value,
             which does not scale.
+        near_weights: bool. Whether the slot holds weights that run ahead of the
+            model's: what scales is their distance.
+        kept: bool. Whether a reset keeps the slot, since it is no memory of gradients
+            that were applied before.
         dual: function `(optimizer, slots, value) -> array` for a slot that determines
             the weights and so must agree with them (Ftrl's `linears`).
     """
 
     degree: float | None = 1.0
     positive: bool = False
+    decay: str | None = None
     drop_axis: int | None = None
     start: str | None = None
+    near_weights: bool = False
+    kept: bool = False
     dual: Callable | None = None
 
 
-_FIRST = Slot(1.0)
-_SECOND = Slot(2.0, positive=True)
 _COMMON = {
-    "model_variables_moving_average": Slot(None),
-    "accumulated_gradients": _FIRST,
+    "model_variables_moving_average": Slot(None, kept=True),
+    "accumulated_gradients": Slot(1.0, kept=True),
 }
 _SLOTS: dict[str, dict[str, Slot]] = {}
+# They divide each update by its own norm, and a correction of its scale with it.
+_NORMALIZED = {"Lamb"}
 
 
 def register_optimizer(cls: type | str, slots: Mapping[str, Slot]) -> None:
@@ -67,21 +78,57 @@ def known_optimizers() -> dict[str, dict[str, Slot]]:
     return dict(_SLOTS)
 
 
+def _find(optimizer):
+    names = (cls.__name__ for cls in type(optimizer).__mro__)
+    return next((name for name in names if name in _SLOTS), None)
+
+
 def describe(optimizer: keras.optimizers.Optimizer) -> dict[str, Slot]:
     """The slots of an optimizer, by attribute name.
 
     Raises:
         FusionError: if its class is not registered.
     """
-    for cls in type(optimizer).__mro__:
-        if cls.__name__ in _SLOTS:
-            return _SLOTS[cls.__name__] | _COMMON
+    name = _find(optimizer)
+    if name is not None:
+        return _SLOTS[name] | _COMMON
     raise FusionError(
         f"The state of optimizer {type(optimizer).__name__} cannot be carried through a "
         "growth, since it is not known what its slots hold. Describe them with "
         "keras_fusion.register_optimizer, or pass optimizer_state='reset'. Known: "
         f"{sorted(_SLOTS)}."
     )
+
+
+def correction(optimizer: keras.optimizers.Optimizer) -> tuple[float, float] | None:
+    """The decays `(beta_1, beta_2)` that an optimizer corrects its moments for.
+
+    A moment without correction counts as a decay of 0. `None` where a reset under a
+    step count that goes on needs no correction of the learning rate.
+    """
+    name = _find(optimizer)
+    if name is None or name in _NORMALIZED:
+        return None
+    betas = {1.0: 0.0, 2.0: 0.0}
+    for slot in _SLOTS[name].values():
+        if slot.decay is not None:
+            betas[slot.degree] = getattr(optimizer, slot.decay)
+    return (betas[1.0], betas[2.0]) if any(betas.values()) else None
+
+
+def check_rate_may_change(optimizer: keras.optimizers.Optimizer) -> None:
+    """Refuses to change a learning rate that the weights depend on.
+
+    Raises:
+        FusionError: naming the optimizer.
+    """
+    name = _find(optimizer)
+    if name and any(slot.dual for slot in _SLOTS[name].values()):
+        raise FusionError(
+            f"{name} computes the weights anew in each step, divided by the learning "
+            "rate: another rate would rescale them. Leave `learning_rate_factor` at 1 "
+            "and `rewarmup_steps` at 0."
+        )
 
 
 def _ftrl_linear(optimizer, slots, value):
@@ -93,30 +140,42 @@ def _ftrl_linear(optimizer, slots, value):
     return -quadratic * value - optimizer.l1_regularization_strength * np.sign(value)
 
 
-_START = "initial_accumulator_value"
-_ADAM = {"momentums": _FIRST, "velocities": _SECOND, "velocity_hats": _SECOND}
+_FIRST, _SECOND = Slot(1.0), Slot(2.0, positive=True)
+_CORRECTED_FIRST = Slot(1.0, decay="beta_1")
+_CORRECTED_SECOND = Slot(2.0, positive=True, decay="beta_2")
+_SUM_OF_SQUARES = Slot(2.0, positive=True, start="initial_accumulator_value")
+_ADAM = {
+    "momentums": _CORRECTED_FIRST,
+    "velocities": _CORRECTED_SECOND,
+    "velocity_hats": _CORRECTED_SECOND,
+}
 register_optimizer("SGD", {"momentums": _FIRST})
 register_optimizer(
     "RMSprop",
     {"velocities": _SECOND, "momentums": Slot(0.0), "average_gradients": _FIRST},
 )
-for _name in ("Adam", "AdamW", "Nadam", "Lamb"):
+for _name in ("Adam", "AdamW", "Lamb"):
     register_optimizer(_name, _ADAM)
-register_optimizer("Adamax", {"m": _FIRST, "u": Slot(1.0, positive=True)})
-register_optimizer("Adagrad", {"accumulators": Slot(2.0, positive=True, start=_START)})
+# Nadam's first moment is corrected by a product that it keeps, and that starts afresh.
+register_optimizer("Nadam", {"momentums": _FIRST, "velocities": _CORRECTED_SECOND})
+register_optimizer("Adamax", {"m": _CORRECTED_FIRST, "u": Slot(1.0, positive=True)})
+register_optimizer("Adagrad", {"accumulators": _SUM_OF_SQUARES})
 register_optimizer(
     "Adadelta",
     {"accumulated_grads": _SECOND, "accumulated_delta_vars": Slot(0.0, positive=True)},
 )
 register_optimizer(
-    "Ftrl",
-    {
-        "accumulators": Slot(2.0, positive=True, start=_START),
-        "linears": Slot(dual=_ftrl_linear),
-    },
+    "Ftrl", {"accumulators": _SUM_OF_SQUARES, "linears": Slot(dual=_ftrl_linear)}
 )
 register_optimizer("Lion", {"momentums": _FIRST})
-register_optimizer("Muon", {"momentums": _FIRST, "adam_velocities": _SECOND})
+# The momentums of matrices are not corrected, but their scale does not count either.
+register_optimizer(
+    "Muon",
+    {
+        "momentums": Slot(1.0, decay="adam_beta_1"),
+        "adam_velocities": Slot(2.0, positive=True, decay="adam_beta_2"),
+    },
+)
 register_optimizer(
     "Adafactor",
     {
@@ -126,8 +185,115 @@ register_optimizer(
     },
 )
 register_optimizer(
-    "ScheduleFreeAdamW", {"momentums": Slot(None), "velocities": _SECOND}
+    "ScheduleFreeAdamW",
+    {"momentums": Slot(0.0, near_weights=True), "velocities": _CORRECTED_SECOND},
 )
+
+
+@dataclasses.dataclass(frozen=True)
+class State:
+    """What an optimizer remembers.
+
+    Args:
+        optimizer: the optimizer, none that wraps others; or `None` for a parent
+            without one.
+        step: int. Steps it has done.
+        variables: list of the variables it trains.
+        lists: dict from name to a slot's list, aligned with `variables`.
+    """
+
+    optimizer: keras.optimizers.Optimizer | None = None
+    step: int = 0
+    variables: list = dataclasses.field(default_factory=list)
+    lists: dict[str, list] = dataclasses.field(default_factory=dict)
+
+    def positions(self) -> dict[int, int]:
+        """Index of each trained variable, by its id."""
+        return {id(v): i for i, v in enumerate(self.variables)}
+
+
+def transfer(
+    parents: list[State],
+    fresh: State,
+    layouts: list[VariableLayout],
+    *,
+    copies: bool,
+    reset: bool,
+) -> None:
+    """Gives the fused model's optimizer the fused state of its parents'.
+
+    Args:
+        parents: K `State`.
+        fresh: `State` of the optimizer to fill, with the order of the first parent's.
+        layouts: the fusion's layouts, with targets that hold their fused values.
+        copies: bool. Whether the parents are copies of one model.
+        reset: bool. Whether to leave the memory of gradients as it starts. Averages of
+            the weights, gradients that wait to be applied, and slots that determine the
+            weights go on all the same.
+
+    Raises:
+        FusionError: naming a variable for which a parent has no state.
+    """
+    known = _find(fresh.optimizer) or not reset
+    rules = describe(fresh.optimizer) if known else _COMMON
+    index = [parent.positions() for parent in parents]
+    # What depends on other slots comes last.
+    names = sorted(set(fresh.lists) & set(rules), key=lambda n: bool(rules[n].dual))
+    for item in layouts:
+        where = [p.get(id(s)) for p, s in zip(index, item.sources, strict=True)]
+        if where[0] is None:
+            continue  # not trained
+        weights = [_numpy(source) for source in item.sources]
+        done = {}
+        for name in names:
+            target, rule = fresh.lists[name][where[0]], rules[name]
+            if target is None or tuple(target.shape) == () != tuple(item.target.shape):
+                continue  # a placeholder
+            done[name] = _numpy(target)
+            if reset and not (rule.kept or rule.dual):
+                continue
+            arrays = [
+                _slot_of(parents, k, name, where[k], rule, item, weights[k])
+                for k in range(len(parents))
+            ]
+            done[name] = fused_slot(
+                rule,
+                arrays,
+                item,
+                optimizer=fresh.optimizer,
+                weights=weights,
+                value=_numpy(item.target),
+                done=done,
+                copies=copies,
+            )
+            target.assign(done[name])
+
+
+def _numpy(variable):
+    """The value, in a dtype that differences are exact enough in."""
+    array = np.asarray(keras.ops.convert_to_numpy(variable))
+    return array.astype(np.promote_types(array.dtype, "float32"))
+
+
+def _slot_of(parents, k, name, position, rule, item, weights):
+    """A parent's slot, with the bias correction of the first parent's step count."""
+    parent = parents[k]
+    if position is None or name not in parent.lists:
+        if rule.dual:
+            return weights  # not looked at
+        if rule.kept:
+            # It has none: its weights are their own average, no gradient waits.
+            return weights if rule.degree is None else np.zeros_like(weights)
+        raise FusionError(
+            f"{item.address!r} is trained in the live model but not in parent {k} (it "
+            "is frozen there), which so has no state for it. Pass "
+            "optimizer_state='reset'."
+        )
+    array = _numpy(parent.lists[name][position])
+    if rule.decay is None or parent.step == parents[0].step:
+        return array
+    decay = getattr(parent.optimizer, rule.decay)
+    return array * ((1 - decay ** parents[0].step) / (1 - decay**parent.step))
 
 
 def fused_slot(
@@ -158,19 +324,22 @@ def fused_slot(
     """
     if slot.dual is not None:
         return slot.dual(optimizer, done, value)
-    if slot.degree is None:
-        # An average of the weights keeps its distance from them, block by block.
-        distances = [a - w for a, w in zip(arrays, weights, strict=True)]
-        return value + fuse_arrays(distances, item.axes, scales=item.scales)
     start = getattr(optimizer, slot.start) if slot.start else 0.0
-    fused = fuse_slot(
-        [np.asarray(a) - start for a in arrays],
+    if slot.degree is None or slot.near_weights:
+        # An average of the weights keeps its distance from them, block by block.
+        arrays = [a - w for a, w in zip(arrays, weights, strict=True)]
+        start = value
+    else:
+        arrays = [a - start for a in arrays]
+    if slot.degree is None:
+        return start + fuse_arrays(arrays, item.axes, scales=item.scales)
+    return start + fuse_slot(
+        arrays,
         _slot_axes(item.axes, slot),
         factor=item.gradient_scale**slot.degree,
         copies=copies,
         second_moment=slot.positive,
     )
-    return fused + start
 
 
 def _slot_axes(axes: tuple[Axis, ...], slot: Slot) -> tuple[Axis, ...]:

@@ -1,0 +1,274 @@
+"""The optimizer's part of the graft: a new optimizer for the fused model.
+
+It has the options of the live model's, and what that one remembers: counters, learning
+rate, loss scale, and its slots in the fused form that `slots` says.
+
+Like `graft` this module touches Keras's private state.
+"""
+
+import keras
+
+from keras_fusion import slots as slot_rules
+from keras_fusion.errors import FusionError
+
+# Attributes of optimizers that count, and go on counting after a reset.
+_COUNTERS = ("_iterations", "_learning_rate", "step_counter", "dynamic_scale")
+
+
+def leaves(optimizer: keras.optimizers.Optimizer) -> list:
+    """The optimizers that hold slots: itself, or those that it wraps."""
+    return [o for o in family(optimizer) if not _wraps(o)]
+
+
+def _wraps(optimizer):
+    return hasattr(optimizer, "inner_optimizer") or hasattr(
+        optimizer, "_inner_optimizers"
+    )
+
+
+def family(optimizer):
+    """An optimizer and all that it wraps (LossScaleOptimizer, MultiOptimizer)."""
+    if hasattr(optimizer, "inner_optimizer"):
+        inner = [optimizer.inner_optimizer]
+    else:
+        inner = getattr(optimizer, "_inner_optimizers", [])
+    return [optimizer] + [member for one in inner for member in family(one)]
+
+
+def raw_iterations(optimizer: keras.optimizers.Optimizer) -> int:
+    """Batches the optimizer has seen; with gradient accumulation several an update."""
+    inner = getattr(optimizer, "inner_optimizer", optimizer)
+    return int(keras.ops.convert_to_numpy(inner._iterations))
+
+
+def steps(optimizer: keras.optimizers.Optimizer) -> int:
+    """Updates that the optimizer has done; those that a loss scale skipped left out."""
+    return raw_iterations(optimizer) // (optimizer.gradient_accumulation_steps or 1)
+
+
+def schedule_of(optimizer: keras.optimizers.Optimizer):
+    """The optimizer's learning-rate schedule, or `None` if its rate is a variable."""
+    rate = optimizer._learning_rate
+    return None if isinstance(rate, keras.Variable) else rate
+
+
+def _trainables(optimizer):
+    return list(optimizer._trainable_variables)
+
+
+def read_state(optimizer: keras.optimizers.Optimizer | None) -> slot_rules.State:
+    """What an optimizer remembers: its step count and slots."""
+    if optimizer is None:
+        return slot_rules.State()
+    trainables, lists = _trainables(optimizer), _variable_lists(optimizer)
+    lists = {k: v for k, v in lists.items() if len(v) == len(trainables)}
+    return slot_rules.State(optimizer, steps(optimizer), trainables, lists)
+
+
+def _variable_lists(optimizer):
+    """All lists of variables that an optimizer holds beside its trainable ones."""
+    own = {id(v) for v in _trainables(optimizer)}
+    found = {}
+    for name, value in vars(optimizer).items():
+        if name != "_variables" and isinstance(value, (list, tuple)):
+            held = {id(v) for v in value if isinstance(v, keras.Variable)}
+            if held and not held <= own:
+                found[name.lstrip("_")] = list(value)
+    return found
+
+
+def _scalars(optimizer):
+    return {
+        name: value
+        for name, value in vars(optimizer).items()
+        if isinstance(value, keras.Variable) and not tuple(value.shape)
+    }
+
+
+def check_optimizers(parents: list[keras.Model], optimizer_state: str) -> None:
+    """Checks that the optimizers' state can go through a growth.
+
+    Args:
+        parents: the live model and its partners.
+        optimizer_state: `"carry"` or `"reset"`.
+
+    Raises:
+        FusionError: naming the model and the optimizer.
+    """
+    live = parents[0]
+    for name, value in vars(live).items():
+        if isinstance(value, keras.optimizers.Optimizer) and name != "optimizer":
+            raise FusionError(
+                f"Model {live.name!r} trains with a second optimizer, in its attribute "
+                f"{name!r}; only `model.optimizer` can be grown. Train with one "
+                "optimizer (keras.optimizers.MultiOptimizer joins several)."
+            )
+    if optimizer_state == "reset":
+        return
+    kinds = leaves(live.optimizer)
+    for kind in kinds:
+        _check_slots(kind)
+    for i, partner in enumerate(parents[1:]):
+        if partner is not live:
+            optimizer = getattr(partner, "optimizer", None)
+            _check_partner(i, kinds, leaves(optimizer) if optimizer else [])
+
+
+def _check_slots(optimizer):
+    """Every variable of an optimizer must be one whose meaning is known."""
+    rules, state = slot_rules.describe(optimizer), read_state(optimizer)
+    lists = _variable_lists(optimizer)
+    known = {id(v) for v in _scalars(optimizer).values()}
+    known |= {id(v) for k in set(rules) & set(state.lists) for v in state.lists[k]}
+    unknown = [k for k, v in lists.items() if not {id(x) for x in v} <= known]
+    listed = {id(v) for value in lists.values() for v in value}
+    unknown += [v.path for v in optimizer._variables if id(v) not in known | listed]
+    if unknown:
+        raise FusionError(
+            f"Optimizer {type(optimizer).__name__} has slots {sorted(unknown)} of "
+            "unknown meaning. Describe them with keras_fusion.register_optimizer (each "
+            "a list with one entry per trained variable), or pass "
+            "optimizer_state='reset'."
+        )
+
+
+def _check_partner(i, kinds, others):
+    """Partner `i` must have the state that the live model's optimizers have."""
+    expected = [type(kind).__name__ for kind in kinds]
+    problem = None
+    if [type(o) for o in others] != [type(k) for k in kinds]:
+        problem = ", ".join(type(o).__name__ for o in others) or "none"
+    for kind, other in zip(kinds, others, strict=False):
+        rules, state = slot_rules.describe(kind), read_state(other)
+        lost = set(read_state(kind).lists) - set(state.lists)
+        lost = sorted(name for name in lost if name in rules and not rules[name].kept)
+        if problem is not None or not _trainables(kind):
+            continue
+        if not (other.built and state.step):
+            built = "has done no step" if other.built else "not built"
+            problem = f"{type(other).__name__} ({built})"
+        elif lost:
+            problem = f"{type(other).__name__} without {lost}"
+    if problem is not None:
+        raise FusionError(
+            f"`optimizer_state='carry'` needs the state of {', '.join(expected)} from "
+            f"every parent, but `partners[{i}]` has {problem}. Pass "
+            "optimizer_state='reset', or give the partner with the optimizer it was "
+            "trained with."
+        )
+
+
+def grown_optimizer(plan, optimizer_state: str) -> keras.optimizers.Optimizer:
+    """A new optimizer for the fused model, with the state that its parents' have.
+
+    Args:
+        plan: a filled `fusion.Plan`; the optimizers are its parents'.
+        optimizer_state: `"carry"` fuses the slots, `"reset"` leaves them fresh. Step
+            count, learning rate and loss scale go on in both.
+
+    Returns:
+        An optimizer of the live model's class, built on the fused model's variables.
+    """
+    live, reset = plan.parents[0].optimizer, optimizer_state == "reset"
+    pairs = [(i.sources[0], i.target) for i in plan.layouts]
+    targets = {id(source): target for source, target in pairs}
+    strange = [v.path for v in _trainables(live) if id(v) not in targets]
+    if strange:
+        raise FusionError(
+            f"The optimizer of {plan.parents[0].name!r} trains variables that are not "
+            f"the model's: {strange}. Give them an optimizer of their own."
+        )
+    fresh = _twin(live, targets)
+    for old, new in zip(family(live), family(fresh), strict=True):
+        _keep_exclusions(old, new, pairs)
+    if not live.built:
+        return fresh
+    fresh.build([targets[id(v)] for v in _trainables(live)])
+    for old, new in zip(family(live), family(fresh), strict=True):
+        for name, variable in _scalars(old).items():
+            if name in _COUNTERS or not reset:
+                vars(new)[name].assign(keras.ops.convert_to_numpy(variable))
+    count = len(leaves(live))
+    families = [_leaves_of(parent, count) for parent in plan.parents]
+    for *states, leaf in zip(*families, leaves(fresh), strict=True):
+        parents, copies = [read_state(s) for s in states], plan.settings.copies
+        slot_rules.transfer(
+            parents, read_state(leaf), plan.layouts, copies=copies, reset=reset
+        )
+    return fresh
+
+
+def _leaves_of(model, count):
+    """A parent's optimizers; after a reset they need not be those of the others."""
+    optimizer = getattr(model, "optimizer", None)
+    found = leaves(optimizer) if optimizer is not None else []
+    return found if len(found) == count else [None] * count
+
+
+def _twin(optimizer, targets):
+    """A new optimizer with the options of another one, not built."""
+    cls = type(optimizer)
+    if hasattr(optimizer, "inner_optimizer"):
+        inner = _twin(optimizer.inner_optimizer, targets)
+        return cls(
+            inner,
+            initial_scale=optimizer.initial_scale,
+            dynamic_growth_steps=optimizer.dynamic_growth_steps,
+            name=optimizer.name,
+        )
+    if hasattr(optimizer, "_inner_optimizers"):
+        # Chosen by the old variable, since a user's function may look at anything.
+        twins = [_twin(o, targets) for o in optimizer._inner_optimizers]
+        chosen = {
+            id(targets[id(v)]): twins[optimizer._var_to_optimizer_idx[key]]
+            for v in _trainables(optimizer)
+            for key in [optimizer._var_key(v)]
+        }
+        twin = cls(
+            lambda variable: chosen[id(variable)],
+            loss_scale_factor=optimizer.loss_scale_factor,
+            name=optimizer.name,
+        )
+        twin._inner_optimizers.extend(twins)
+        return twin
+    schedule = schedule_of(optimizer)
+    if schedule is None:
+        return cls.from_config(optimizer.get_config())
+    # The schedule itself goes on, so that it need not have a config.
+    own = vars(optimizer)
+    own["_learning_rate"] = 0.0
+    try:
+        twin = cls.from_config(optimizer.get_config() | {"learning_rate": 0.0})
+    finally:
+        own["_learning_rate"] = schedule
+    twin.learning_rate = schedule
+    return twin
+
+
+def _keep_exclusions(old, new, pairs):
+    """Excludes from the weight decay what was excluded."""
+    if not hasattr(old, "_exclude_from_weight_decay"):
+        return
+    keys = {old._var_key(s): new._var_key(t) for s, t in pairs}
+    excluded = old._exclude_from_weight_decay
+    cache = getattr(old, "_exclude_from_weight_decay_cache", {})
+    vars(new).update(
+        _exclude_from_weight_decay={keys[k] for k in excluded if k in keys},
+        _exclude_from_weight_decay_pattern=old._exclude_from_weight_decay_pattern,
+        # What was decided by name stays decided: the new names may be others.
+        _exclude_from_weight_decay_cache={
+            keys[k]: v for k, v in cache.items() if k in keys
+        },
+    )
+
+
+def take_over(
+    live: keras.optimizers.Optimizer, fresh: keras.optimizers.Optimizer
+) -> None:
+    """Gives an optimizer object, and those that it wraps, the state of a new one."""
+    kept = ("inner_optimizer", "_inner_optimizers", "_optimizer_map")
+    own = {name: value for name, value in vars(live).items() if name in kept}
+    for mine, new in zip(family(live)[1:], family(fresh)[1:], strict=True):
+        vars(mine).update(vars(new))
+    vars(live).update(vars(fresh))
+    vars(live).update(own)
