@@ -1,0 +1,86 @@
+"""The demo's command line: `python -m keras_fusion.demo --help`."""
+
+import argparse
+import sys
+import time
+import warnings
+from pathlib import Path
+
+from keras_fusion.demo import requirements
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the demo.
+
+    Args:
+        arguments: list of strings. By default those of the command line.
+
+    Returns:
+        int. The exit status.
+    """
+    options = _parse(arguments)
+    try:
+        requirements.check()
+    except (ImportError, RuntimeError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    with warnings.catch_warnings():
+        # keras-hub's T5 takes its padding masks as inputs of their own.
+        warnings.filterwarnings("ignore", message=r".*does not support masking")
+        _run(options)
+    return 0
+
+
+def _parse(arguments):
+    parser = argparse.ArgumentParser(
+        prog="python -m keras_fusion.demo",
+        description="Trains two small T5 models on the documentation strings of "
+        "Python's standard library, fuses them inside fit(), trains the fused model on, "
+        "and compares it with a model of the same size trained from scratch with the "
+        "same number of FLOPs.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=8.0,
+        help="cut the budget of FLOPs if this machine would take longer",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of weights and data")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("demo_output"),
+        help="folder for curves.png and figures.json",
+    )
+    parser.add_argument(
+        "--smoke",
+        action="store_true",
+        help="run everything once in less than a minute, with models that hardly learn",
+    )
+    return parser.parse_args(arguments)
+
+
+def _run(options):
+    began = time.monotonic()
+    print("Loading TensorFlow and keras-hub ...", flush=True)
+    # Only now: it takes seconds, and what is missing was to be said before.
+    from keras_fusion.demo import plot, settings
+    from keras_fusion.demo.comparison import compare
+    from keras_fusion.demo.progress import clock
+
+    chosen = settings.SMOKE if options.smoke else settings.FULL
+    limit = None if options.smoke else 60.0 * options.minutes
+    report = compare(chosen, seed=options.seed, limit=limit, began=began)
+
+    options.output.mkdir(parents=True, exist_ok=True)
+    report.save(options.output / "figures.json")
+    plot.draw(report, options.output / "curves.png")
+    print(f"\n{report.table()}\n\n{report.verdict()}\n")
+    print(f"Curves:  {options.output / 'curves.png'}")
+    print(f"Figures: {options.output / 'figures.json'}")
+    print(f"Done in {clock(time.monotonic() - began).strip()} minutes.")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,116 @@
+"""Real English text that every machine with Python has: its documentation strings.
+
+The sources of the standard library are parsed, never imported. The split into training
+and validation documents depends on each document's own text alone, so it stays the same
+when documents are added or come in another order.
+"""
+
+import ast
+import dataclasses
+import hashlib
+import sysconfig
+import warnings
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+SKIPPED_FOLDERS = frozenset(
+    {"__pycache__", "dist-packages", "idle_test", "site-packages", "test", "tests"}
+)
+
+# Shorter ones are hardly more than the name of what they describe.
+MIN_CHARACTERS = 40
+
+_DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+
+
+@dataclasses.dataclass(frozen=True)
+class Corpus:
+    """Documents to train on and documents held out, without an overlap.
+
+    Attributes:
+        training: tuple of strings.
+        validation: tuple of strings.
+    """
+
+    training: tuple[str, ...]
+    validation: tuple[str, ...]
+
+
+def standard_library(validation_fraction: float = 0.05) -> Corpus:
+    """Collects the documentation strings of the running Python's standard library.
+
+    Args:
+        validation_fraction: float. About this share of the documents is held out.
+            Defaults to 0.05.
+
+    Returns:
+        A `Corpus`; the same one at every call on one installation of Python.
+    """
+    root = Path(sysconfig.get_paths()["stdlib"])
+    texts = (text for path in source_files(root) for text in docstrings(path))
+    return split(clean(texts), validation_fraction)
+
+
+def source_files(root: Path) -> Iterator[Path]:
+    """Yields the Python files below a folder in a fixed order, those of tests left out.
+
+    Args:
+        root: `Path` of the folder.
+    """
+    for path in sorted(root.iterdir()):
+        if path.is_dir():
+            if path.name not in SKIPPED_FOLDERS:
+                yield from source_files(path)
+        elif path.suffix == ".py":
+            yield path
+
+
+def docstrings(path: Path) -> list[str]:
+    """Reads the docstrings of a module and of its classes and functions.
+
+    Args:
+        path: `Path` of a Python file. One that does not parse has no docstrings.
+
+    Returns:
+        List of strings, without their common indentation.
+    """
+    with warnings.catch_warnings():
+        # Parsing somebody else's source may warn of its invalid escape sequences.
+        warnings.simplefilter("ignore")
+        try:
+            tree = ast.parse(path.read_bytes())
+        except (SyntaxError, ValueError):
+            return []
+    found = (ast.get_docstring(n) for n in ast.walk(tree) if isinstance(n, _DOCUMENTED))
+    return [text for text in found if text]
+
+
+def clean(texts: Iterable[str]) -> list[str]:
+    """Normalises white space and drops repeated and very short documents.
+
+    Args:
+        texts: iterable of strings.
+
+    Returns:
+        List of strings in the order of their first appearance.
+    """
+    normalised = (" ".join(text.split()) for text in texts)
+    return list(dict.fromkeys(t for t in normalised if len(t) >= MIN_CHARACTERS))
+
+
+def split(documents: Iterable[str], validation_fraction: float) -> Corpus:
+    """Holds documents out by a hash of their text.
+
+    Args:
+        documents: iterable of strings.
+        validation_fraction: float between 0 and 1. The expected share held out.
+
+    Returns:
+        A `Corpus` that keeps the order of the documents.
+    """
+    training, validation = [], []
+    for document in documents:
+        digest = hashlib.sha256(document.encode("utf-8")).digest()
+        position = int.from_bytes(digest[:8], "big") / 2**64  # uniform in [0, 1)
+        (validation if position < validation_fraction else training).append(document)
+    return Corpus(tuple(training), tuple(validation))

@@ -1,0 +1,173 @@
+"""The figures of a demo, as data and as a table."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+from keras_fusion.demo.planning import Plan
+from keras_fusion.demo.progress import Point
+from keras_fusion.demo.settings import Settings
+from keras_fusion.demo.training import Run
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A line of the table.
+
+    Attributes:
+        run: string.
+        parameters: int.
+        flops: int. Training FLOPs, those of its parents included.
+        own_flops: int. Without those of its parents.
+        loss: float. Validation loss in nats a token.
+        accuracy: float. Token accuracy on the validation data.
+    """
+
+    run: str
+    parameters: int
+    flops: int
+    own_flops: int
+    loss: float
+    accuracy: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """Everything that was measured.
+
+    Attributes:
+        settings: `Settings`.
+        seed: int.
+        plan: `Plan`.
+        parent: `Run` of the partner.
+        fused: `Run` of the parent that was fused with it.
+        twin: `Run` of the wide model from scratch.
+    """
+
+    settings: Settings
+    seed: int
+    plan: Plan
+    parent: Run
+    fused: Run
+    twin: Run
+
+    @property
+    def parents_flops(self) -> int:
+        """The training FLOPs of both parents."""
+        return self.parent.final.flops + self.before_growth[-1].flops
+
+    @property
+    def before_growth(self) -> tuple[Point, ...]:
+        """Evaluations of the fused run's small model."""
+        small = self.parent.final.parameters
+        return tuple(p for p in self.fused.points if p.parameters == small)
+
+    @property
+    def after_growth(self) -> tuple[Point, ...]:
+        """Evaluations of the fused run's wide model, the first right after the growth."""
+        return self.fused.points[len(self.before_growth) :]
+
+    def total_flops(self, point: Point) -> int:
+        """The FLOPs at a point of the fused run, with those of the partner."""
+        return self.parent.final.flops + point.flops
+
+    def rows(self) -> list[Row]:
+        """The lines of the table."""
+        parent, twin, grown = self.parent.final, self.twin.final, self.after_growth
+        return [
+            self._row("parent A, at the growth", self.before_growth[-1], 0, 0),
+            self._row("parent B, at the growth", parent, 0, 0),
+            self._row(
+                "fused, right after the growth",
+                grown[0],
+                parent.flops,
+                self.parents_flops,
+            ),
+            self._row("fused, at the end", grown[-1], parent.flops, self.parents_flops),
+            self._row("from-scratch twin", twin, 0, 0),
+        ]
+
+    def _row(self, run, point, partner_flops, parents_flops):
+        flops = point.flops + partner_flops
+        return Row(
+            run,
+            point.parameters,
+            flops,
+            flops - parents_flops,
+            point.loss,
+            point.accuracy,
+        )
+
+    def flops_to_match(self) -> int | None:
+        """The FLOPs, parents' included, at which the fused run reached the twin's loss.
+
+        Returns:
+            The first evaluation of the wide model with at most the twin's final loss,
+            or `None` if it never got there.
+        """
+        for point in self.after_growth:
+            if point.loss <= self.twin.final.loss:
+                return self.total_flops(point)
+        return None
+
+    def table(self) -> str:
+        """The rows as text."""
+        head = ("run", "parameters", "TFLOP", "without parents", "loss", "accuracy")
+        lines = [head] + [
+            (
+                row.run,
+                f"{row.parameters:,}",
+                f"{row.flops / 1e12:.2f}",
+                f"{row.own_flops / 1e12:.2f}",
+                f"{row.loss:.3f}",
+                f"{row.accuracy:.1%}",
+            )
+            for row in self.rows()
+        ]
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        rule = "  ".join("-" * width for width in widths)
+        text = ["  ".join(_pad(line, widths)) for line in lines]
+        return "\n".join([text[0], rule, *text[1:]])
+
+    def verdict(self) -> str:
+        """What the figures say, in a sentence or two, whichever way they fell."""
+        fused, twin = self.after_growth[-1], self.twin.final
+        difference = twin.loss - fused.loss
+        outcome = "ahead of" if difference > 0 else "behind"
+        sentence = (
+            f"At equal training FLOPs, the parents' included, the fused model is "
+            f"{abs(difference):.3f} nats a token {outcome} its from-scratch twin "
+            f"({fused.loss:.3f} against {twin.loss:.3f})."
+        )
+        match = self.flops_to_match()
+        if match is None:
+            return f"{sentence} It never reached the twin's final loss."
+        own = match - self.parents_flops
+        return (
+            f"{sentence} It reached the twin's final loss with {match / twin.flops:.0%} "
+            f"of the twin's FLOPs, or {own / twin.flops:.0%} if the parents' are not "
+            "counted."
+        )
+
+    def to_dict(self) -> dict:
+        """All figures as plain data."""
+        return {
+            "settings": dataclasses.asdict(self.settings),
+            "seed": self.seed,
+            "plan": dataclasses.asdict(self.plan),
+            "runs": [run.to_dict() for run in (self.parent, self.fused, self.twin)],
+            "table": [dataclasses.asdict(row) for row in self.rows()],
+            "parents_flops": self.parents_flops,
+            "flops_to_match_twin": self.flops_to_match(),
+        }
+
+    def save(self, path: Path) -> None:
+        """Writes all figures as JSON."""
+        path.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+
+
+def _pad(line, widths):
+    """Aligns the first cell of a line to the left and the others to the right."""
+    first, *others = line
+    yield first.ljust(widths[0])
+    yield from (cell.rjust(w) for cell, w in zip(others, widths[1:], strict=True))

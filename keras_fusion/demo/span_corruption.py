@@ -1,0 +1,156 @@
+"""T5's training task: cut random spans out of a text and predict them.
+
+    tokens   Thank you for inviting me to your party last week
+    inputs   Thank you <0> me to your party <1> week </s>
+    targets  <0> for inviting <1> last </s>
+
+Pure functions on NumPy arrays. All rows of a batch have the same length, hence the same
+number of noise tokens and spans, so inputs and targets have fixed lengths too and need
+no padding.
+
+Source: Raffel et al., Exploring the Limits of Transfer Learning with a Unified
+Text-to-Text Transformer, JMLR 2020, section 3.1.4; the counts follow its code
+(`random_spans_noise_mask`), in which the targets end without a last sentinel.
+"""
+
+import dataclasses
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class SpanCorruption:
+    """Corrupts rows of tokens.
+
+    Args:
+        length: int. Tokens in a row before corruption, at least 2.
+        first_sentinel: int. The id of the first sentinel; later ones count downwards.
+        eos_id: int. The id that closes inputs and targets.
+        noise_density: float. The share of tokens to cut out. Defaults to 0.15.
+        mean_span_length: float. The mean length of what is cut out in one piece.
+            Defaults to 3.0.
+
+    Example:
+
+    >>> task = SpanCorruption(length=10, first_sentinel=99, eos_id=1)
+    >>> tokens = np.arange(10, 30).reshape(2, 10)
+    >>> inputs, targets = task.corrupt(tokens, np.random.default_rng(0))
+    >>> inputs.shape, targets.shape
+    ((2, 10), (2, 4))
+    """
+
+    length: int
+    first_sentinel: int
+    eos_id: int
+    noise_density: float = 0.15
+    mean_span_length: float = 3.0
+
+    def __post_init__(self):
+        if self.length < 2:
+            raise ValueError(
+                "`length` must be at least 2, one token to cut out and one to keep. "
+                f"Received: length={self.length}."
+            )
+
+    @property
+    def noise_tokens(self) -> int:
+        """How many tokens of a row are cut out."""
+        return min(max(round(self.length * self.noise_density), 1), self.length - 1)
+
+    @property
+    def spans(self) -> int:
+        """In how many spans they are cut out."""
+        # Each span is preceded by at least one token that stays.
+        most = min(self.noise_tokens, self.length - self.noise_tokens)
+        return min(max(round(self.noise_tokens / self.mean_span_length), 1), most)
+
+    @property
+    def input_length(self) -> int:
+        """Tokens in a row of inputs."""
+        return self.length - self.noise_tokens + self.spans + 1
+
+    @property
+    def target_length(self) -> int:
+        """Tokens in a row of targets."""
+        return self.noise_tokens + self.spans + 1
+
+    def corrupt(
+        self, tokens: np.ndarray, rng: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Cuts random spans out of every row.
+
+        Args:
+            tokens: integer array of shape `(rows, length)`, without sentinels.
+            rng: `np.random.Generator`.
+
+        Returns:
+            Inputs of shape `(rows, input_length)` and targets of shape
+            `(rows, target_length)`, of the type of `tokens`.
+
+        Raises:
+            ValueError: if `tokens` has another shape.
+        """
+        if tokens.ndim != 2 or tokens.shape[1] != self.length:
+            raise ValueError(
+                f"`tokens` must have the shape (rows, {self.length}). Received an array "
+                f"of shape {tokens.shape}."
+            )
+        noise = self.noise_mask(len(tokens), rng)
+        return self._replace_spans(tokens, noise), self._replace_spans(tokens, ~noise)
+
+    def noise_mask(self, rows: int, rng: np.random.Generator) -> np.ndarray:
+        """Draws which tokens to cut out; every row begins with one that stays.
+
+        Args:
+            rows: int.
+            rng: `np.random.Generator`.
+
+        Returns:
+            Boolean array of shape `(rows, length)`.
+        """
+        noise = _random_lengths(rows, self.noise_tokens, self.spans, rng)
+        kept = _random_lengths(rows, self.length - self.noise_tokens, self.spans, rng)
+        lengths = np.stack([kept, noise], axis=2).reshape(rows, 2 * self.spans)
+        ends = np.cumsum(lengths, axis=1)
+        # The number of segments that end at or before a position; odd ones are noise.
+        segment = (np.arange(self.length)[None, :, None] >= ends[:, None, :]).sum(
+            axis=2
+        )
+        return segment % 2 == 1
+
+    def _replace_spans(self, tokens, mask):
+        """Puts one sentinel for each run of True, and an end token after each row."""
+        before = np.pad(mask, ((0, 0), (1, 0)))[:, :-1]
+        starts = mask & ~before
+        sentinels = self.first_sentinel + 1 - np.cumsum(starts, axis=1)
+        replaced = np.where(starts, sentinels, tokens).astype(tokens.dtype)
+        rows = replaced[~mask | starts].reshape(len(tokens), -1)
+        return np.pad(rows, ((0, 0), (0, 1)), constant_values=self.eos_id)
+
+    def restore(self, inputs: np.ndarray, targets: np.ndarray) -> np.ndarray:
+        """Puts the spans back: the inverse of `corrupt`, for one row.
+
+        Args:
+            inputs: integer array of shape `(input_length,)`.
+            targets: integer array of shape `(target_length,)`.
+
+        Returns:
+            The original tokens, of shape `(length,)`.
+        """
+        inputs, targets = inputs[:-1], targets[:-1]
+        lowest = self.first_sentinel - self.spans
+        spans = np.split(targets, np.flatnonzero(targets > lowest))[1:]
+        pieces = np.split(inputs, np.flatnonzero(inputs > lowest))
+        restored = [pieces[0]]
+        for span, piece in zip(spans, pieces[1:], strict=True):
+            restored += [span[1:], piece[1:]]
+        return np.concatenate(restored)
+
+
+def _random_lengths(rows, total, parts, rng):
+    """Splits `total` into `parts` positive lengths, each split equally likely."""
+    # A split is a choice of parts - 1 places to cut, of total - 1.
+    order = rng.random((rows, total - 1)).argsort(axis=1)
+    cuts = np.sort(order[:, : parts - 1] + 1, axis=1)
+    bounds = np.pad(cuts, ((0, 0), (1, 1)), constant_values=((0, 0), (0, total)))
+    return np.diff(bounds, axis=1)
