@@ -328,7 +328,7 @@ class GrowModel(keras.callbacks.Callback):
         try:
             plan = self.operator.plan(model)
             plan.fill()
-            inputs = probe.batch(model) if self.probe is None else self.probe
+            inputs = probe.accepted(model) if self.probe is None else self.probe
             change = fusion.verify(plan, inputs, tolerance=self._tolerance(model))
             optimizer = graft_optimizer.grown_optimizer(plan, self.optimizer_state)
         except (FusionError, KeyboardInterrupt):

@@ -126,6 +126,7 @@ def graft(
             live.generate_function = None
         live.train_function = None
         live.make_train_function(force=True)
+        _let_go(before[0])
     except BaseException as error:
         for owner, state in zip(owners, before, strict=True):
             _restore(owner, state)
@@ -135,6 +136,16 @@ def graft(
             f"The growth of {live.name!r} failed while the model was swapped ({error}); "
             "it trains on as it was."
         ) from error
+
+
+def _let_go(state):
+    """Empties the lists in which Keras tracked the small model's layers.
+
+    The compiled losses keep a list of output names, and with it the old tracker; the
+    small model would live as long as they do.
+    """
+    for name in ("_layers", "_trainable_variables", "_non_trainable_variables"):
+        state[name].clear()
 
 
 def _restore(owner, state):

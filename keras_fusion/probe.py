@@ -6,8 +6,34 @@ import numpy as np
 from keras_fusion.errors import FusionError
 
 
+_LENGTHS = (8, 4, 2, 1)
+
+
+def accepted(model: keras.Model, *, size: int = 2, seed: int = 0):
+    """Makes a batch that a model can be called on: see `batch`.
+
+    Unknown lengths are 8, or less where the model allows no more (a table of positions
+    may be short).
+
+    Raises:
+        FusionError: if the model refuses all of them.
+    """
+    for length in _LENGTHS:
+        inputs = batch(model, size=size, length=length, seed=seed)
+        try:
+            model(inputs, training=False)
+        except Exception as error:
+            refused = error
+        else:
+            return inputs
+    raise FusionError(
+        f"{type(model).__name__} {model.name!r} accepts no made-up batch ({refused}). "
+        "Pass a batch of your data as `probe`."
+    ) from refused
+
+
 def batch(model: keras.Model, *, size: int = 2, length: int = 8, seed: int = 0):
-    """Makes inputs that a model accepts, when no real ones are at hand.
+    """Makes inputs in the form of a model's, when no real ones are at hand.
 
     Features are standard normal. Ids and masks are 0 or 1, which every vocabulary and
     every mask allows. Unknown lengths are `length`.
