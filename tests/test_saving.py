@@ -1,0 +1,68 @@
+"""A grown model loads, and trains on, where keras_fusion was never imported."""
+
+import json
+import os
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+from models import KINDS, data_for, loss, outputs
+
+from keras_fusion import DeepFusion
+
+SCRIPT = """
+import json, sys
+import numpy as np
+import keras
+if sys.argv[2] == "hub":
+    import keras_hub
+model = keras.saving.load_model(sys.argv[1] + "/model.keras")
+with np.load(sys.argv[1] + "/data.npz") as data:
+    x = {k[2:]: data[k] for k in data if k.startswith("x_")}
+    x = x if "" not in x else x[""]
+    y = data["y"]
+predictions = keras.ops.convert_to_numpy(model(x))
+parameters = model.count_params()
+iterations = int(keras.ops.convert_to_numpy(model.optimizer.iterations))
+if sys.argv[2] == "hub":
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    losses = []
+    model.fit(x, y, verbose=0)
+else:
+    losses = [float(model.train_on_batch(x, y)) for _ in range(3)]
+np.save(sys.argv[1] + "/predictions.npy", predictions)
+assert "keras_fusion" not in sys.modules
+print(json.dumps([parameters, iterations, losses]))
+"""
+
+
+@pytest.mark.parametrize("kind", ["functional", "sequential", "t5", "gpt2"])
+def test_reload_without_keras_fusion(kind, tmp_path):
+    model = KINDS[kind]()
+    x, y = data_for(kind, 16)
+    model.compile(keras.optimizers.Adam(0.01), loss())
+    grow = DeepFusion(at_step=2, seed=0, verbose=0)
+    model.fit(x, y, batch_size=4, verbose=0, shuffle=False, callbacks=[grow])
+    model.save(tmp_path / "model.keras")
+    named = x if isinstance(x, dict) else {"": x}
+    np.savez(tmp_path / "data.npz", y=y, **{f"x_{k}": v for k, v in named.items()})
+    library = "hub" if kind in ("t5", "gpt2") else "keras"
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(tmp_path), library],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"KERAS_BACKEND": keras.config.backend()},
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    parameters, iterations, losses = json.loads(done.stdout.splitlines()[-1])
+    assert parameters == model.count_params()
+    again = np.load(tmp_path / "predictions.npy")
+    np.testing.assert_allclose(again, outputs(model, x), atol=1e-6)
+    if library == "hub":
+        # keras-hub's tasks come back with a fresh compile state, grown or not.
+        return
+    assert iterations == 4
+    own = [float(model.train_on_batch(x, y)) for _ in range(3)]
+    np.testing.assert_allclose(losses, own, rtol=1e-4)
