@@ -1,7 +1,7 @@
 """keras_fusion: train a big Keras network for less, by growing it out of small ones."""
 
 from keras_fusion import testing
-from keras_fusion.callbacks import DeepFusion, FusionOperator, GrowModel
+from keras_fusion.callbacks import DeepFusion, GrowModel
 from keras_fusion.errors import (
     FusionError,
     GrowthError,
@@ -10,6 +10,7 @@ from keras_fusion.errors import (
 )
 from keras_fusion.events import GrowthEvent
 from keras_fusion.fusion import fuse
+from keras_fusion.growth_operators import FusionOperator
 from keras_fusion.learning_rate import GrownSchedule
 from keras_fusion.operator import Axis, fuse_arrays
 from keras_fusion.plotting import plot_run

@@ -5,115 +5,12 @@ from collections.abc import Callable
 
 import keras
 
-from keras_fusion import fusion, graft, graft_optimizer, learning_rate, probe, slots
+from keras_fusion import fusion, graft, learning_rate, probe, slots
 from keras_fusion.errors import FusionError, GrowthError
 from keras_fusion.events import GrowthEvent
+from keras_fusion.growth_operators import FusionOperator
 from keras_fusion.learning_rate import GrownSchedule, Ramp
 from keras_fusion.schedules import AtEpoch, AtStep, GrowthSchedule, Moment
-
-
-@keras.saving.register_keras_serializable(package="keras_fusion")
-class FusionOperator:
-    """Grows a model by fusing it with partners, or with itself.
-
-    An operator has two methods: `parents(model)`, the models whose state goes into the
-    grown one, and `plan(model)`, a filled-in-later `fusion.Plan`. Subclass this one to
-    grow in another way.
-
-    Args:
-        partners: list of built models of the live model's architecture, whose widths
-            may differ, or of paths of `.keras` files. `None` for self-fusion.
-        factor: int. Copies of the live model in a self-fusion.
-        off_diagonal: see `fuse`. `None` means `"paired"` in a self-fusion (with zeros
-            the copies would get equal gradients for ever) and `"zeros"` with partners.
-        off_diagonal_scale: float, see `fuse`.
-        into: see `fuse`; for models whose class has no config.
-        seed: int or `None`, see `fuse`.
-    """
-
-    def __init__(
-        self,
-        partners=None,
-        factor=2,
-        off_diagonal=None,
-        off_diagonal_scale=0.1,
-        into=None,
-        seed=None,
-    ):
-        if partners is not None and not partners:
-            raise FusionError(
-                f"`partners` is empty: partners={partners!r}. Give at least one model, "
-                "or leave it out to fuse the model with itself."
-            )
-        self.partners = list(partners) if partners is not None else None
-        self.factor = factor
-        self.off_diagonal = off_diagonal
-        self.off_diagonal_scale = off_diagonal_scale
-        self.into = into
-        self.seed = seed
-        self._loaded = None
-
-    def parents(self, model: keras.Model) -> list[keras.Model]:
-        """The live model and its partners, or its copies."""
-        if self.partners is None:
-            return [model] * self.factor
-        if self._loaded is None:
-            self._loaded = [
-                p if isinstance(p, keras.Model) else keras.saving.load_model(p)
-                for p in self.partners
-            ]
-        if any(partner is model for partner in self._loaded):
-            raise FusionError(
-                "A partner is the live model itself. To fuse a model with itself leave "
-                "`partners` out and set `factor`."
-            )
-        return [model, *self._loaded]
-
-    def plan(self, model: keras.Model) -> fusion.Plan:
-        """Lays out the growth of a model; changes nothing."""
-        own = self.partners is None
-        default = "paired" if own else "zeros"
-        return fusion.make_plan(
-            model if own else self.parents(model),
-            factor=self.factor if own else None,
-            into=self.into,
-            off_diagonal=self.off_diagonal or default,
-            off_diagonal_scale=self.off_diagonal_scale,
-            seed=self.seed,
-        )
-
-    def __str__(self):
-        """What the operator does, for the console."""
-        if self.partners is None:
-            return f"self-fusion x{self.factor}"
-        return f"fusion with {len(self.partners)} partner(s)"
-
-    def get_config(self) -> dict:
-        """The constructor's arguments.
-
-        Raises:
-            FusionError: if partners or `into` are objects, whose weights a config
-                cannot hold.
-        """
-        if self.into is not None or any(
-            isinstance(p, keras.Model) for p in self.partners or ()
-        ):
-            raise FusionError(
-                "An operator with models in `partners` or `into` has no config, since a "
-                "config holds no weights. Save the partners and pass their paths."
-            )
-        return {
-            "partners": self.partners,
-            "factor": self.factor,
-            "off_diagonal": self.off_diagonal,
-            "off_diagonal_scale": self.off_diagonal_scale,
-            "seed": self.seed,
-        }
-
-    @classmethod
-    def from_config(cls, config):
-        """Rebuilds the operator from `get_config`."""
-        return cls(**config)
 
 
 @keras.saving.register_keras_serializable(package="keras_fusion")
@@ -204,7 +101,7 @@ class GrowModel(keras.callbacks.Callback):
         """Takes up the step count, which the optimizer knows exactly."""
         self._epoch = epoch
         self._batch = -1
-        self._raw = graft_optimizer.raw_iterations(self.model.optimizer)
+        self._raw = graft.raw_iterations(self.model.optimizer)
         if not self._begun:
             self._begun = True
             self._check_schedule()
@@ -212,7 +109,7 @@ class GrowModel(keras.callbacks.Callback):
     def on_train_batch_begin(self, batch, logs=None):
         """Moves the learning rate along the ramps of past growths."""
         for optimizer, follower in self._followers():
-            follower.move(optimizer, graft_optimizer.steps(optimizer))
+            follower.move(optimizer, graft.steps(optimizer))
 
     def on_train_batch_end(self, batch, logs=None):
         """Grows if the schedule says so."""
@@ -224,15 +121,15 @@ class GrowModel(keras.callbacks.Callback):
 
     def _settle(self):
         """Takes schedules out of ramps that are over."""
-        for optimizer in graft_optimizer.leaves(self.model.optimizer):
-            schedule = graft_optimizer.schedule_of(optimizer)
+        for optimizer in graft.leaves(self.model.optimizer):
+            schedule = graft.schedule_of(optimizer)
             if isinstance(schedule, GrownSchedule):
                 graft.sync(self.model)
-                step = graft_optimizer.steps(optimizer)
+                step = graft.steps(optimizer)
                 optimizer.learning_rate = learning_rate.settled(schedule, step)
 
     def _followers(self):
-        optimizers = graft_optimizer.leaves(self.model.optimizer)
+        optimizers = graft.leaves(self.model.optimizer)
         found = [(o, learning_rate.follower(o)) for o in optimizers]
         found = [(o, follower) for o, follower in found if follower is not None]
         if found:
@@ -276,11 +173,9 @@ class GrowModel(keras.callbacks.Callback):
             )
         with graft.scope(self.model):
             self.operator.plan(self.model)
-        graft_optimizer.check_optimizers(
-            self.operator.parents(self.model), self.optimizer_state
-        )
+        graft.check_optimizers(self.operator.parents(self.model), self.optimizer_state)
         if self.learning_rate_factor != 1 or self.rewarmup_steps:
-            for optimizer in graft_optimizer.leaves(self.model.optimizer):
+            for optimizer in graft.leaves(self.model.optimizer):
                 slots.check_rate_may_change(optimizer)
 
     def _maybe_grow(self, logs):
@@ -330,7 +225,7 @@ class GrowModel(keras.callbacks.Callback):
             plan.fill()
             inputs = probe.accepted(model) if self.probe is None else self.probe
             change = fusion.verify(plan, inputs, tolerance=self._tolerance(model))
-            optimizer = graft_optimizer.grown_optimizer(plan, self.optimizer_state)
+            optimizer = graft.grown_optimizer(plan, self.optimizer_state)
         except (FusionError, KeyboardInterrupt):
             raise
         except Exception as error:
@@ -346,16 +241,16 @@ class GrowModel(keras.callbacks.Callback):
 
     def _ramp(self):
         """Sets the learning rate of the time after the growth."""
-        for optimizer in graft_optimizer.leaves(self.model.optimizer):
+        for optimizer in graft.leaves(self.model.optimizer):
             reset = self.optimizer_state == "reset"
             ramp = Ramp(
                 self.learning_rate_factor,
                 self.rewarmup_steps,
-                graft_optimizer.steps(optimizer),
+                graft.steps(optimizer),
                 slots.correction(optimizer) if reset else None,
                 optimizer.gradient_accumulation_steps or 1,
             )
-            learning_rate.start(optimizer, graft_optimizer.schedule_of(optimizer), ramp)
+            learning_rate.start(optimizer, graft.schedule_of(optimizer), ramp)
 
     def get_config(self) -> dict:
         """The constructor's arguments, serialized; a probe batch is left out."""

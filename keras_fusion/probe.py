@@ -5,7 +5,6 @@ import numpy as np
 
 from keras_fusion.errors import FusionError
 
-
 _LENGTHS = (8, 4, 2, 1)
 
 

@@ -202,7 +202,9 @@ def unregistered(layer: keras.Layer, address: str, names) -> UnregisteredLayerEr
         call += f", roles={{{roles}}}"
         advice = "with the class's width keys and one role per axis of each weight"
     else:
-        what = "holds layers with weights, but no rule says which config keys are widths"
+        what = (
+            "holds layers with weights, but no rule says which config keys are widths"
+        )
         advice = "with those keys of its config that are widths"
     return UnregisteredLayerError(
         f"Layer {layer.name!r} at {address!r}, of class {cls}, {what}. Register it, e.g. "

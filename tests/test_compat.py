@@ -72,7 +72,9 @@ def test_ways_to_run_a_step(option):
     assert getattr(model, option)
 
 
-@pytest.mark.skipif(BACKEND == "torch", reason="Keras has it on TensorFlow and JAX only")
+@pytest.mark.skipif(
+    BACKEND == "torch", reason="Keras has it on TensorFlow and JAX only"
+)
 @core
 def test_steps_per_execution():
     _, event = fit(regression(), at_step=3, compile={"steps_per_execution": 2})
@@ -121,7 +123,11 @@ def test_several_losses_by_name():
     )
     targets = {"a": y, "b": np.concatenate([y, y], axis=1)}
     history = model.fit(
-        x, targets, batch_size=8, verbose=0, callbacks=[DeepFusion(at_step=2, verbose=0)]
+        x,
+        targets,
+        batch_size=8,
+        verbose=0,
+        callbacks=[DeepFusion(at_step=2, verbose=0)],
     )
     assert {"loss", "a_loss", "b_loss", "b_mse"} <= set(history.history)
 
@@ -182,7 +188,9 @@ def test_a_class_keeps_its_own_state():
     model.compile("adam")
     metric = model.distance
     model.seen = 42
-    model.fit(x, y, batch_size=8, verbose=0, callbacks=[DeepFusion(at_step=2, verbose=0)])
+    model.fit(
+        x, y, batch_size=8, verbose=0, callbacks=[DeepFusion(at_step=2, verbose=0)]
+    )
     assert (model.units, model.share) == (16, 1 / 16)  # belongs to the network
     assert model.seen == 42 and model.distance is metric  # belongs to the run
     assert sum(m is metric for m in model.metrics) == 1
@@ -261,10 +269,15 @@ def test_a_grown_model_is_an_ordinary_one(capsys):
     model = sequential()
     x, y = data_for("sequential")
     model.compile("adam", loss(), metrics=["accuracy"])
-    model.fit(x, y, batch_size=8, verbose=0, callbacks=[DeepFusion(at_step=2, verbose=0)])
+    model.fit(
+        x, y, batch_size=8, verbose=0, callbacks=[DeepFusion(at_step=2, verbose=0)]
+    )
     model.summary()
     assert "(None, 6, 16)" in capsys.readouterr().out
-    assert set(model.evaluate(x, y, verbose=0, return_dict=True)) == {"loss", "accuracy"}
+    assert set(model.evaluate(x, y, verbose=0, return_dict=True)) == {
+        "loss",
+        "accuracy",
+    }
     assert model.predict(x, verbose=0).shape == (32, 6, 20)
     assert model.count_params() == sum(int(np.prod(v.shape)) for v in model.weights)
     clone = keras.models.clone_model(model)

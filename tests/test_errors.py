@@ -141,7 +141,9 @@ BAD_FUSIONS = {
         r"ratio of query heads.*\[2.0, 1.0\]",
     ),
     "unregistered layer": (
-        lambda: fuse(around(layers.Dense(4), Unregistered(), layers.Dense(2)), factor=2),
+        lambda: fuse(
+            around(layers.Dense(4), Unregistered(), layers.Dense(2)), factor=2
+        ),
         r"(?s)Unregistered.*\['kernel'\].*keras_fusion.register\(Unregistered.*Dense",
     ),
     "recurrent layer": (
@@ -183,7 +185,10 @@ BAD_FUSIONS = {
     ),
     "wrong width key": (lambda: fuse(wrong_widths(), factor=2), r"\['unitz'\].*config"),
     "wrong roles": (lambda: fuse(wrong_roles(), factor=2), r"2 axes"),
-    "nothing grows": (lambda: fuse(around(layers.Dense(2)), factor=2), r"Nothing grows"),
+    "nothing grows": (
+        lambda: fuse(around(layers.Dense(2)), factor=2),
+        r"Nothing grows",
+    ),
     "channels first": (
         lambda: fuse(
             around(
@@ -322,7 +327,9 @@ def test_bad_run_changes_nothing(case):
     with pytest.raises(FusionError, match=pattern):
         live.fit(x, y, callbacks=[grow], **options)
     if case != "monitor":  # which is only known at the end of an epoch
-        assert all(np.array_equal(a, b) for a, b in zip(before, values(live), strict=True))
+        assert all(
+            np.array_equal(a, b) for a, b in zip(before, values(live), strict=True)
+        )
     assert grow.events == []
     live.fit(x, y, **options)
     assert live.layers[1].output_dim == 8

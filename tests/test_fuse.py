@@ -117,9 +117,15 @@ def test_distinct_parents_around_a_flatten():
 def test_widths_tied_to_the_input_stay():
     inputs = keras.Input((6,))
     x = inputs + layers.Dense(6)(layers.Dense(8, activation="relu")(inputs))
-    model = perturbed(keras.Model(inputs, layers.Dense(2)(layers.LayerNormalization()(x))))
+    model = perturbed(
+        keras.Model(inputs, layers.Dense(2)(layers.LayerNormalization()(x)))
+    )
     fused = assert_exact(model, np.random.default_rng(0).standard_normal((3, 6)))
-    assert [layer.units for layer in fused.layers if hasattr(layer, "units")] == [16, 6, 2]
+    assert [layer.units for layer in fused.layers if hasattr(layer, "units")] == [
+        16,
+        6,
+        2,
+    ]
 
 
 def test_nested_shared_and_several_outputs():
@@ -226,7 +232,9 @@ def test_dropout_draws_on_where_it_was():
     states = [numpy(v) for v in model.variables if "seed" in v.path]
     fused = fuse(model, factor=2)
     new = [numpy(v) for v in fused.variables if "seed" in v.path]
-    assert states and all(np.array_equal(a, b) for a, b in zip(states, new, strict=True))
+    assert states and all(
+        np.array_equal(a, b) for a, b in zip(states, new, strict=True)
+    )
 
 
 def test_policies_regularizers_and_constraints_are_kept():
@@ -272,5 +280,3 @@ def test_operations_between_layers():
     x = keras.ops.mean(x, axis=1) + x[:, 0] * 2.0
     model = perturbed(keras.Model(inputs, layers.Dense(3)(keras.ops.tanh(x))))
     assert_exact(model, data_for("functional", 4)[0])
-
-

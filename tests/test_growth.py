@@ -39,7 +39,9 @@ class Losses(keras.callbacks.Callback):
         self._seen = (total, count)
 
 
-def fit(model, kind="functional", *callbacks, optimizer="sgd", compiled=False, **options):
+def fit(
+    model, kind="functional", *callbacks, optimizer="sgd", compiled=False, **options
+):
     if not compiled:
         model.compile(optimizer, loss())
     x, y = data_for(kind)
@@ -74,7 +76,9 @@ def test_partners_join(widths):
     live.fit(x, y % 5, batch_size=8, callbacks=[grow], verbose=0)
     assert grow.events[0].function_change < 1e-5
     assert live.layers[1].output_dim == sum(widths)
-    assert all(np.array_equal(a, b) for a, b in zip(before, values(partner), strict=True))
+    assert all(
+        np.array_equal(a, b) for a, b in zip(before, values(partner), strict=True)
+    )
 
 
 def test_a_partner_may_be_a_file(tmp_path):
@@ -172,7 +176,10 @@ DROPOUT = 0.0 if keras.config.backend() == "torch" else 0.2
 @pytest.mark.parametrize("optimizer_state", ["reset", "carry"])
 def test_growth_in_fit_equals_growth_offline(optimizer_state):
     """Grown in `fit` at step s, or by `fuse` between two fits: the same losses."""
-    make = lambda: functional(dropout=DROPOUT)
+
+    def make():
+        return functional(dropout=DROPOUT)
+
     options = {"off_diagonal": "paired", "seed": 7}
     inside, losses = make(), Losses()
     grow = DeepFusion(
@@ -191,7 +198,10 @@ def test_growth_in_mid_epoch_equals_growth_between_fits():
     """With Adam's state carried too, the callback adds nothing of its own."""
     x, y = data_for("functional")
     options = {"seed": 7, "verbose": 0}
-    optimizer = lambda: keras.optimizers.Adam(0.01)
+
+    def optimizer():
+        return keras.optimizers.Adam(0.01)
+
     inside, losses = functional(dropout=DROPOUT), Losses()
     grow = DeepFusion(at_step=2, **options)
     fit(inside, "functional", grow, losses, optimizer=optimizer(), epochs=1)
@@ -215,7 +225,11 @@ def test_references_stay_valid():
 
     optimizer = keras.optimizers.Adam(0.01)
     history = fit(
-        model, "sequential", DeepFusion(at_step=2, verbose=0), Holder(), optimizer=optimizer
+        model,
+        "sequential",
+        DeepFusion(at_step=2, verbose=0),
+        Holder(),
+        optimizer=optimizer,
     )
     assert all(held is model for held in seen["models"])
     assert history.model is model and model.history is history
@@ -254,6 +268,8 @@ def test_plot_of_a_run(tmp_path):
     figure = keras_fusion.plot_run(history, grow.events, path=str(path))
     (axes,) = figure.axes
     assert path.stat().st_size > 1000
-    assert [line.get_xdata()[0] for line in axes.lines if line.get_linestyle() == "--"] == [1]
+    assert [
+        line.get_xdata()[0] for line in axes.lines if line.get_linestyle() == "--"
+    ] == [1]
     with pytest.raises(ValueError, match="names nothing"):
         keras_fusion.plot_run(history, grow.events, values=("accuracy",))

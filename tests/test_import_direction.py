@@ -23,9 +23,9 @@ LEVELS = (
     ("readout",),
     ("layout",),
     ("slots", "learning_rate"),
-    ("graft_optimizer",),
     ("graft",),
     ("fusion",),
+    ("growth_operators",),
     ("callbacks",),
     ("testing", "plotting"),
     ("demo",),
@@ -40,8 +40,8 @@ LAZY_IMPORTS = {
     ("registry", "rules"): "rules are written in terms of the registry that finds them",
 }
 
-# The only modules that may touch Keras's private state.
-GRAFT = ("graft", "graft_optimizer")
+# The only package that may touch Keras's private state.
+GRAFT = ("graft",)
 PRIVATE_PACKAGES = ("keras.src", "keras_hub.src")
 
 

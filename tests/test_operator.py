@@ -34,10 +34,14 @@ def widths(draw):
 @given(widths(), seeds)
 def test_concatenated_inputs_give_concatenated_outputs(widths, seed):
     ins, outs = widths
-    kernels = [normal(seed + k, i, o) for k, (i, o) in enumerate(zip(ins, outs))]
+    kernels = [
+        normal(seed + k, i, o) for k, (i, o) in enumerate(zip(ins, outs, strict=True))
+    ]
     inputs = [normal(seed + 99 + k, 3, i) for k, i in enumerate(ins)]
     fused = fuse_arrays(kernels, kernel_axes(ins, outs))
-    expected = np.concatenate([x @ w for x, w in zip(inputs, kernels)], axis=-1)
+    expected = np.concatenate(
+        [x @ w for x, w in zip(inputs, kernels, strict=True)], axis=-1
+    )
     np.testing.assert_allclose(
         np.concatenate(inputs, axis=-1) @ fused, expected, rtol=1e-4, atol=1e-5
     )
@@ -51,7 +55,7 @@ def test_a_readout_gives_the_mean(widths, classes, seed):
     fused = fuse_arrays(
         kernels, (Axis(sum(ins), "in", contiguous(ins)), Axis(classes, "out"))
     )
-    expected = sum(x @ w for x, w in zip(inputs, kernels)) / len(ins)
+    expected = sum(x @ w for x, w in zip(inputs, kernels, strict=True)) / len(ins)
     np.testing.assert_allclose(
         np.concatenate(inputs, axis=-1) @ fused, expected, rtol=1e-4, atol=1e-5
     )
@@ -94,7 +98,9 @@ def test_random_noise_has_the_deviation_asked_for():
 @given(widths(), seeds)
 def test_new_inputs_do_not_reach_old_outputs(widths, seed):
     ins, outs = widths
-    kernels = [normal(seed + k, i, o) for k, (i, o) in enumerate(zip(ins, outs))]
+    kernels = [
+        normal(seed + k, i, o) for k, (i, o) in enumerate(zip(ins, outs, strict=True))
+    ]
     axes = kernel_axes(ins, outs, extra=(2, 3))
     fresh = normal(seed, axes[0].size, axes[1].size)
     fused = fuse_arrays(kernels, axes, fresh=fresh)
@@ -142,7 +148,8 @@ def test_slots_of_copies_are_tiled(count, rows, columns, seed, factor):
 def test_second_moments_of_distinct_parents_are_never_zero(widths, seed):
     ins, outs = widths
     slots = [
-        np.abs(normal(seed + k, i, o)) + 0.1 for k, (i, o) in enumerate(zip(ins, outs))
+        np.abs(normal(seed + k, i, o)) + 0.1
+        for k, (i, o) in enumerate(zip(ins, outs, strict=True))
     ]
     axes = kernel_axes(ins, outs, extra=(1, 1))
     fused = fuse_slot(slots, axes, factor=0.25, copies=False, second_moment=True)
@@ -153,11 +160,14 @@ def test_second_moments_of_distinct_parents_are_never_zero(widths, seed):
 
 
 def test_the_estimate_is_exact_for_moments_of_rank_one():
-    rows, columns = [np.array([[1.0], [2.0]]), np.array([[3.0]])], [
-        np.array([[1.0, 4.0]]),
-        np.array([[2.0, 1.0]]),
-    ]
-    slots = [r @ c for r, c in zip(rows, columns)]
+    rows, columns = (
+        [np.array([[1.0], [2.0]]), np.array([[3.0]])],
+        [
+            np.array([[1.0, 4.0]]),
+            np.array([[2.0, 1.0]]),
+        ],
+    )
+    slots = [r @ c for r, c in zip(rows, columns, strict=True)]
     fused = fuse_slot(
         slots, kernel_axes([2, 1], [2, 2]), copies=False, second_moment=True
     )

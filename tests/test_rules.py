@@ -141,7 +141,9 @@ def test_rule(key):
     run_rule_test(make(), shape, **options)
 
 
-@pytest.mark.parametrize("key", [layers.Dense, layers.MultiHeadAttention, layers.Conv1D])
+@pytest.mark.parametrize(
+    "key", [layers.Dense, layers.MultiHeadAttention, layers.Conv1D]
+)
 def test_rule_with_three_copies(key):
     make, shape, options = SAMPLES[key]
     run_rule_test(make(), shape, factor=3, **options)
@@ -181,9 +183,7 @@ def test_refusing_rule_lets_a_fixed_width_pass():
     assert fused.output_shape == model.output_shape and x.shape == (4, 3)
 
 
-small = settings(
-    max_examples=6, deadline=None, suppress_health_check=list(HealthCheck)
-)
+small = settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 @small
@@ -207,9 +207,7 @@ def test_attention_of_any_width(heads, size, output, bias):
 
 
 @small
-@given(
-    groups=st.integers(1, 2), repeats=st.integers(1, 3), size=st.integers(2, 4)
-)
+@given(groups=st.integers(1, 2), repeats=st.integers(1, 3), size=st.integers(2, 4))
 def test_grouped_attention_of_any_width(groups, repeats, size):
     layer = layers.GroupQueryAttention(size, groups * repeats, groups)
     run_rule_test(layer, FEATURES, call=twice)
@@ -243,16 +241,10 @@ def test_a_rule_of_ones_own():
             return super().get_config() | {"units": self.units}
 
     roles = {"kernel": ("in", "out"), "scale": ("out",)}
-    keras_fusion.register(
-        Scaled, widths=("units",), output_width="units", roles=roles
-    )
+    keras_fusion.register(Scaled, widths=("units",), output_width="units", roles=roles)
     run_rule_test(Scaled(5), (3, 4))
     # A wrong rule does not pass: the kernel's roles are swapped.
     roles = {"kernel": ("out", "in"), "scale": ("out",)}
-    keras_fusion.register(
-        Scaled, widths=("units",), output_width="units", roles=roles
-    )
+    keras_fusion.register(Scaled, widths=("units",), output_width="units", roles=roles)
     with pytest.raises((AssertionError, keras_fusion.FusionError)):
         run_rule_test(Scaled(5), (3, 4))
-
-

@@ -2,8 +2,6 @@
 
 It has the options of the live model's, and what that one remembers: counters, learning
 rate, loss scale, and its slots in the fused form that `slots` says.
-
-Like `graft` this module touches Keras's private state.
 """
 
 import keras

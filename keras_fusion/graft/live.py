@@ -3,8 +3,6 @@
 The live object keeps its identity and all that belongs to the training run (compile
 state, metrics, history, stop flag, strategy); its graph, layers and weights become the
 fused model's. So every reference that others hold stays valid.
-
-Only this module and its part for the optimizer touch Keras's private state.
 """
 
 import contextlib
@@ -12,9 +10,10 @@ import contextlib
 import keras
 import numpy as np
 
-from keras_fusion import graft_optimizer, structure
+from keras_fusion import structure
 from keras_fusion.architecture import skipped_attributes
 from keras_fusion.errors import GrowthError
+from keras_fusion.graft import optimizer as optimizers
 
 # What belongs to the training run and not to the network.
 _RUN_STATE = {
@@ -110,12 +109,12 @@ def graft(
     Raises:
         GrowthError: if anything failed; the model trains on as before.
     """
-    owners = [live, *graft_optimizer.family(live.optimizer)]
+    owners = [live, *optimizers.family(live.optimizer)]
     before = [dict(vars(owner)) for owner in owners]
     old_shapes = [tuple(v.shape) for v in live.weights]
     try:
         _take_over_model(live, fused)
-        graft_optimizer.take_over(live.optimizer, optimizer)
+        optimizers.take_over(live.optimizer, optimizer)
         live._compiled_trainable_state = {
             layer: layer.trainable for layer in live._flatten_layers()
         }

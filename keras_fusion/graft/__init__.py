@@ -1,0 +1,29 @@
+"""The graft: a live model, and its optimizer, become the fused ones in mid-training.
+
+This package is the only place that touches Keras's private state.
+"""
+
+from keras_fusion.graft.live import graft, keep_names, scope, sync
+from keras_fusion.graft.optimizer import (
+    check_optimizers,
+    grown_optimizer,
+    leaves,
+    raw_iterations,
+    read_state,
+    schedule_of,
+    steps,
+)
+
+__all__ = [
+    "check_optimizers",
+    "graft",
+    "grown_optimizer",
+    "keep_names",
+    "leaves",
+    "raw_iterations",
+    "read_state",
+    "schedule_of",
+    "scope",
+    "steps",
+    "sync",
+]

@@ -1,0 +1,110 @@
+"""How to grow: operators, of which `GrowModel` asks for a plan when the time comes."""
+
+import keras
+
+from keras_fusion import fusion
+from keras_fusion.errors import FusionError
+
+
+@keras.saving.register_keras_serializable(package="keras_fusion")
+class FusionOperator:
+    """Grows a model by fusing it with partners, or with itself.
+
+    An operator has two methods: `parents(model)`, the models whose state goes into the
+    grown one, and `plan(model)`, a filled-in-later `fusion.Plan`. Subclass this one to
+    grow in another way.
+
+    Args:
+        partners: list of built models of the live model's architecture, whose widths
+            may differ, or of paths of `.keras` files. `None` for self-fusion.
+        factor: int. Copies of the live model in a self-fusion.
+        off_diagonal: see `fuse`. `None` means `"paired"` in a self-fusion (with zeros
+            the copies would get equal gradients for ever) and `"zeros"` with partners.
+        off_diagonal_scale: float, see `fuse`.
+        into: see `fuse`; for models whose class has no config.
+        seed: int or `None`, see `fuse`.
+    """
+
+    def __init__(
+        self,
+        partners=None,
+        factor=2,
+        off_diagonal=None,
+        off_diagonal_scale=0.1,
+        into=None,
+        seed=None,
+    ):
+        if partners is not None and not partners:
+            raise FusionError(
+                f"`partners` is empty: partners={partners!r}. Give at least one model, "
+                "or leave it out to fuse the model with itself."
+            )
+        self.partners = list(partners) if partners is not None else None
+        self.factor = factor
+        self.off_diagonal = off_diagonal
+        self.off_diagonal_scale = off_diagonal_scale
+        self.into = into
+        self.seed = seed
+        self._loaded = None
+
+    def parents(self, model: keras.Model) -> list[keras.Model]:
+        """The live model and its partners, or its copies."""
+        if self.partners is None:
+            return [model] * self.factor
+        if self._loaded is None:
+            self._loaded = [
+                p if isinstance(p, keras.Model) else keras.saving.load_model(p)
+                for p in self.partners
+            ]
+        if any(partner is model for partner in self._loaded):
+            raise FusionError(
+                "A partner is the live model itself. To fuse a model with itself leave "
+                "`partners` out and set `factor`."
+            )
+        return [model, *self._loaded]
+
+    def plan(self, model: keras.Model) -> fusion.Plan:
+        """Lays out the growth of a model; changes nothing."""
+        own = self.partners is None
+        default = "paired" if own else "zeros"
+        return fusion.make_plan(
+            model if own else self.parents(model),
+            factor=self.factor if own else None,
+            into=self.into,
+            off_diagonal=self.off_diagonal or default,
+            off_diagonal_scale=self.off_diagonal_scale,
+            seed=self.seed,
+        )
+
+    def __str__(self):
+        """What the operator does, for the console."""
+        if self.partners is None:
+            return f"self-fusion x{self.factor}"
+        return f"fusion with {len(self.partners)} partner(s)"
+
+    def get_config(self) -> dict:
+        """The constructor's arguments.
+
+        Raises:
+            FusionError: if partners or `into` are objects, whose weights a config
+                cannot hold.
+        """
+        if self.into is not None or any(
+            isinstance(p, keras.Model) for p in self.partners or ()
+        ):
+            raise FusionError(
+                "An operator with models in `partners` or `into` has no config, since a "
+                "config holds no weights. Save the partners and pass their paths."
+            )
+        return {
+            "partners": self.partners,
+            "factor": self.factor,
+            "off_diagonal": self.off_diagonal,
+            "off_diagonal_scale": self.off_diagonal_scale,
+            "seed": self.seed,
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        """Rebuilds the operator from `get_config`."""
+        return cls(**config)
