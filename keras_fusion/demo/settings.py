@@ -23,7 +23,8 @@ class Settings:
         twin_steps: int. Steps of the twin. Their FLOPs are the budget of both sides.
         parents_share: float. The share of the budget that goes to the two parents.
         parent_rate: float. Adam's learning rate for the parents.
-        twin_rate: float. Its peak for the twin.
+        twin_rate: float. Its peak for the twin: the best of 1e-3, 2e-3, 3e-3 and 4e-3
+            (final losses 4.630, 4.522, 4.486 and 4.872 with seed 0).
         growth_factor: float. Multiplies the parents' rate at the growth.
         warmup_steps: int. Steps of warm-up of the parents and of the twin.
         rewarmup_steps: int. Steps of warm-up after the growth.
@@ -43,7 +44,7 @@ class Settings:
     twin_steps: int = 800
     parents_share: float = 0.4
     parent_rate: float = 3e-3
-    twin_rate: float = 2e-3
+    twin_rate: float = 3e-3
     growth_factor: float = 0.5
     warmup_steps: int = 50
     rewarmup_steps: int = 30

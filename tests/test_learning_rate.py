@@ -1,0 +1,114 @@
+"""The learning rate after a growth: factors, re-warm-ups, a fresh bias correction."""
+
+import keras
+import numpy as np
+import pytest
+from models import data_for, functional, loss, numpy
+
+from keras_fusion import DeepFusion, GrownSchedule
+from keras_fusion.learning_rate import Ramp
+
+pytestmark = pytest.mark.core
+
+
+class Rates(keras.callbacks.Callback):
+    """The rate of each update, seen while its batch is trained on."""
+
+    def __init__(self):
+        super().__init__()
+        self.values = []
+
+    def on_train_batch_begin(self, batch, logs=None):
+        if hasattr(self.model, "jax_state_sync"):
+            self.model.jax_state_sync()
+        self.values.append(float(numpy(self.model.optimizer.learning_rate)))
+
+
+def fit(optimizer, *callbacks, epochs=2):
+    model = functional()
+    model.compile(optimizer, loss())
+    x, y = data_for("functional")
+    options = {"batch_size": 8, "shuffle": False, "verbose": 0, "epochs": epochs}
+    model.fit(x, y, callbacks=list(callbacks), **options)
+    return model
+
+
+def test_a_rate_that_is_a_variable():
+    grow = DeepFusion(
+        at_step=3, learning_rate_factor=0.5, rewarmup_steps=2, seed=0, verbose=0
+    )
+    rates = Rates()
+    model = fit(keras.optimizers.SGD(0.1), grow, rates)
+    expected = [0.1, 0.1, 0.1, 0.025, 0.05, 0.05, 0.05, 0.05]
+    np.testing.assert_allclose(rates.values, expected, rtol=1e-6)
+    # Between batches, and after the run, others see the rate proper.
+    assert float(numpy(model.optimizer.learning_rate)) == pytest.approx(0.05)
+
+
+def test_a_schedule_goes_on():
+    schedule = keras.optimizers.schedules.ExponentialDecay(0.1, 1, 0.5)
+    model = fit(
+        keras.optimizers.SGD(schedule), DeepFusion(at_step=3, seed=0, verbose=0)
+    )
+    assert float(numpy(model.optimizer.learning_rate)) == pytest.approx(0.1 * 0.5**8)
+    assert not isinstance(
+        keras.saving.serialize_keras_object(model.optimizer), GrownSchedule
+    )
+    config = model.optimizer.get_config()["learning_rate"]
+    assert config["class_name"] == "ExponentialDecay"
+
+
+def test_a_schedule_with_a_factor():
+    schedule = keras.optimizers.schedules.ExponentialDecay(0.1, 1, 0.5)
+    grow = DeepFusion(at_step=3, learning_rate_factor=0.5, seed=0, verbose=0)
+    model = fit(keras.optimizers.SGD(schedule), grow)
+    rate = float(numpy(model.optimizer.learning_rate))
+    assert rate == pytest.approx(0.05 * 0.5**8)
+    again = type(model.optimizer).from_config(model.optimizer.get_config())
+    again.iterations.assign(8)
+    assert float(numpy(again.learning_rate)) == pytest.approx(rate)
+
+
+def test_reset_corrects_the_bias_afresh():
+    """The first updates after a reset are those of a brand-new Adam."""
+    x, y = data_for("functional")
+
+    def updates(model, count=4):
+        result = []
+        for i in range(count):
+            before = [numpy(v) for v in model.trainable_variables]
+            part = slice(8 * i, 8 * i + 8)
+            model.fit(x[part], y[part], batch_size=8, verbose=0, callbacks=[keep])
+            after = [numpy(v) for v in model.trainable_variables]
+            result.append([b - a for a, b in zip(before, after, strict=True)])
+        return result
+
+    optimizer = keras.optimizers.Adam(0.01, beta_2=0.99)
+    grow = DeepFusion(at_step=8, optimizer_state="reset", seed=0, verbose=0)
+    grown, keep = fit(optimizer, grow), grow
+    fresh = keras.models.clone_model(grown)
+    fresh.set_weights(grown.get_weights())
+    fresh.compile(keras.optimizers.Adam(0.01, beta_2=0.99), loss())
+    mine = updates(grown)
+    keep = keras.callbacks.Callback()
+    for a, b in zip(mine, updates(fresh), strict=True):
+        for p, q in zip(a, b, strict=True):
+            np.testing.assert_allclose(p, q, rtol=0.02, atol=2e-4)
+    assert int(numpy(optimizer.iterations)) == 12
+
+
+def test_correction_is_needed():
+    """Without it the first updates would be several times too large."""
+    ramp = Ramp(start=10000, betas=(0.9, 0.999))
+    factors = [ramp(10000 + i) for i in range(40)]
+    assert 1 / min(factors) == pytest.approx(6.6, abs=0.1)
+    assert ramp(20000) == pytest.approx(1.0, abs=0.01)
+
+
+def test_grown_schedules_serialize():
+    inner = keras.optimizers.schedules.CosineDecay(0.1, 100)
+    schedule = GrownSchedule(inner, Ramp(0.5, 10, 20, (0.9, 0.99)))
+    config = keras.saving.serialize_keras_object(schedule)
+    again = keras.saving.deserialize_keras_object(config)
+    for step in (20, 25, 90):
+        assert float(again(step)) == pytest.approx(float(schedule(step)))
