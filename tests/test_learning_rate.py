@@ -112,3 +112,20 @@ def test_grown_schedules_serialize():
     again = keras.saving.deserialize_keras_object(config)
     for step in (20, 25, 90):
         assert float(again(step)) == pytest.approx(float(schedule(step)))
+
+
+def test_ramps_of_two_growths_multiply():
+    options = {"rewarmup_steps": 4, "seed": 0, "verbose": 0}
+    rates = Rates()
+    grow = DeepFusion(at_step=[2, 4], **options)
+    fit(keras.optimizers.SGD(0.8), grow, rates)
+    expected = [0.8, 0.8, 0.2, 0.4, 0.15, 0.4, 0.6, 0.8]
+    np.testing.assert_allclose(rates.values, expected, rtol=1e-6)
+    schedule = keras.optimizers.schedules.PiecewiseConstantDecay([100], [0.8, 0.4])
+    optimizer = keras.optimizers.SGD(schedule)
+    model = fit(optimizer, DeepFusion(at_step=[2, 4], **options), rates := Rates())
+    # A schedule shows the rate of the next update, as the variable above.
+    np.testing.assert_allclose(rates.values, expected, rtol=1e-6)
+    assert model.optimizer.get_config()["learning_rate"]["class_name"] == (
+        "PiecewiseConstantDecay"
+    )

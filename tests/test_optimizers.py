@@ -6,6 +6,8 @@ whose gradient is the small model's next gradient times s, repeated over all blo
 1/K for what grew on the side of its outputs, and 1 for readouts and what did not grow.
 """
 
+import types
+
 import keras
 import numpy as np
 import pytest
@@ -208,7 +210,7 @@ def test_every_optimizer_is_tested():
         for name, cls in vars(optimizers).items()
         if isinstance(cls, type) and issubclass(cls, optimizers.Optimizer)
     }
-    # The base class has no slots; MultiOptimizer is refused, see below.
+    # The base class has no slots; MultiOptimizer only joins others, see below.
     missing = exported - tested - {"Optimizer", "LossScaleOptimizer", "MultiOptimizer"}
     assert not missing, f"Register and test these optimizers: {missing}."
 
@@ -345,3 +347,32 @@ def test_unknown_optimizers_are_refused():
     keras_fusion.register_optimizer(Own, {"memory": keras_fusion.Slot(1.0)})
     train(live, DeepFusion(at_step=5, verbose=0))
     assert live.layers[2].units == 24
+
+
+def by_rank():
+    """An optimizer for kernels and another one for vectors, and both in one."""
+    parts = {2: optimizers.Adam(RATE), 1: optimizers.SGD(RATE, momentum=0.9)}
+    return parts, optimizers.MultiOptimizer(lambda variable: parts[variable.ndim])
+
+
+@pytest.mark.skipif(
+    not hasattr(optimizers, "MultiOptimizer"), reason="not in this Keras"
+)
+def test_several_optimizers_grow_together():
+    small_parts, small_optimizer = by_rank()
+    small, live = make(small_optimizer), make(by_rank()[1])
+    train(small)
+    train(live, DeepFusion(at_step=STEPS, off_diagonal="zeros", verbose=0))
+    fused = [numpy(v).copy() for v in live.trainable_variables]
+    gradients, updates = next_gradient(small), next_update(live)
+    for rank, part in small_parts.items():
+        chosen = [i for i, value in enumerate(fused) if value.ndim == rank]
+        model = types.SimpleNamespace(
+            trainable_variables=[small.trainable_variables[i] for i in chosen]
+        )
+        expected = reference_update(
+            part, model, [fused[i] for i in chosen], [gradients[i] for i in chosen]
+        )
+        for i, reference in zip(chosen, expected, strict=True):
+            atol = 2e-3 * np.max(np.abs(reference))
+            np.testing.assert_allclose(updates[i], reference, rtol=1e-3, atol=atol)
