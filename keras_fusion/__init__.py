@@ -1,6 +1,6 @@
 """keras_fusion: train a big Keras network for less, by growing it out of small ones."""
 
-from keras_fusion import testing
+from keras_fusion import layers, testing
 from keras_fusion.callbacks import DeepFusion, GrowModel
 from keras_fusion.errors import (
     FusionError,
@@ -14,7 +14,7 @@ from keras_fusion.growth_operators import FusionOperator
 from keras_fusion.learning_rate import GrownSchedule
 from keras_fusion.operator import Axis, fuse_arrays
 from keras_fusion.plotting import plot_run
-from keras_fusion.registry import register, registered
+from keras_fusion.registry import Norm, register, registered
 from keras_fusion.schedules import AtEpoch, AtStep, GrowthSchedule, Moment, OnPlateau
 from keras_fusion.slots import Slot, register_optimizer
 
@@ -33,12 +33,14 @@ __all__ = [
     "GrowthEvent",
     "GrowthSchedule",
     "Moment",
+    "Norm",
     "OnPlateau",
     "Slot",
     "StructureError",
     "UnregisteredLayerError",
     "fuse",
     "fuse_arrays",
+    "layers",
     "plot_run",
     "register",
     "register_optimizer",

@@ -11,6 +11,7 @@ import keras
 from keras_fusion import graph as graphs
 from keras_fusion import probe, registry, structure, widths
 from keras_fusion.errors import FusionError, StructureError
+from keras_fusion.layers import can_be_block_norm, is_block_norm, norm_like
 
 
 def skipped_attributes(layer: keras.Layer) -> tuple[str, ...]:
@@ -22,6 +23,8 @@ def skipped_attributes(layer: keras.Layer) -> tuple[str, ...]:
 def build(
     parents: list[keras.Model],
     into: keras.Model | Callable[[], keras.Model] | None = None,
+    *,
+    block_norms: bool = False,
 ) -> tuple[keras.Model, widths.Widths]:
     """Builds the model that the parents will be fused into.
 
@@ -29,6 +32,7 @@ def build(
         parents: K built models of one architecture.
         into: a built model to fuse into, or a function without arguments that builds
             one; for models that have no config.
+        block_norms: bool. Whether norms over what grew get one statistic a parent.
 
     Returns:
         The model, built, with fresh weights, and where the parents' features lie.
@@ -40,6 +44,7 @@ def build(
     check_correspondence(parents)
     plain = graphs.is_plain(parents[0])
     found = widths.analyse(parents) if plain else widths.Widths()
+    found.block_norms = block_norms
     if into is not None:
         model = into if isinstance(into, keras.Model) else into()
         if not isinstance(model, keras.Model):
@@ -94,10 +99,43 @@ def _grow(layers, found):
         return _from_config(first, first.get_config())
     if graphs.is_plain(first):
         return _grow_graph(layers, found)
+    if can_be_block_norm(first):
+        return _grow_norm(layers, found)
     rule = registry.find(first)
     if rule is None:
         return _copy_weightless(first)
     return _from_config(first, _grown_config(layers, rule, found))
+
+
+def _grow_norm(layers, found):
+    """A norm with the parents' blocks, or with one statistic for all."""
+    first = layers[0]
+    placement = found.entries.get(id(first))
+    block_wise = found.block_norms or any(is_block_norm(layer) for layer in layers)
+    if placement is None or not block_wise:
+        return norm_like(first, None)
+    if not placement.is_contiguous:
+        raise FusionError(
+            f"The norm {first.name!r} reads features of the parents that do not lie side "
+            "by side (behind a Flatten or Concatenate), so it cannot be block-wise. Use "
+            "norms='joint' or norms='calibrated'."
+        )
+    sizes = [len(block) for block in placement.blocks]
+    blocks = [
+        size
+        for layer, own in zip(layers, sizes, strict=True)
+        for size in (layer.blocks if is_block_norm(layer) else (own,))
+    ]
+    return norm_like(first, tuple(blocks))
+
+
+def with_stock_norms(model: keras.Model) -> keras.Model:
+    """A new model of the same widths, with Keras's norms in place of block norms.
+
+    Args:
+        model: a functional or Sequential model.
+    """
+    return _grow([model], widths.Widths())
 
 
 def _grow_graph(models, found):

@@ -6,10 +6,13 @@ from collections.abc import Callable
 import keras
 import numpy as np
 
-from keras_fusion import architecture, graft, layout, probe, structure
+from keras_fusion import architecture, calibration, graft, layout, probe, structure
 from keras_fusion.errors import FusionError
 from keras_fusion.layout import VariableLayout
 from keras_fusion.operator import OFF_DIAGONALS, fuse_arrays
+from keras_fusion.widths import Widths
+
+NORMS = ("joint", "block", "calibrated")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,12 +46,15 @@ class Plan:
         fused: the built bigger model.
         layouts: one `VariableLayout` per variable of `fused`.
         settings: the `Settings`.
+        corrections: dict from the id of a parent's variable to the
+            `calibration.Correction` of its values.
     """
 
     parents: list[keras.Model]
     fused: keras.Model
     layouts: list[VariableLayout]
     settings: Settings
+    corrections: dict = dataclasses.field(default_factory=dict)
 
     def fill(self) -> keras.Model:
         """Gives the fused model its weights, variable by variable, and returns it."""
@@ -76,15 +82,23 @@ class Plan:
         if item.is_state:
             return np.asarray(arrays[0])
         fused = fuse_arrays(
-            [np.asarray(a) for a in arrays],
+            [self._prepared(item, k, np.asarray(a)) for k, a in enumerate(arrays)],
             item.axes,
-            scales=item.scales,
             off_diagonal=settings.off_diagonal,
             off_diagonal_scale=settings.off_diagonal_scale,
             rng=np.random.default_rng([settings.seed, index]),
             fresh=np.asarray(fresh),
         )
         return fused.astype(np.asarray(fresh).dtype)
+
+    def _prepared(self, item, k, array):
+        """A parent's value, corrected and at its scale in the mean."""
+        correction = self.corrections.get(id(item.sources[k]))
+        if correction is not None:
+            array = correction(array)
+        if item.scales[k] != 1.0:
+            array = (array + item.offset) * item.scales[k] - item.offset
+        return array
 
     def weights_adapter(self) -> Callable[[list], list]:
         """Makes the function that grows any weights of the first parent.
@@ -94,7 +108,6 @@ class Plan:
             `get_weights()` of the model that would have been fused from them.
         """
         old = {id(v): i for i, v in enumerate(self.parents[0].weights)}
-        new = [id(v) for v in self.fused.weights]
         numpy = keras.ops.convert_to_numpy
 
         def adapt(weights):
@@ -106,7 +119,7 @@ class Plan:
                     arrays = [own if s is first else numpy(s) for s in item.sources]
                     value = self.values(index, arrays, numpy(item.target))
                     grown[id(item.target)] = value
-            return [grown[key] for key in new]
+            return [grown.get(id(v), numpy(v)) for v in self.fused.weights]
 
         return adapt
 
@@ -129,17 +142,20 @@ def make_plan(
     into: keras.Model | Callable[[], keras.Model] | None = None,
     off_diagonal: str = "zeros",
     off_diagonal_scale: float = 0.1,
+    norms: str = "joint",
+    batch=None,
     seed: int | None = None,
 ) -> Plan:
     """Checks the arguments of `fuse` and lays out the fusion, changing nothing."""
     models = _resolve_parents(parents, factor)
     copies = all(model is models[0] for model in models)
     _check_noise(off_diagonal, off_diagonal_scale, copies)
+    _check_norms(norms, batch)
     if seed is None:
         # From the generator that keras.utils.set_random_seed governs.
         seed = int(np.random.randint(2**31))
     settings = Settings(off_diagonal, off_diagonal_scale, seed, copies)
-    fused, widths = architecture.build(models, into)
+    fused, widths = architecture.build(models, into, block_norms=norms == "block")
     if any(fused is model for model in models):
         raise FusionError(
             "`into` is one of the parents. The fused model must be a new one; pass a "
@@ -148,6 +164,20 @@ def make_plan(
     plan = Plan(models, fused, layout.plan(models, fused, widths), settings)
     plan.copy_trainability()
     graft.keep_names(models[0], fused)
+    if norms == "block":
+        _check_block_norms(plan)
+    if norms == "calibrated" and not copies:
+        plan.corrections = calibration.corrections(models, fused, batch)
+    return plan
+
+
+def replacement(model: keras.Model, twin: keras.Model) -> Plan:
+    """Lays out a twin of equal widths, which takes a model's values over as they are."""
+    settings = Settings("zeros", 0.0, 0, copies=True)
+    layouts = layout.plan([model], twin, Widths(), must_grow=False)
+    plan = Plan([model], twin, layouts, settings)
+    plan.copy_trainability()
+    graft.keep_names(model, twin)
     return plan
 
 
@@ -158,6 +188,8 @@ def fuse(
     into: keras.Model | Callable[[], keras.Model] | None = None,
     off_diagonal: str = "zeros",
     off_diagonal_scale: float = 0.1,
+    norms: str = "joint",
+    batch=None,
     seed: int | None = None,
 ) -> keras.Model:
     """Fuses trained models into one wide model (the FUSION operator of Deep Fusion).
@@ -183,6 +215,15 @@ def fuse(
             Defaults to `"zeros"`.
         off_diagonal_scale: float. The noise's standard deviation relative to that of
             the kernel. Defaults to 0.1.
+        norms: what becomes of the layer and RMS norms of distinct parents, whose one
+            statistic over all features would not be the parents' own. `"joint"` leaves
+            them as they are: the function changes. `"block"`, for functional and
+            `Sequential` models of Keras's layers, puts in norms with one statistic a
+            parent (`keras_fusion.layers`): the fused outputs are exactly the mean.
+            `"calibrated"` keeps the norms and absorbs the mean ratio of the statistics,
+            measured on `batch`, in their weights. Copies need neither. Defaults to
+            `"joint"`.
+        batch: inputs in the structure of the model's, for `norms="calibrated"`.
         seed: int. Seed of the noise. Defaults to one drawn from NumPy's global
             generator, which `keras.utils.set_random_seed` governs.
 
@@ -215,6 +256,8 @@ def fuse(
         into=into,
         off_diagonal=off_diagonal,
         off_diagonal_scale=off_diagonal_scale,
+        norms=norms,
+        batch=batch,
         seed=seed,
     )
     return plan.fill()
@@ -307,3 +350,27 @@ def _check_noise(off_diagonal, scale, copies):
             "`off_diagonal_scale` must be a number of at least 0. Received: "
             f"off_diagonal_scale={scale!r}."
         )
+
+
+def _check_norms(norms, batch):
+    if norms not in NORMS:
+        raise FusionError(f"`norms` must be one of {NORMS}. Received: norms={norms!r}.")
+    if norms == "calibrated" and batch is None:
+        raise FusionError(
+            "`norms='calibrated'` measures the norms on data. Received: batch=None. Pass "
+            "a batch in the structure of the model's inputs as `batch`."
+        )
+
+
+def _check_block_norms(plan):
+    """Says where a norm could not be made block-wise, since its class holds it."""
+    pairs = structure.lockstep(
+        [plan.parents[0], plan.fused], architecture.skipped_attributes
+    )
+    for address, (layer, grown) in pairs:
+        if calibration.is_joint_norm(layer, grown):
+            raise FusionError(
+                f"`norms='block'` cannot reach the {type(layer).__name__} at {address!r}: "
+                "the class that holds it makes it. Block-wise norms are for functional "
+                "and Sequential models of Keras's layers; here use norms='calibrated'."
+            )

@@ -23,6 +23,7 @@ class VariableLayout:
         axes: tuple of `Axis`, one per dimension.
         scales: tuple of K factors on the parents' values (a norm before a tied
             readout); ones elsewhere.
+        offset: float. What the layer adds to the value before it multiplies with it.
     """
 
     address: str
@@ -30,6 +31,7 @@ class VariableLayout:
     target: keras.Variable
     axes: tuple[Axis, ...]
     scales: tuple[float, ...]
+    offset: float = 0.0
 
     @property
     def grown(self) -> bool:
@@ -55,7 +57,11 @@ class VariableLayout:
 
 
 def plan(
-    parents: list[keras.Model], fused: keras.Model, widths: Widths
+    parents: list[keras.Model],
+    fused: keras.Model,
+    widths: Widths,
+    *,
+    must_grow: bool = True,
 ) -> list[VariableLayout]:
     """Lays the parents out in the fused model, variable by variable.
 
@@ -63,6 +69,7 @@ def plan(
         parents: K built models.
         fused: the built bigger model.
         widths: what `widths.analyse` found on the parents' graphs.
+        must_grow: bool. Whether it is an error if all shapes are the first parent's.
 
     Returns:
         One `VariableLayout` per variable of `fused`, seeds included.
@@ -75,33 +82,26 @@ def plan(
     scales = readout.scales(parents, fused)
     layouts, planned = [], set()
     for address, layers in structure.lockstep([*parents, fused], skipped_attributes):
-        for *sources, target in _corresponding(address, layers):
+        for *sources, target in structure.shared_variables(layers):
             if id(target) in planned:
                 continue
             planned.add(id(target))
             name = f"{address}.{target.name}" if address else target.name
             axes = _axes(name, sources, target, layers, widths)
             scale = scales.get((id(layers[0]), target.name), (1.0,) * len(parents))
-            layouts.append(VariableLayout(name, tuple(sources), target, axes, scale))
-    if not any(layout.grown for layout in layouts):
+            offset = (
+                rule.offset(target.name) if (rule := registry.find(layers[0])) else 0
+            )
+            layouts.append(
+                VariableLayout(name, tuple(sources), target, axes, scale, offset)
+            )
+    if must_grow and not any(layout.grown for layout in layouts):
         raise FusionError(
             f"Nothing grows from {parents[0].name!r} to {fused.name!r}: no width of "
             "theirs differs. Register the width keys of your classes, or pass a "
             "bigger model as `into`."
         )
     return layouts
-
-
-def _corresponding(address, layers):
-    stacks = [structure.own_variables(layer) for layer in layers]
-    names = [[v.name for v in stack] for stack in stacks]
-    if any(n != names[0] for n in names):
-        raise StructureError(
-            f"The variables of {type(layers[0]).__name__} at {address or 'the top'!r} "
-            f"differ between the parents and the fused model: {names}. Build them with "
-            "the same options."
-        )
-    return zip(*stacks, strict=True)
 
 
 def _axes(name, sources, target, layers, widths):

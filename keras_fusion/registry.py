@@ -10,6 +10,24 @@ from keras_fusion.errors import FusionError, UnregisteredLayerError
 
 
 @dataclasses.dataclass(frozen=True)
+class Norm:
+    """What a norm over the last axis computes, for `register`.
+
+    Args:
+        statistic: `"mean_variance"` (a layer norm) or `"mean_square"` (an RMS norm).
+        scale: name of the variable that multiplies.
+        shift: name of the variable that is added, or `None`.
+        offset: float. What is added to `scale` before it multiplies: 1 for a norm that
+            computes with `1 + scale` (Gemma's). Defaults to 0.
+    """
+
+    statistic: str
+    scale: str = "gamma"
+    shift: str | None = None
+    offset: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
 class Rule:
     """What fusion needs to know of a layer class. See `register` for the fields."""
 
@@ -22,6 +40,7 @@ class Rule:
     unset: tuple[str, ...] = ()
     equal: Mapping[str, Callable] = dataclasses.field(default_factory=dict)
     scalable: tuple[str, ...] = ()
+    norm: Norm | None = None
     tied_readout: str | None = None
     last_norm: str | None = None
     readout_multiplier: Callable | None = None
@@ -33,6 +52,10 @@ class Rule:
         """Roles of the axes of the layer's own variables, by variable name."""
         roles = self.roles(layer) if callable(self.roles) else self.roles
         return roles or {}
+
+    def offset(self, name: str) -> float:
+        """What is added to a variable before it multiplies."""
+        return self.norm.offset if self.norm and name == self.norm.scale else 0.0
 
 
 _RULES: dict[type | str, Rule] = {}
@@ -49,6 +72,7 @@ def register(
     unset: tuple[str, ...] = (),
     equal: Mapping[str, Callable[[dict], Any]] | None = None,
     scalable: tuple[str, ...] = (),
+    norm: Norm | None = None,
     tied_readout: str | None = None,
     last_norm: str | None = None,
     readout_multiplier: Callable[[Any], float] | None = None,
@@ -82,6 +106,7 @@ def register(
         scalable: names of variables, e.g. a norm's `("gamma", "beta")`, that scale
             the layer's output when they are multiplied by a number. A tied readout in
             front of which the layer stands is averaged by them.
+        norm: a `Norm`, for a layer that divides by a statistic of its last axis.
         tied_readout: for a layer whose `call` multiplies by the transpose of an
             embedding, unseen from outside: the attribute path of the last norm before
             (`"decoder.final_norm"`).
@@ -127,6 +152,7 @@ def register(
         unset=tuple(unset),
         equal=dict(equal or {}),
         scalable=tuple(scalable),
+        norm=norm,
         tied_readout=tied_readout,
         last_norm=last_norm,
         readout_multiplier=readout_multiplier,

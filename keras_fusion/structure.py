@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import keras
 
 from keras_fusion.errors import StructureError
+from keras_fusion.layers import stock_class
 
 
 def children(layer: keras.Layer, skip: tuple[str, ...] = ()) -> dict:
@@ -79,6 +80,27 @@ def own_variables(layer: keras.Layer) -> list:
     return [v for v in layer.variables if id(v) not in below]
 
 
+def shared_variables(layers: list) -> list[tuple]:
+    """The corresponding own variables of corresponding layers, by position.
+
+    A block norm's blend has no counterpart in the norm of Keras that it stands for.
+
+    Raises:
+        StructureError: if other variables differ.
+    """
+    stacks = [own_variables(layer) for layer in layers]
+    if len({type(layer) for layer in layers}) > 1:
+        common = set.intersection(*({v.name for v in stack} for stack in stacks))
+        stacks = [[v for v in stack if v.name in common] for stack in stacks]
+    names = [[v.name for v in stack] for stack in stacks]
+    if any(n != names[0] for n in names):
+        raise StructureError(
+            f"The variables of {type(layers[0]).__name__} {layers[0].name!r} differ "
+            f"between the models: {names}. Build them with the same options."
+        )
+    return list(zip(*stacks, strict=True))
+
+
 def lockstep(models: list, skip=lambda layer: ()) -> Iterator:
     """Yields `(address, layers)` for the corresponding layers of several models.
 
@@ -89,7 +111,7 @@ def lockstep(models: list, skip=lambda layer: ()) -> Iterator:
     walks = [list(walk(model, skip)) for model in models]
     for steps in zip(*walks, strict=False):
         address, layers = steps[0][0], [layer for _, layer in steps]
-        if len({type(layer) for layer in layers}) > 1:
+        if len({stock_class(layer) for layer in layers}) > 1:
             raise StructureError(
                 f"The models differ at {address or 'the top'!r}: "
                 f"{[type(layer).__name__ for layer in layers]}. Parents must be of one "

@@ -47,12 +47,14 @@ class Widths:
         outputs: the same for its output.
         inputs: for a nested model one entry per input, `None` for one that did not
             grow.
+        block_norms: whether norms over what grew get one statistic a parent.
     """
 
     fixed: set[int] = dataclasses.field(default_factory=set)
     entries: dict[int, Placement] = dataclasses.field(default_factory=dict)
     outputs: dict[int, Placement] = dataclasses.field(default_factory=dict)
     inputs: dict[int, list] = dataclasses.field(default_factory=dict)
+    block_norms: bool = False
 
 
 class _Classes:

@@ -16,17 +16,20 @@ SOURCES = Path(__file__).resolve().parents[1] / PACKAGE
 # Lowest first. A module (or subpackage) imports only from levels below its own.
 LEVELS = (
     ("errors",),
+    ("layers",),
     ("operator", "structure", "registry", "schedules", "events"),
-    ("rules", "graph", "probe"),
+    ("rules", "graph", "probe", "observation"),
     ("widths",),
     ("architecture",),
     ("readout",),
     ("layout",),
     ("slots", "learning_rate"),
     ("graft",),
+    ("calibration",),
     ("fusion",),
     ("growth_operators",),
-    ("callbacks",),
+    ("callbacks", "report"),
+    ("annealing",),
     ("testing", "plotting"),
     ("demo",),
 )

@@ -76,10 +76,7 @@ def keep_names(model: keras.Model, fused: keras.Model) -> None:
     for _, (old, new) in structure.lockstep([model, fused], skipped_attributes):
         new.name = old.name
         new._path = old._path
-        pairs = zip(
-            structure.own_variables(old), structure.own_variables(new), strict=True
-        )
-        for old_variable, new_variable in pairs:
+        for old_variable, new_variable in structure.shared_variables([old, new]):
             new_variable._path = old_variable._path
             new_variable._name = old_variable._name
         if keras.config.backend() == "torch" and hasattr(new, "_torch_params"):

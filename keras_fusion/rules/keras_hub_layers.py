@@ -4,7 +4,7 @@ Written by name, so that keras-hub is imported by nobody but its users, and sinc
 does not export the inner layers of its backbones.
 """
 
-from keras_fusion.registry import register
+from keras_fusion.registry import Norm, register
 
 
 def _head_size(config):
@@ -37,7 +37,12 @@ register(
 
 # Backbones, and the inner layers that hold weights of their own.
 
-register("keras_hub>T5LayerNorm", roles={"weight": ("out",)}, scalable=("weight",))
+register(
+    "keras_hub>T5LayerNorm",
+    roles={"weight": ("out",)},
+    scalable=("weight",),
+    norm=Norm("mean_square", "weight"),
+)
 # The one weight here is the relative position bias, a column per head.
 register("keras_hub>T5MultiHeadAttention", roles={"embeddings": (None, "out")})
 for backbone, norm in (

@@ -2,12 +2,12 @@
 
 from keras import layers
 
-from keras_fusion.registry import register
+from keras_fusion.registry import Norm, register
 
 _NORM = {
     name: ("out",)
     for name in ("gamma", "beta", "scale", "moving_mean", "moving_variance")
-}
+} | {"blend": ()}
 _KERNEL = {"kernel": ("in", "out"), "bias": ("out",)}
 
 
@@ -104,8 +104,18 @@ register(layers.AdditiveAttention, refuse=_SINGLE_HEAD)
 
 # Norms. One statistic over the joined features of distinct parents is not theirs.
 
-for norm in (layers.LayerNormalization, layers.RMSNormalization):
-    register(norm, roles=_NORM, scalable=("gamma", "beta", "scale"))
+register(
+    layers.LayerNormalization,
+    roles=_NORM,
+    scalable=("gamma", "beta"),
+    norm=Norm("mean_variance", "gamma", "beta"),
+)
+register(
+    layers.RMSNormalization,
+    roles=_NORM,
+    scalable=("scale",),
+    norm=Norm("mean_square", "scale"),
+)
 # What an adapted layer has learned of its input, whose width it has.
 register(
     layers.Normalization,
