@@ -1,6 +1,7 @@
 """keras_fusion: train a big Keras network for less, by growing it out of small ones."""
 
 from keras_fusion import layers, testing
+from keras_fusion.annealing import AnnealBlockNorms
 from keras_fusion.callbacks import DeepFusion, GrowModel
 from keras_fusion.errors import (
     FusionError,
@@ -15,18 +16,21 @@ from keras_fusion.learning_rate import GrownSchedule
 from keras_fusion.operator import Axis, fuse_arrays
 from keras_fusion.plotting import plot_run
 from keras_fusion.registry import Norm, register, registered
+from keras_fusion.report import FusionReport, fusion_report
 from keras_fusion.schedules import AtEpoch, AtStep, GrowthSchedule, Moment, OnPlateau
 from keras_fusion.slots import Slot, register_optimizer
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AnnealBlockNorms",
     "AtEpoch",
     "AtStep",
     "Axis",
     "DeepFusion",
     "FusionError",
     "FusionOperator",
+    "FusionReport",
     "GrowModel",
     "GrownSchedule",
     "GrowthError",
@@ -40,6 +44,7 @@ __all__ = [
     "UnregisteredLayerError",
     "fuse",
     "fuse_arrays",
+    "fusion_report",
     "layers",
     "plot_run",
     "register",

@@ -20,8 +20,7 @@ from keras_fusion.observation import observe
 
 @dataclasses.dataclass(frozen=True)
 class Correction:
-    """What a parent's value of one variable becomes: `factor * (v + offset) - offset +
-    shift`."""
+    """What a parent's value `v` becomes: `factor * (v + offset) - offset + shift`."""
 
     factor: float = 1.0
     shift: np.ndarray | float = 0.0

@@ -201,7 +201,7 @@ class GrowModel(keras.callbacks.Callback):
         graft.sync(model)
         before = model.count_params()
         with graft.scope(model):
-            plan, optimizer, change = self._prepare(model)
+            plan, optimizer, difference = self._prepare(model)
             graft.graft(model, plan.fused, optimizer, plan.weights_adapter())
         self._ramp()
         event = GrowthEvent(
@@ -210,7 +210,9 @@ class GrowModel(keras.callbacks.Callback):
             params_before=before,
             params_after=model.count_params(),
             seconds=time.perf_counter() - begin,
-            function_change=change,
+            function_change=difference.largest,
+            mean_change=difference.mean,
+            argmax_agreement=difference.argmax_agreement,
             operator=str(self.operator),
         )
         self.events.append(event)
@@ -224,7 +226,7 @@ class GrowModel(keras.callbacks.Callback):
             plan = self.operator.plan(model)
             plan.fill()
             inputs = probe.accepted(model) if self.probe is None else self.probe
-            change = fusion.verify(plan, inputs, tolerance=self._tolerance(model))
+            difference = fusion.verify(plan, inputs, tolerance=self._tolerance(model))
             optimizer = graft.grown_optimizer(plan, self.optimizer_state)
         except (FusionError, KeyboardInterrupt):
             raise
@@ -232,7 +234,7 @@ class GrowModel(keras.callbacks.Callback):
             raise GrowthError(
                 f"The growth of {model.name!r} failed ({error}); it trains on as it was."
             ) from error
-        return plan, optimizer, change
+        return plan, optimizer, difference
 
     def _tolerance(self, model):
         if self.tolerance is not None:
@@ -294,6 +296,8 @@ class DeepFusion(GrowModel):
             `"paired"` in a self-fusion and to `"zeros"` with partners.
         off_diagonal_scale: float, see `fuse`. Defaults to 0.1.
         into: model or function that builds one, see `fuse`.
+        norms: `"joint"`, `"block"` or `"calibrated"` (measured on `probe`), see `fuse`.
+            Defaults to `"joint"`.
         seed: int. Seed of the off-diagonal noise.
         **kwargs: `optimizer_state`, `learning_rate_factor`, `rewarmup_steps`, `probe`,
             `tolerance` and `verbose`, see `GrowModel`.
@@ -322,11 +326,19 @@ class DeepFusion(GrowModel):
         off_diagonal: str | None = None,
         off_diagonal_scale: float = 0.1,
         into: Callable[[], keras.Model] | keras.Model | None = None,
+        norms: str = "joint",
         seed: int | None = None,
         **kwargs,
     ):
         operator = FusionOperator(
-            partners, factor, off_diagonal, off_diagonal_scale, into, seed
+            partners,
+            factor,
+            off_diagonal,
+            off_diagonal_scale,
+            into,
+            seed,
+            norms,
+            kwargs.get("probe"),
         )
         super().__init__(operator, _one_schedule(at_step, at_epoch, schedule), **kwargs)
 

@@ -15,6 +15,8 @@ class GrowthEvent:
         seconds: float. Wall time of the growth.
         function_change: float. Largest change of the outputs on the probe batch,
             relative to their largest value; against the mean of the parents'.
+        mean_change: float. Mean change of the outputs, relative to their mean size.
+        argmax_agreement: float. Share of the probe's outputs with the same argmax.
         operator: string. What was done.
     """
 
@@ -24,6 +26,8 @@ class GrowthEvent:
     params_after: int
     seconds: float
     function_change: float
+    mean_change: float
+    argmax_agreement: float
     operator: str
 
     def to_dict(self) -> dict:
@@ -35,5 +39,6 @@ class GrowthEvent:
         return (
             f"keras_fusion: step {self.step} (epoch {self.epoch}): {self.operator}, "
             f"{self.params_before:,} -> {self.params_after:,} parameters in "
-            f"{self.seconds:.1f} s, function change {self.function_change:.1e}"
+            f"{self.seconds:.1f} s, function change {self.function_change:.1e} "
+            f"(mean {self.mean_change:.1e}, same argmax {self.argmax_agreement:.1%})"
         )

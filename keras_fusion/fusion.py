@@ -24,17 +24,21 @@ class Settings:
         off_diagonal_scale: float. The noise's deviation relative to the kernel's.
         seed: int. Seed of the noise.
         copies: bool. Whether the parents are copies of one model.
+        norms: one of `NORMS`.
     """
 
     off_diagonal: str
     off_diagonal_scale: float
     seed: int
     copies: bool
+    norms: str = "joint"
 
     @property
     def is_exact(self) -> bool:
         """Whether the fused function must equal the parents' but for rounding."""
-        return self.copies and self.off_diagonal != "random"
+        if self.copies:
+            return self.off_diagonal != "random"
+        return self.norms == "block" and self.off_diagonal == "zeros"
 
 
 @dataclasses.dataclass
@@ -154,7 +158,7 @@ def make_plan(
     if seed is None:
         # From the generator that keras.utils.set_random_seed governs.
         seed = int(np.random.randint(2**31))
-    settings = Settings(off_diagonal, off_diagonal_scale, seed, copies)
+    settings = Settings(off_diagonal, off_diagonal_scale, seed, copies, norms)
     fused, widths = architecture.build(models, into, block_norms=norms == "block")
     if any(fused is model for model in models):
         raise FusionError(
@@ -263,7 +267,7 @@ def fuse(
     return plan.fill()
 
 
-def verify(plan: Plan, inputs, *, tolerance: float) -> float:
+def verify(plan: Plan, inputs, *, tolerance: float) -> probe.Difference:
     """Measures the fused model against the mean of its parents.
 
     Args:
@@ -273,23 +277,24 @@ def verify(plan: Plan, inputs, *, tolerance: float) -> float:
             show.
 
     Returns:
-        The relative change of the outputs, see `probe.change`.
+        The `probe.Difference` of the outputs.
 
     Raises:
-        FusionError: if copies were fused exactly, and yet the outputs changed.
+        FusionError: if the fusion should be exact, and yet the outputs changed.
     """
     parents = plan.parents[:1] if plan.settings.copies else plan.parents
     before = probe.mean_outputs(parents, inputs)
-    change = probe.change(before, probe.outputs(plan.fused, inputs))
+    difference = probe.difference(before, probe.outputs(plan.fused, inputs))
+    change = difference.largest
     if plan.settings.is_exact and change > tolerance:
         raise FusionError(
-            f"The fused {plan.fused.name!r} should compute what its parent does, but its "
+            f"The fused {plan.fused.name!r} should compute what its parents do, but its "
             f"outputs changed by {change:.1e} (more than the tolerance {tolerance:.0e}). "
             "Some layer mixes features in a way that its rule does not tell: a softmax "
             "over features, a constant that depends on a width, or a readout tied to an "
             "embedding (see `tied_readout` of keras_fusion.register)."
         )
-    return change
+    return difference
 
 
 def _resolve_parents(parents, factor):
@@ -358,7 +363,7 @@ def _check_norms(norms, batch):
     if norms == "calibrated" and batch is None:
         raise FusionError(
             "`norms='calibrated'` measures the norms on data. Received: batch=None. Pass "
-            "a batch in the structure of the model's inputs as `batch`."
+            "inputs in the structure of the model's as `batch` (`probe` in a callback)."
         )
 
 

@@ -23,6 +23,8 @@ class FusionOperator:
         off_diagonal_scale: float, see `fuse`.
         into: see `fuse`; for models whose class has no config.
         seed: int or `None`, see `fuse`.
+        norms: `"joint"`, `"block"` or `"calibrated"`, see `fuse`.
+        batch: inputs for `norms="calibrated"`, see `fuse`.
     """
 
     def __init__(
@@ -33,6 +35,8 @@ class FusionOperator:
         off_diagonal_scale=0.1,
         into=None,
         seed=None,
+        norms="joint",
+        batch=None,
     ):
         if partners is not None and not partners:
             raise FusionError(
@@ -45,6 +49,8 @@ class FusionOperator:
         self.off_diagonal_scale = off_diagonal_scale
         self.into = into
         self.seed = seed
+        self.norms = norms
+        self.batch = batch
         self._loaded = None
 
     def parents(self, model: keras.Model) -> list[keras.Model]:
@@ -73,6 +79,8 @@ class FusionOperator:
             into=self.into,
             off_diagonal=self.off_diagonal or default,
             off_diagonal_scale=self.off_diagonal_scale,
+            norms=self.norms,
+            batch=self.batch,
             seed=self.seed,
         )
 
@@ -102,6 +110,7 @@ class FusionOperator:
             "off_diagonal": self.off_diagonal,
             "off_diagonal_scale": self.off_diagonal_scale,
             "seed": self.seed,
+            "norms": self.norms,
         }
 
     @classmethod

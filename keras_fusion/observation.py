@@ -6,7 +6,15 @@ import keras
 import numpy as np
 
 
-def observe(model: keras.Model, inputs, layers: Iterable[keras.Layer]) -> dict:
+class Observation(dict):
+    """Calls by layer id; `order` lists the ids as the layers finished first."""
+
+    def __init__(self):
+        super().__init__()
+        self.order = []
+
+
+def observe(model: keras.Model, inputs, layers: Iterable[keras.Layer]) -> Observation:
     """Calls a model in inference mode and keeps what its layers take and give.
 
     Args:
@@ -15,14 +23,15 @@ def observe(model: keras.Model, inputs, layers: Iterable[keras.Layer]) -> dict:
         layers: the layers to look at.
 
     Returns:
-        Dict from a layer's id to a list of `(input, output)`, one pair of arrays (in
-        float32 or wider) per call of the layer. What is no single tensor is `None`.
+        `Observation`, a dict from a layer's id to a list of `(input, output)`, one pair
+        of arrays (in float32 or wider) per call of the layer. What is no single tensor
+        is `None`.
     """
-    seen = {}
+    seen = Observation()
     layers = list(layers)
     try:
         for layer in layers:
-            layer.call = _Recorder(layer, seen.setdefault(id(layer), []))
+            layer.call = _Recorder(layer, seen)
         model(keras.tree.map_structure(keras.ops.convert_to_tensor, inputs))
     finally:
         for layer in layers:
@@ -33,14 +42,17 @@ def observe(model: keras.Model, inputs, layers: Iterable[keras.Layer]) -> dict:
 class _Recorder:
     """Stands in for a layer's `call`, an attribute of the instance for the while."""
 
-    def __init__(self, layer, calls):
-        self._call, self._calls = layer.call, calls
+    def __init__(self, layer, seen):
+        self._call, self._id, self._seen = layer.call, id(layer), seen
+        seen[self._id] = []
         self.__wrapped__ = layer.call  # Keras reads the signature.
 
     def __call__(self, *args, **kwargs):
         result = self._call(*args, **kwargs)
         first = args[0] if args else next(iter(kwargs.values()), None)
-        self._calls.append((_array(first), _array(result)))
+        if not self._seen[self._id]:
+            self._seen.order.append(self._id)
+        self._seen[self._id].append((_array(first), _array(result)))
         return result
 
 

@@ -1,5 +1,7 @@
 """A small batch that fits a model's inputs, and the change of its function on it."""
 
+import dataclasses
+
 import keras
 import numpy as np
 
@@ -100,6 +102,55 @@ def mean_outputs(models: list[keras.Model], inputs) -> list[np.ndarray]:
         sum(ys) / len(ys) if len({y.shape for y in ys}) == 1 else None
         for ys in zip(*results, strict=True)
     ]
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """How far outputs are apart.
+
+    Args:
+        largest: float. Largest difference, relative to the outputs' largest value.
+        mean: float. Mean difference, relative to the mean absolute value.
+        argmax_agreement: float. Share of the positions whose largest entry is the same.
+    """
+
+    largest: float
+    mean: float
+    argmax_agreement: float
+
+    def __str__(self) -> str:
+        """The difference as one line."""
+        return (
+            f"largest difference {self.largest:.1e}, mean {self.mean:.1e}, same argmax "
+            f"{self.argmax_agreement:.1%}"
+        )
+
+
+def difference(before: list[np.ndarray], after: list[np.ndarray]) -> Difference:
+    """Compares outputs, those left out whose shape grew.
+
+    Returns:
+        A `Difference`; NaN if there is none that can be compared.
+    """
+    pairs = [
+        (b, a)
+        for b, a in zip(before, after, strict=True)
+        if b is not None and b.shape == a.shape
+    ]
+    if not pairs:
+        return Difference(float("nan"), float("nan"), float("nan"))
+    tiny = np.finfo("float32").tiny
+    return Difference(
+        largest=change(before, after),
+        mean=float(
+            max(
+                np.mean(np.abs(a - b)) / max(np.mean(np.abs(b)), tiny) for b, a in pairs
+            )
+        ),
+        argmax_agreement=float(
+            min(np.mean(np.argmax(b, -1) == np.argmax(a, -1)) for b, a in pairs)
+        ),
+    )
 
 
 def change(before: list[np.ndarray], after: list[np.ndarray]) -> float:

@@ -289,7 +289,7 @@ def test_downward_import_passes(unit, source):
 def test_relative_import_in_a_subpackage():
     tree = ast.parse("from ..fusion import fuse\nfrom .keras_layers import x")
     (error,) = direction_errors("rules", tree, "keras_fusion.rules")
-    assert "line 1: 'rules' (level 2) imports 'keras_fusion.fusion.fuse'" in error
+    assert "line 1: 'rules' (level 3) imports 'keras_fusion.fusion.fuse'" in error
 
 
 def test_module_without_level_is_found():

@@ -1,0 +1,85 @@
+"""From block-wise norms to Keras's own, in the course of training."""
+
+import keras
+
+from keras_fusion import architecture, fusion, graft, structure
+from keras_fusion.errors import FusionError
+from keras_fusion.layers import is_block_norm
+
+
+@keras.saving.register_keras_serializable(package="keras_fusion")
+class AnnealBlockNorms(keras.callbacks.Callback):
+    """Leads block-wise norms over to one shared statistic, and then takes them out.
+
+    From the first batch on which the live model has block norms (a growth with
+    `norms="block"` put them in, or they were there from the start) their statistics
+    move linearly from the blocks' own to those of all features. Then the live model
+    becomes one of Keras's norms, with the same weights and optimizer state, which
+    saves and loads without keras_fusion. A run that was cut off goes on where the
+    norms' blend stood.
+
+    Args:
+        steps: int of at least 1. Training batches that the way takes.
+
+    Raises:
+        FusionError: if `steps` is no such number.
+
+    Example:
+
+    ```python
+    model.fit(
+        dataset,
+        callbacks=[
+            keras_fusion.DeepFusion(at_step=1000, partners=[other], norms="block"),
+            keras_fusion.AnnealBlockNorms(steps=2000),
+        ],
+    )
+    ```
+
+    The annealing is this package's own.
+    """
+
+    def __init__(self, steps: int):
+        super().__init__()
+        if not isinstance(steps, int) or steps < 1:
+            raise FusionError(
+                f"`steps` must be an integer of at least 1. Received: steps={steps!r}."
+            )
+        self.steps = steps
+
+    def on_train_batch_begin(self, batch, logs=None):
+        """Moves the statistics of the batch to come."""
+        norms = _block_norms(self.model)
+        if not norms:
+            return
+        graft.sync(self.model)
+        for norm in norms:
+            now = float(keras.ops.convert_to_numpy(norm.blend))
+            norm.blend.assign(min(1.0, now + 1.0 / self.steps))
+
+    def on_train_batch_end(self, batch, logs=None):
+        """Takes the norms out when they have become Keras's."""
+        norms = _block_norms(self.model)
+        if not norms:
+            return
+        graft.sync(self.model)
+        # Rounding: a sum of `steps` parts is not quite 1.
+        blends = [float(keras.ops.convert_to_numpy(norm.blend)) for norm in norms]
+        if min(blends) > 1.0 - 0.5 / self.steps:
+            with graft.scope(self.model):
+                _use_stock_norms(self.model)
+
+    def get_config(self) -> dict:
+        """The constructor's arguments."""
+        return {"steps": self.steps}
+
+
+def _block_norms(model):
+    return [layer for _, layer in structure.walk(model) if is_block_norm(layer)]
+
+
+def _use_stock_norms(model):
+    plan = fusion.replacement(model, architecture.with_stock_norms(model))
+    plan.fill()
+    optimizer = graft.grown_optimizer(plan, "carry")
+    graft.graft(model, plan.fused, optimizer, plan.weights_adapter())
