@@ -179,6 +179,10 @@ def _grown_config(layers, rule, found):
     configs = [_config(layer) for layer in layers]
     fixed = id(first) in found.fixed
     _check_keys(first, rule, configs[0])
+    if rule.refuse and rule.widths:
+        raise FusionError(
+            f"{type(first).__name__} {first.name!r} cannot grow: {rule.refuse}."
+        )
     if rule.grow is not None:
         return rule.grow(configs, fixed)
     config = dict(configs[0])

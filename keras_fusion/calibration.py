@@ -61,7 +61,7 @@ def corrections(parents: list[keras.Model], fused: keras.Model, inputs) -> dict:
 
 def is_joint_norm(layer: keras.Layer, grown: keras.Layer) -> bool:
     """Whether a norm grew and has one statistic for all parents' features."""
-    rule = registry.find(layer)
+    rule = registry.find_for_weights(layer)
     if rule is None or rule.norm is None or is_block_norm(grown):
         return False
     return [v.shape for v in layer.variables] != [v.shape for v in grown.variables]
@@ -69,7 +69,7 @@ def is_joint_norm(layer: keras.Layer, grown: keras.Layer) -> bool:
 
 def _norm_corrections(layers, calls):
     """Corrections of one norm, from the inputs that the parents' norms were given."""
-    norm = registry.find(layers[0]).norm
+    norm = registry.find_for_weights(layers[0]).norm
     centered = norm.statistic == "mean_variance"
     # (parents) arrays of shape (tokens, features)
     inputs = [

@@ -90,7 +90,7 @@ def plan(
             axes = _axes(name, sources, target, layers, widths)
             scale = scales.get((id(layers[0]), target.name), (1.0,) * len(parents))
             offset = (
-                rule.offset(target.name) if (rule := registry.find(layers[0])) else 0
+                rule.offset(target.name) if (rule := registry.find_for_weights(layers[0])) else 0
             )
             layouts.append(
                 VariableLayout(name, tuple(sources), target, axes, scale, offset)
@@ -123,7 +123,7 @@ def _axes(name, sources, target, layers, widths):
 def _roles(name, target, layer, rank, unchanged):
     if not keras.backend.is_float_dtype(target.dtype) and unchanged:
         return (None,) * rank  # State such as a seed's: no layer describes it.
-    rule = registry.find(layer)
+    rule = registry.find_for_weights(layer)
     roles = rule.variable_roles(layer).get(target.name) if rule else None
     if roles is None:
         names = [v.name for v in structure.own_variables(layer)]
@@ -137,7 +137,8 @@ def _roles(name, target, layer, rank, unchanged):
 
 
 def _axis(name, i, role, sizes, size, layers, widths):
-    placement = _placement(role, layers, widths)
+    role, parts = role if isinstance(role, tuple) else (role, 1)
+    placement = _placement(role, layers, widths) if parts == 1 else None
     if all(s == size for s in sizes) and (role is None or placement is None):
         return Axis(size, role)
     if placement is not None and placement.size == size:
@@ -155,7 +156,14 @@ def _axis(name, i, role, sizes, size, layers, widths):
         )
     if all(s == size for s in sizes):
         return Axis(size, role)
-    return Axis(size, role, contiguous(sizes))
+    return Axis(size, role, _stacked(sizes, size, parts))
+
+
+def _stacked(sizes, size, parts):
+    """Blocks of an axis that is several tensors one after the other."""
+    blocks = contiguous([own // parts for own in sizes])
+    starts = np.arange(parts) * (size // parts)
+    return tuple((starts[:, None] + block).ravel() for block in blocks)
 
 
 def _size_advice(role, sizes):

@@ -28,15 +28,35 @@ def scales(parents: list[keras.Model], fused: keras.Model) -> dict:
         FusionError: if a tied readout has no layer before it that can carry the
             factor.
     """
-    found = {}
     places = list(structure.lockstep([*parents, fused], skipped_attributes))
+    embeddings = _embedding_scales([layers for _, layers in places])
+    found = {(key, "embeddings"): scale for key, scale in embeddings.items()}
     for _, layers in places:
         *owners, grown = layers
         factors = _factors(owners, grown)
-        for layer in _scaled_layers(owners[0], grown):
-            rule = registry.find(layer)
+        for layer, embedding in _scaled_layers(owners[0], grown):
+            # What the embedding is scaled by, its transpose is scaled by too.
+            shared = embeddings.get(id(embedding), (1.0,) * len(parents))
+            rule = registry.find_for_weights(layer)
             for name in rule.scalable:
-                found[(id(layer), name)] = factors
+                found[(id(layer), name)] = tuple(
+                    f / s for f, s in zip(factors, shared, strict=True)
+                )
+    return found
+
+
+def _embedding_scales(places):
+    """Scales that undo what a bigger width changes between embedding and network."""
+    found = {}
+    for *owners, grown in places:
+        rule = registry.find(grown)
+        if rule is None or rule.input_multipliers is None:
+            continue
+        bigger = rule.input_multipliers(grown)
+        own = [rule.input_multipliers(owner) for owner in owners]
+        for path, value in bigger.items():
+            scale = tuple(multipliers[path] / value for multipliers in own)
+            found[id(_resolve(owners[0], path))] = scale
     return found
 
 
@@ -52,20 +72,21 @@ def _factors(owners, grown):
 
 
 def _scaled_layers(layer, grown):
-    """Layers of the first parent that stand before a tied readout that grew."""
+    """Yields `(layer before a tied readout that grew, its embedding or None)`."""
     rule = registry.find(layer)
     if rule is not None and rule.tied_readout is not None:
         if _has_embedding(layer):
             norm = _attribute(layer, rule.tied_readout)
             if _shapes(norm) != _shapes(_attribute(grown, rule.tied_readout)):
-                yield norm
+                yield norm, getattr(layer, "token_embedding", None)
     elif graphs.is_plain(layer) or (graphs.is_graph_model(layer) and rule.nested):
         graph, bigger = graphs.read(layer), graphs.read(grown)
         for call, counterpart in zip(graph.calls, bigger.calls, strict=False):
             if not (is_reverse(call) and call.operation.tie_weights):
                 continue
             if call.features[0].shape[-1] != counterpart.features[0].shape[-1]:
-                yield _last_scalable(graph, call.features[0], call.name)
+                last = _last_scalable(graph, call.features[0], call.name)
+                yield last, call.operation
 
 
 def _has_embedding(layer):
@@ -78,19 +99,28 @@ def _shapes(layer):
 
 
 def _attribute(layer, path):
-    for name in path.split("."):
-        if not hasattr(layer, name):
-            raise FusionError(
-                f"The rule of {type(layer).__name__} names {path!r}, but there is "
-                f"no attribute {name!r}. Name the last norm before the readout."
-            )
-        layer = getattr(layer, name)
-    rule = registry.find(layer)
+    layer = _resolve(layer, path)
+    rule = registry.find_for_weights(layer)
     if rule is None or not rule.scalable:
         raise FusionError(
             f"The rule names {path!r}, a {type(layer).__name__}, which cannot "
             "scale its output. Name a norm, or register its class with `scalable`."
         )
+    return layer
+
+
+def _resolve(layer, path):
+    """The sub-layer at a path of attributes and, for lists, positions."""
+    for name in path.split("."):
+        if isinstance(layer, (list, tuple)):
+            layer = layer[int(name)]
+        elif hasattr(layer, name):
+            layer = getattr(layer, name)
+        else:
+            raise FusionError(
+                f"The rule of {type(layer).__name__} names {path!r}, but there is "
+                f"no attribute {name!r}. Correct the path."
+            )
     return layer
 
 

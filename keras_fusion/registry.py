@@ -32,21 +32,31 @@ class Rule:
     """What fusion needs to know of a layer class. See `register` for the fields."""
 
     cls: type | str
-    widths: tuple[str, ...] = ()
+    widths: tuple[str, ...] | Callable = ()
     roles: Mapping | Callable | None = None
-    output_width: str | None = None
+    output_width: str | Callable | None = None
     nested: tuple[str, ...] = ()
     shared: tuple[str, ...] = ()
     unset: tuple[str, ...] = ()
     equal: Mapping[str, Callable] = dataclasses.field(default_factory=dict)
-    scalable: tuple[str, ...] = ()
-    norm: Norm | None = None
+    scalable: tuple[str, ...] | Callable = ()
+    norm: Norm | Callable | None = None
     tied_readout: str | None = None
-    last_norm: str | None = None
+    last_norm: str | Callable | None = None
+    input_multipliers: Callable | None = None
     readout_multiplier: Callable | None = None
     merge: str | None = None
     grow: Callable | None = None
     refuse: str | None = None
+
+    def of(self, layer: keras.Layer) -> "Rule":
+        """The rule as it is for one layer: what is a function of it, evaluated."""
+        changes = {
+            name: getattr(self, name)(layer)
+            for name in ("widths", "output_width", "scalable", "norm", "last_norm")
+            if callable(getattr(self, name))
+        }
+        return dataclasses.replace(self, **changes) if changes else self
 
     def variable_roles(self, layer: keras.Layer) -> Mapping:
         """Roles of the axes of the layer's own variables, by variable name."""
@@ -64,17 +74,18 @@ _RULES: dict[type | str, Rule] = {}
 def register(
     cls: type | str,
     *,
-    widths: tuple[str, ...] = (),
+    widths: tuple[str, ...] | Callable[[Any], tuple] = (),
     roles: Mapping[str, tuple] | Callable[[Any], Mapping] | None = None,
-    output_width: str | None = None,
+    output_width: str | Callable[[Any], str] | None = None,
     nested: tuple[str, ...] = (),
     shared: tuple[str, ...] = (),
     unset: tuple[str, ...] = (),
     equal: Mapping[str, Callable[[dict], Any]] | None = None,
-    scalable: tuple[str, ...] = (),
-    norm: Norm | None = None,
+    scalable: tuple[str, ...] | Callable[[Any], tuple] = (),
+    norm: Norm | Callable[[Any], Norm | None] | None = None,
     tied_readout: str | None = None,
-    last_norm: str | None = None,
+    last_norm: str | Callable[[Any], str | None] | None = None,
+    input_multipliers: Callable[[Any], Mapping[str, float]] | None = None,
     readout_multiplier: Callable[[Any], float] | None = None,
     merge: str | None = None,
     grow: Callable | None = None,
@@ -84,16 +95,20 @@ def register(
 
     A rule holds for the class and its subclasses. Registering a class again replaces
     its rule. A composite (a block, a whole model) usually needs only `widths`, since
-    its weights belong to sub-layers that have rules of their own.
+    its weights belong to sub-layers that have rules of their own. What may be a
+    function takes the layer and returns what else would be given.
 
     Args:
         cls: the class, a subclass of `keras.Layer` (so also any `keras.Model`); or
-            `"package>ClassName"` for a class that its package does not export.
+            `"package>ClassName"` for a class that its package does not export;
+            `"package>*"` tells of the weights of a package's layers without rule, where
+            the composite that holds them has one.
         widths: keys of `cls.get_config()` that are widths. In the fused layer each is
             the sum of the parents' values.
         roles: dict from the name of a variable of the layer's own to one role per
             axis: `"in"` (contracted with the input), `"out"` (indexes the output) or
-            `None` (not a width). Or a function from the layer to such a dict.
+            `None` (not a width); `("out", n)` for an axis that is n tensors one after
+            the other, each of which grows. Or a function from the layer to such a dict.
         output_width: the key among `widths` that sets the size of the output's last
             axis. It does not grow where the model's own outputs or inputs fix that
             size. Leave it out where the output is as wide as the input.
@@ -112,6 +127,9 @@ def register(
             (`"decoder.final_norm"`).
         last_norm: for a backbone: the attribute path of the norm that makes its last
             hidden states, for a task outside of it whose readout is tied.
+        input_multipliers: function from the layer to a dict: for the attribute path of
+            an embedding the number, dependent on a width, that its output is
+            multiplied with.
         readout_multiplier: function from the layer to a number that its `call`
             multiplies a tied readout with and that depends on a width.
         merge: `"all"` if the output is as wide as each of several inputs (`Add`),
@@ -144,17 +162,18 @@ def register(
     _check_registration(cls, widths, roles, output_width)
     _RULES[cls] = Rule(
         cls=cls,
-        widths=tuple(widths),
+        widths=widths if callable(widths) else tuple(widths),
         roles=roles,
         output_width=output_width,
         nested=tuple(nested),
         shared=tuple(shared),
         unset=tuple(unset),
         equal=dict(equal or {}),
-        scalable=tuple(scalable),
+        scalable=scalable if callable(scalable) else tuple(scalable),
         norm=norm,
         tied_readout=tied_readout,
         last_norm=last_norm,
+        input_multipliers=input_multipliers,
         readout_multiplier=readout_multiplier,
         merge=merge,
         grow=grow,
@@ -175,17 +194,23 @@ def _check_registration(cls, widths, roles, output_width):
             f"`widths` must be a tuple of config keys. Received: widths={widths!r}; "
             f"write widths=({widths!r},)."
         )
-    if output_width is not None and output_width not in widths:
+    dynamic = callable(widths) or callable(output_width)
+    if not dynamic and output_width is not None and output_width not in widths:
         raise FusionError(
             f"`output_width` must be one of `widths`. Received: output_width="
             f"{output_width!r}, widths={tuple(widths)!r}."
         )
     for name, axes in roles.items() if isinstance(roles, Mapping) else ():
-        if isinstance(axes, str) or any(a not in ("in", "out", None) for a in axes):
+        if isinstance(axes, str) or not all(map(_is_role, axes)):
             raise FusionError(
                 f"`roles[{name!r}]` must be a tuple with 'in', 'out' or None for each "
                 f"axis. Received: {axes!r}."
             )
+
+
+def _is_role(role):
+    name = role[0] if isinstance(role, tuple) else role
+    return name in ("in", "out", None)
 
 
 def find(layer: keras.Layer) -> Rule | None:
@@ -194,8 +219,18 @@ def find(layer: keras.Layer) -> Rule | None:
     for cls in type(layer).__mro__:
         for key in (cls, f"{cls.__module__.split('.')[0]}>{cls.__name__}"):
             if key in _RULES:
-                return _RULES[key]
+                return _RULES[key].of(layer)
     return None
+
+
+def find_for_weights(layer: keras.Layer) -> Rule | None:
+    """The rule that describes a layer's own weights: its own, or its package's."""
+    rule = find(layer)
+    if rule is None or (rule.roles is None and rule.norm is None):
+        package = type(layer).__module__.split(".")[0]
+        common = _RULES.get(f"{package}>*")
+        rule = common.of(layer) if common is not None else rule
+    return rule
 
 
 def registered() -> dict[type | str, Rule]:

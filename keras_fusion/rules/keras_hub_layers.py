@@ -1,18 +1,144 @@
 """Rules for keras-hub's layers, backbones and tasks.
 
 Written by name, so that keras-hub is imported by nobody but its users, and since it
-does not export the inner layers of its backbones.
+does not export the inner layers of its backbones. What follows keras-hub's conventions
+(the names of config keys, features on the last axis) needs no rule of its own.
 """
 
 from keras_fusion.registry import Norm, register
 
+# What keras-hub calls widths, alone or after `encoder_` and `decoder_`.
+_STREAM = ("hidden_dim", "decoder_hidden_dim")
+_WIDTHS = (
+    "hidden_dim",
+    "embedding_dim",
+    "intermediate_dim",
+    "mlp_dim",
+    "moe_intermediate_dim",
+    "shared_expert_intermediate_dim",
+    "cross_attention_hidden_size",
+    "num_heads",
+    "num_attention_heads",
+    "num_query_heads",
+    "num_key_value_heads",
+)
+_LAST_NORMS = (
+    "decoder_layer_norm",
+    "decoder_norm",
+    "layer_norm",
+    "final_layernorm",
+    "final_layer_norm",
+    "norm",
+    # After a post-norm decoder there is none of the backbone's own.
+    "decoder_transformer_layers.-1._feedforward_layer_norm",
+    "transformer_layers.-1._feedforward_layer_norm",
+)
+_BLOCK = ("num_heads", "intermediate_dim")
+
+
+def _widths(backbone):
+    prefixes = ("", "encoder_", "decoder_")
+    names = {prefix + name for prefix in prefixes for name in _WIDTHS}
+    return tuple(key for key in backbone.get_config() if key in names)
+
+
+def _output_width(backbone):
+    config = backbone.get_config()
+    return next((key for key in _STREAM if key in config), None)
+
+
+def _last_norm(backbone):
+    def holds(path):
+        return hasattr(backbone, path.split(".")[0])
+
+    return next((path for path in _LAST_NORMS if holds(path)), None)
+
 
 def _head_size(config):
-    return config.get("key_value_dim") or config["hidden_dim"] / config["num_heads"]
+    for key in ("key_value_dim", "head_dim", "head_size"):
+        if config.get(key):
+            return config[key]
+    for key in ("num_heads", "num_attention_heads", "num_query_heads"):
+        if config.get(key) and config.get("hidden_dim"):
+            return config["hidden_dim"] / config[key]
+    return None
 
 
-_BLOCK = ("num_heads", "intermediate_dim")
-_STREAM = ("hidden_dim", *_BLOCK)
+register(
+    "keras_hub>Backbone",
+    widths=_widths,
+    output_width=_output_width,
+    equal={"head size": _head_size},
+    last_norm=_last_norm,
+)
+
+# Weights of inner layers: features are the last axis. A layer that is named a norm and
+# has a scale is an RMS norm; keras-hub's layer norms are Keras's.
+
+
+def _inner_roles(layer):
+    return {
+        v.name: (None,) * (len(v.shape) - 1) + ("out",) * bool(v.shape)
+        for v in layer.variables
+    }
+
+
+def _is_norm(layer):
+    return "norm" in type(layer).__name__.lower() and hasattr(layer, "scale")
+
+
+register(
+    "keras_hub>*",
+    roles=_inner_roles,
+    scalable=lambda layer: ("scale",) if _is_norm(layer) else (),
+    norm=lambda layer: Norm("mean_square", "scale") if _is_norm(layer) else None,
+)
+# Gemma's multiplies with 1 + scale.
+register(
+    "keras_hub>RMSNormalization",
+    roles={"scale": ("out",)},
+    scalable=("scale",),
+    norm=Norm("mean_square", "scale", offset=1.0),
+)
+register(
+    "keras_hub>T5LayerNorm",
+    roles={"weight": ("out",)},
+    scalable=("weight",),
+    norm=Norm("mean_square", "weight"),
+)
+# Biases of the attention by head, whose size stays.
+_BY_HEAD = ("out", None)
+register(
+    "keras_hub>XLNetEncoder",
+    roles={
+        "content_attention_bias": _BY_HEAD,
+        "positional_attention_bias": _BY_HEAD,
+        "segment_attention_bias": _BY_HEAD,
+        "segment_encoding": (None, *_BY_HEAD),
+    },
+)
+# Experts: the same number in all parents, each as wide as theirs together.
+_EXPERTS = {
+    "expert_feedforward_intermediate_dense": (None, "in", "out"),
+    "expert_feedforward_output_dense": (None, "in", "out"),
+}
+_HALVES = {"expert_feedforward_gate_dense": (None, "in", ("out", 2))}
+register(
+    "keras_hub>MixtralMoeExperts",
+    roles=_EXPERTS | {"expert_feedforward_gate_dense": (None, "in", "out")},
+)
+register("keras_hub>QwenMoeExperts", roles=_EXPERTS | _HALVES)
+register("keras_hub>Qwen3MoeExperts", roles=_EXPERTS | _HALVES)
+register(
+    "keras_hub>GptOssExperts",
+    # Gate and up alternate, so that pairs lie side by side.
+    roles={
+        "gate_up_proj": (None, "in", "out"),
+        "gate_up_proj_bias": (None, "out"),
+        "down_proj": (None, "in", "out"),
+        "down_proj_bias": (None, "out"),
+    },
+)
 
 # Building blocks.
 
@@ -35,28 +161,47 @@ register(
     tied_readout="_intermediate_layer_norm",
 )
 
-# Backbones, and the inner layers that hold weights of their own.
+# Backbones that differ from the conventions.
 
 register(
-    "keras_hub>T5LayerNorm",
-    roles={"weight": ("out",)},
-    scalable=("weight",),
-    norm=Norm("mean_square", "weight"),
+    "keras_hub>FNetBackbone",
+    widths=_widths,
+    refuse="its Fourier transform mixes the features of one parent with another's",
 )
-# The one weight here is the relative position bias, a column per head.
-register("keras_hub>T5MultiHeadAttention", roles={"embeddings": (None, "out")})
-for backbone, norm in (
-    ("T5Backbone", "decoder_layer_norm"),
-    ("BertBackbone", None),
-    ("GPT2Backbone", "layer_norm"),
-):
+register(
+    "keras_hub>XLNetBackbone",
+    widths=_widths,
+    refuse=(
+        "its sinusoids of relative positions are a constant of hidden_dim, and would be "
+        "others"
+    ),
+)
+
+
+def _gemma_multipliers(backbone):
+    return {"token_embedding": backbone.hidden_dim**0.5}
+
+
+for _name in ("GemmaBackbone", "Gemma3Backbone"):
     register(
-        f"keras_hub>{backbone}",
-        widths=_STREAM,
-        output_width="hidden_dim",
+        f"keras_hub>{_name}",
+        widths=_widths,
+        output_width=_output_width,
         equal={"head size": _head_size},
-        last_norm=norm,
+        last_norm="layer_norm",
+        input_multipliers=_gemma_multipliers,
     )
+register(
+    "keras_hub>T5GemmaBackbone",
+    widths=_widths,
+    output_width="decoder_hidden_dim",
+    equal={"head size": lambda config: config["decoder_head_dim"]},
+    last_norm=_last_norm,
+    input_multipliers=lambda backbone: {
+        "token_embedding": backbone.encoder_hidden_dim**0.5,
+        "decoder_token_embedding": backbone.decoder_hidden_dim**0.5,
+    },
+)
 
 # Every task is grown around its backbone; what it adds is a readout.
 

@@ -1,0 +1,98 @@
+"""A tiny model of each transformer family of keras-hub, built by naming conventions."""
+
+import inspect
+
+import keras
+import keras_hub
+
+FAMILIES = (
+    "Albert Bart Bert Bloom DebertaV3 DistilBert Electra ESM ESM2 FNet Falcon Gemma "
+    "Gemma3 GPT2 GPTNeoX GptOss Llama Llama3 Mistral Mixtral OPT Phi3 Qwen QwenMoe "
+    "Qwen3 Qwen3Moe Roberta RoformerV2 SmolLM3 T5 T5Gemma XLMRoberta XLNet Whisper "
+    "ViT DeiT DINOV2 DINOV3"
+).split()
+TASKS = ("TextClassifier", "MaskedLM", "CausalLM", "Seq2SeqLM", "ImageClassifier")
+LENGTH = 8
+# Sizes by the names that keras-hub uses; `scale` multiplies what is a width.
+WIDTHS = {
+    "hidden_dim": 16,
+    "embedding_dim": 16,
+    "intermediate_dim": 24,
+    "mlp_dim": 24,
+    "moe_intermediate_dim": 8,
+    "shared_expert_intermediate_dim": 8,
+    "num_heads": 2,
+    "num_attention_heads": 2,
+    "num_query_heads": 2,
+    "num_key_value_heads": 1,
+}
+SIZES = {
+    "vocabulary_size": 24,
+    "vocab_size": 24,
+    "num_layers": 2,
+    "head_dim": 8,
+    "head_size": 8,
+    "key_value_dim": 8,
+    "num_experts": 4,
+    "top_k": 2,
+    "max_sequence_length": 16,
+    "max_encoder_sequence_length": 16,
+    "max_decoder_sequence_length": 16,
+    "pretraining_sequence_length": 16,
+    "max_position_embeddings": 16,
+    "bucket_size": 8,
+    "num_mels": 8,
+    "image_shape": (16, 16, 3),
+    "position_embedding_shape": (16, 16, 3),
+    "image_size": 16,
+    "patch_size": 8,
+    "layer_types": ["full_attention"] * 2,
+    "rope_layer_enabled_list": [True, True],
+    "attention_bias": False,
+    "mlp_bias": False,
+    "attention_dropout": 0.0,
+    "layer_norm_epsilon": 1e-5,
+    "rope_theta": 10000.0,
+    "partial_rotary_factor": 1.0,
+    "dropout": 0.0,
+    "dropout_rate": 0.0,
+}
+SPECIAL = {
+    "ViT": {"patch_size": (8, 8)},
+    "DeiT": {"patch_size": 8},
+    "GPTNeoX": {"rotary_percentage": 0.5},
+    "Gemma3": {"image_size": None},
+}
+
+
+def backbone(family: str, scale: int = 1, seed: int = 0) -> keras.Model:
+    """The family's backbone at a tiny size; widths are `scale` times as large."""
+    keras.utils.set_random_seed(seed)
+    cls = getattr(keras_hub.models, f"{family}Backbone")
+    sizes = SIZES | {k: scale * v for k, v in WIDTHS.items()}
+    sizes |= {f"{p}_{k}": v for p in ("encoder", "decoder") for k, v in sizes.items()}
+    names = inspect.signature(cls.__init__).parameters
+    arguments = {k: v for k, v in sizes.items() if k in names}
+    return cls(**arguments | SPECIAL.get(family, {}))
+
+
+def models(family: str, scale: int = 1, seed: int = 0) -> dict[str, keras.Model]:
+    """The backbone under a readout of Keras, and the family's tasks."""
+    built = {"backbone": _with_readout(backbone(family, scale, seed))}
+    for name in TASKS:
+        cls = getattr(keras_hub.models, f"{family}{name}", None)
+        if cls is None:
+            continue
+        options = {"num_classes": 3} if "Classifier" in name else {}
+        built[name] = cls(
+            backbone=backbone(family, scale, seed), preprocessor=None, **options
+        )
+    return built
+
+
+def _with_readout(inner):
+    output = inner(inner.input)
+    if isinstance(output, dict):
+        names = ("decoder_sequence_output", "sequence_output")
+        output = output[next(name for name in names if name in output)]
+    return keras.Model(inner.input, keras.layers.Dense(3, name="readout")(output))
