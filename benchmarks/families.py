@@ -5,12 +5,52 @@ import inspect
 import keras
 import keras_hub
 
-FAMILIES = (
-    "Albert Bart Bert Bloom DebertaV3 DistilBert Electra ESM ESM2 FNet Falcon Gemma "
-    "Gemma3 GPT2 GPTNeoX GptOss Llama Llama3 Mistral Mixtral OPT Phi3 Qwen QwenMoe "
-    "Qwen3 Qwen3Moe Roberta RoformerV2 SmolLM3 T5 T5Gemma XLMRoberta XLNet Whisper "
-    "ViT DeiT DINOV2 DINOV3"
-).split()
+FAMILIES = [
+    "Albert",
+    "Bart",
+    "Bert",
+    "Bloom",
+    "DebertaV3",
+    "DistilBert",
+    "Electra",
+    "ESM",
+    "ESM2",
+    "FNet",
+    "Falcon",
+    "Gemma",
+    "Gemma3",
+    "GPT2",
+    "GPTNeoX",
+    "GptOss",
+    "Llama",
+    "Llama3",
+    "Mistral",
+    "Mixtral",
+    "OPT",
+    "Phi3",
+    "Qwen",
+    "QwenMoe",
+    "Qwen3",
+    "Qwen3Moe",
+    "Roberta",
+    "RoformerV2",
+    "SmolLM3",
+    "T5",
+    "T5Gemma",
+    "XLMRoberta",
+    "XLNet",
+    "Whisper",
+    "ViT",
+    "DeiT",
+    "DINOV2",
+    "DINOV3",
+]
+TOWERS = [
+    "CLIPVisionEncoder",
+    "CLIPTextEncoder",
+    "SigLIPVisionEncoder",
+    "SigLIPTextEncoder",
+]
 TASKS = ("TextClassifier", "MaskedLM", "CausalLM", "Seq2SeqLM", "ImageClassifier")
 LENGTH = 8
 # Sizes by the names that keras-hub uses; `scale` multiplies what is a width.
@@ -36,6 +76,7 @@ SIZES = {
     "num_experts": 4,
     "top_k": 2,
     "max_sequence_length": 16,
+    "projection_dim": 16,
     "max_encoder_sequence_length": 16,
     "max_decoder_sequence_length": 16,
     "pretraining_sequence_length": 16,
@@ -68,7 +109,8 @@ SPECIAL = {
 def backbone(family: str, scale: int = 1, seed: int = 0) -> keras.Model:
     """The family's backbone at a tiny size; widths are `scale` times as large."""
     keras.utils.set_random_seed(seed)
-    cls = getattr(keras_hub.models, f"{family}Backbone")
+    name = family if family in TOWERS else f"{family}Backbone"
+    cls = getattr(keras_hub.models, name)
     sizes = SIZES | {k: scale * v for k, v in WIDTHS.items()}
     sizes |= {f"{p}_{k}": v for p in ("encoder", "decoder") for k, v in sizes.items()}
     names = inspect.signature(cls.__init__).parameters
@@ -76,8 +118,20 @@ def backbone(family: str, scale: int = 1, seed: int = 0) -> keras.Model:
     return cls(**arguments | SPECIAL.get(family, {}))
 
 
+def two_towers(family: str, seed: int = 0) -> keras.Model:
+    """CLIP or SigLIP: both towers under the comparison of their embeddings."""
+    cls = getattr(keras_hub.models, f"{family}Backbone")
+    encoders = {
+        "vision_encoder": backbone(f"{family}VisionEncoder", seed=seed),
+        "text_encoder": backbone(f"{family}TextEncoder", seed=seed + 1),
+    }
+    return cls(**encoders, **({"projection_dim": 16} if family == "CLIP" else {}))
+
+
 def models(family: str, scale: int = 1, seed: int = 0) -> dict[str, keras.Model]:
     """The backbone under a readout of Keras, and the family's tasks."""
+    if family in ("CLIP", "SigLIP"):
+        return {"backbone": two_towers(family, seed)}
     built = {"backbone": _with_readout(backbone(family, scale, seed))}
     for name in TASKS:
         cls = getattr(keras_hub.models, f"{family}{name}", None)

@@ -87,10 +87,13 @@ def plan(
                 continue
             planned.add(id(target))
             name = f"{address}.{target.name}" if address else target.name
+            key = structure.stable_name(target)
             axes = _axes(name, sources, target, layers, widths)
-            scale = scales.get((id(layers[0]), target.name), (1.0,) * len(parents))
+            scale = scales.get((id(layers[0]), key), (1.0,) * len(parents))
             offset = (
-                rule.offset(target.name) if (rule := registry.find_for_weights(layers[0])) else 0
+                rule.offset(key)
+                if (rule := registry.find_for_weights(layers[0]))
+                else 0
             )
             layouts.append(
                 VariableLayout(name, tuple(sources), target, axes, scale, offset)
@@ -124,7 +127,9 @@ def _roles(name, target, layer, rank, unchanged):
     if not keras.backend.is_float_dtype(target.dtype) and unchanged:
         return (None,) * rank  # State such as a seed's: no layer describes it.
     rule = registry.find_for_weights(layer)
-    roles = rule.variable_roles(layer).get(target.name) if rule else None
+    roles = (
+        rule.variable_roles(layer).get(structure.stable_name(target)) if rule else None
+    )
     if roles is None:
         names = [v.name for v in structure.own_variables(layer)]
         raise registry.unregistered(layer, name, names)

@@ -4,6 +4,7 @@ Two builds of one architecture name their unnamed sub-layers differently, so lay
 correspond by where they are held (attribute or position), never by name or path.
 """
 
+import re
 from collections.abc import Iterator
 
 import keras
@@ -45,6 +46,8 @@ def children(layer: keras.Layer, skip: tuple[str, ...] = ()) -> dict:
 
 
 def _collect(address, value, found):
+    if isinstance(value, keras.layers.InputLayer):
+        return  # It has no state, and a nested model may share it with the outer one.
     if isinstance(value, keras.Layer):
         found[address] = value
     elif isinstance(value, (list, tuple)):
@@ -80,6 +83,11 @@ def own_variables(layer: keras.Layer) -> list:
     return [v for v in layer.variables if id(v) not in below]
 
 
+def stable_name(variable: keras.Variable) -> str:
+    """A variable's name, without the number that Keras gives to those without name."""
+    return re.sub(r"^variable_\d+$", "variable", variable.name)
+
+
 def shared_variables(layers: list) -> list[tuple]:
     """The corresponding own variables of corresponding layers, by position.
 
@@ -92,7 +100,7 @@ def shared_variables(layers: list) -> list[tuple]:
     if len({type(layer) for layer in layers}) > 1:
         common = set.intersection(*({v.name for v in stack} for stack in stacks))
         stacks = [[v for v in stack if v.name in common] for stack in stacks]
-    names = [[v.name for v in stack] for stack in stacks]
+    names = [[stable_name(v) for v in stack] for stack in stacks]
     if any(n != names[0] for n in names):
         raise StructureError(
             f"The variables of {type(layers[0]).__name__} {layers[0].name!r} differ "

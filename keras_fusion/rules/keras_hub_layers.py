@@ -6,14 +6,16 @@ does not export the inner layers of its backbones. What follows keras-hub's conv
 """
 
 from keras_fusion.registry import Norm, register
+from keras_fusion.structure import stable_name
 
 # What keras-hub calls widths, alone or after `encoder_` and `decoder_`.
-_STREAM = ("hidden_dim", "decoder_hidden_dim")
+_STREAM = ("projection_dim", "hidden_dim", "decoder_hidden_dim")
 _WIDTHS = (
     "hidden_dim",
     "embedding_dim",
     "intermediate_dim",
     "mlp_dim",
+    "projection_dim",
     "moe_intermediate_dim",
     "shared_expert_intermediate_dim",
     "cross_attention_hidden_size",
@@ -44,7 +46,7 @@ def _widths(backbone):
 
 def _output_width(backbone):
     config = backbone.get_config()
-    return next((key for key in _STREAM if key in config), None)
+    return next((key for key in _STREAM if config.get(key)), None)
 
 
 def _last_norm(backbone):
@@ -78,7 +80,7 @@ register(
 
 def _inner_roles(layer):
     return {
-        v.name: (None,) * (len(v.shape) - 1) + ("out",) * bool(v.shape)
+        stable_name(v): (None,) * (len(v.shape) - 1) + ("out",) * (len(v.shape) > 0)
         for v in layer.variables
     }
 
@@ -166,16 +168,25 @@ register(
 register(
     "keras_hub>FNetBackbone",
     widths=_widths,
+    output_width=_output_width,
     refuse="its Fourier transform mixes the features of one parent with another's",
 )
 register(
     "keras_hub>XLNetBackbone",
     widths=_widths,
+    output_width=_output_width,
     refuse=(
         "its sinusoids of relative positions are a constant of hidden_dim, and would be "
         "others"
     ),
 )
+for _name in ("BloomBackbone", "FalconBackbone"):
+    register(
+        f"keras_hub>{_name}",
+        widths=_widths,
+        output_width=_output_width,
+        refuse="its ALiBi slopes are constants of the number of heads, and would be others",
+    )
 
 
 def _gemma_multipliers(backbone):
@@ -203,13 +214,24 @@ register(
     },
 )
 
+# Two towers, whose embeddings are compared; what they are projected to stays as it is.
+for _name in ("CLIPBackbone", "SigLIPBackbone"):
+    register(f"keras_hub>{_name}", nested=("vision_encoder", "text_encoder"))
+
 # Every task is grown around its backbone; what it adds is a readout.
 
-register("keras_hub>Task", nested=("backbone",), shared=("preprocessor",))
+_AROUND = {"nested": ("backbone",), "shared": ("preprocessor",)}
+register("keras_hub>Task", **_AROUND)
+# Its head reads the backbone's last, post-norm block without a norm of its own.
+register("keras_hub>RoformerV2MaskedLMHead")
+register(
+    "keras_hub>RoformerV2MaskedLM",
+    **_AROUND,
+    tied_readout="backbone.transformer_layers.-1.feedforward_norm",
+)
 register(
     "keras_hub>T5Seq2SeqLM",
-    nested=("backbone",),
-    shared=("preprocessor",),
+    **_AROUND,
     # A tied T5 multiplies its last hidden states by hidden_dim**-0.5.
     readout_multiplier=lambda task: (
         task.backbone.hidden_dim**-0.5 if task.backbone.tie_embedding_weights else 1.0

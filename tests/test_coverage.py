@@ -1,0 +1,58 @@
+"""Every transformer family of keras-hub: fused exactly, or refused with its reason.
+
+`python benchmarks/coverage.py` runs the same families further and writes the table.
+"""
+
+import pathlib
+import sys
+
+import keras
+import numpy as np
+import pytest
+from models import perturbed
+
+from keras_fusion import FusionError, fuse, probe
+
+sys.path.append(str(pathlib.Path(__file__).parents[1] / "benchmarks"))
+families = pytest.importorskip("families")
+
+REFUSED = {
+    "FNet": "Fourier transform",
+    "XLNet": "sinusoids of relative positions",
+    "Bloom": "ALiBi slopes",
+    "Falcon": "ALiBi slopes",
+}
+ALL = [*families.FAMILIES, *families.TOWERS, "CLIP", "SigLIP"]
+
+
+@pytest.mark.parametrize("family", ALL)
+def test_family(family):
+    for name, model in families.models(family).items():
+        perturbed(model)
+        if family in REFUSED:
+            with pytest.raises(FusionError, match=REFUSED[family]):
+                fuse(model, factor=2)
+            continue
+        inputs = probe.accepted(model)
+        before = probe.outputs(model, inputs)
+        fused = fuse(model, factor=2, off_diagonal="paired", seed=0)
+        assert probe.change(before, probe.outputs(fused, inputs)) < 1e-5, name
+        assert fused.count_params() > 1.5 * model.count_params()
+    keras.utils.clear_session()
+
+
+def test_a_tied_gemma_of_unequal_widths():
+    """What multiplies the embedding depends on the width; each parent's is undone."""
+    small, wide = (families.models("Gemma", k, k)["CausalLM"] for k in (1, 2))
+    for model in (small, wide):
+        for variable in model.weights:
+            if "decoder" in variable.path:
+                variable.assign(keras.ops.zeros_like(variable))
+        table = model.backbone.token_embedding.embeddings
+        signs = np.sign(keras.ops.convert_to_numpy(table))
+        # Of one size after the multiplication: then one norm is as good as two.
+        table.assign(signs / np.sqrt(model.backbone.hidden_dim))
+    inputs = probe.accepted(small)
+    (mean,) = probe.mean_outputs([small, wide], inputs)
+    (fused,) = probe.outputs(fuse([small, wide]), inputs)
+    np.testing.assert_allclose(fused, mean, atol=1e-4 * np.max(np.abs(mean)))
