@@ -10,8 +10,9 @@ import keras
 import numpy as np
 import pytest
 from models import perturbed
+from test_rules import SAMPLES
 
-from keras_fusion import FusionError, fuse, probe
+from keras_fusion import FusionError, fuse, probe, registered, structure
 
 sys.path.append(str(pathlib.Path(__file__).parents[1] / "benchmarks"))
 families = pytest.importorskip("families")
@@ -39,6 +40,17 @@ def test_family(family):
         assert probe.change(before, probe.outputs(fused, inputs)) < 1e-5, name
         assert fused.count_params() > 1.5 * model.count_params()
     keras.utils.clear_session()
+
+
+def test_every_rule_is_in_a_family():
+    seen = set()
+    for family in ALL:
+        for model in families.models(family).values():
+            for _, layer in structure.walk(model):
+                seen |= {f"keras_hub>{cls.__name__}" for cls in type(layer).__mro__}
+        keras.utils.clear_session()
+    rules = {key for key in registered() if str(key).startswith("keras_hub>")}
+    assert rules - seen - set(SAMPLES) == {"keras_hub>*"}
 
 
 def test_a_tied_gemma_of_unequal_widths():
