@@ -127,7 +127,8 @@ def trains(model, inputs, targets):
     """Whether 3 steps after a growth inside fit() leave the loss finite."""
     grow = keras_fusion.DeepFusion(at_step=1, seed=0, probe=inputs, verbose=0)
     # Without the metrics that a task would add by itself.
-    model.compile(keras.optimizers.Adam(1e-3), loss="mse", weighted_metrics=[])
+    no_metrics = {"metrics": [], "weighted_metrics": []}
+    model.compile(keras.optimizers.Adam(1e-3), loss="mse", **no_metrics)
     structure = model(keras.tree.map_structure(keras.ops.convert_to_tensor, inputs))
     targets = keras.tree.pack_sequence_as(structure, targets)
     history = model.fit(inputs, targets, epochs=4, verbose=0, callbacks=[grow])

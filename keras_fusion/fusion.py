@@ -338,6 +338,15 @@ def _check_parent(i, model):
             "has no weights to fuse. Call it once on a batch, or build() it."
         )
 
+    for address, layer in structure.walk(model, architecture.skipped_attributes):
+        state = getattr(layer, "quantization_mode", None) and "quantized"
+        if state or getattr(layer, "lora_enabled", False):
+            raise FusionError(
+                f"{type(layer).__name__} at {address!r} of `parents[{i}]` is "
+                f"{state or 'LoRA-enabled'}. Fuse the model before that; or build it "
+                "anew, without, and give the new layer this one's merged `kernel`."
+            )
+
 
 def _check_noise(off_diagonal, scale, copies):
     if off_diagonal not in OFF_DIAGONALS:
