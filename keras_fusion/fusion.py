@@ -6,13 +6,19 @@ from collections.abc import Callable
 import keras
 import numpy as np
 
-from keras_fusion import architecture, calibration, graft, layout, probe, structure
+from keras_fusion import (
+    architecture,
+    arguments,
+    calibration,
+    graft,
+    layout,
+    probe,
+    structure,
+)
 from keras_fusion.errors import FusionError
 from keras_fusion.layout import VariableLayout
-from keras_fusion.operator import OFF_DIAGONALS, fuse_arrays
+from keras_fusion.operator import fuse_arrays
 from keras_fusion.widths import Widths
-
-NORMS = ("joint", "block", "calibrated")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +30,7 @@ class Settings:
         off_diagonal_scale: float. The noise's deviation relative to the kernel's.
         seed: int. Seed of the noise.
         copies: bool. Whether the parents are copies of one model.
-        norms: one of `NORMS`.
+        norms: one of `arguments.NORMS`.
     """
 
     off_diagonal: str
@@ -151,10 +157,10 @@ def make_plan(
     seed: int | None = None,
 ) -> Plan:
     """Checks the arguments of `fuse` and lays out the fusion, changing nothing."""
-    models = _resolve_parents(parents, factor)
+    models = arguments.resolve_parents(parents, factor)
     copies = all(model is models[0] for model in models)
-    _check_noise(off_diagonal, off_diagonal_scale, copies)
-    _check_norms(norms, batch)
+    arguments.check_noise(off_diagonal, off_diagonal_scale, copies)
+    arguments.check_norms(norms, batch)
     if seed is None:
         # From the generator that keras.utils.set_random_seed governs.
         seed = int(np.random.randint(2**31))
@@ -295,85 +301,6 @@ def verify(plan: Plan, inputs, *, tolerance: float) -> probe.Difference:
             "embedding (see `tied_readout` of keras_fusion.register)."
         )
     return difference
-
-
-def _resolve_parents(parents, factor):
-    if isinstance(parents, keras.Model):
-        if factor is None:
-            raise FusionError(
-                "One model was given as `parents`, and no `factor`. Pass factor=2 to "
-                "fuse it with itself, or a list of models."
-            )
-        if not isinstance(factor, int) or isinstance(factor, bool) or factor < 2:
-            raise FusionError(
-                f"`factor` must be an integer of at least 2. Received: factor={factor!r}."
-            )
-        models = [parents] * factor
-    else:
-        if factor is not None:
-            raise FusionError(
-                f"`factor` is for one model. Received: factor={factor!r} with a list of "
-                "parents; leave one of the two out."
-            )
-        models = list(parents)
-    if len(models) < 2:
-        raise FusionError(
-            f"`parents` must be at least two models. Received {len(models)}; to fuse one "
-            "with itself pass it alone, with factor=2."
-        )
-    for i, model in enumerate(models):
-        _check_parent(i, model)
-    return models
-
-
-def _check_parent(i, model):
-    if not isinstance(model, keras.Model):
-        raise FusionError(
-            f"`parents[{i}]` must be a keras.Model. Received: {model!r} of type "
-            f"{type(model).__name__}."
-        )
-    if not model.built or not model.weights:
-        raise FusionError(
-            f"`parents[{i}]`, {type(model).__name__} {model.name!r}, is not built, so it "
-            "has no weights to fuse. Call it once on a batch, or build() it."
-        )
-
-    for address, layer in structure.walk(model, architecture.skipped_attributes):
-        state = getattr(layer, "quantization_mode", None) and "quantized"
-        if state or getattr(layer, "lora_enabled", False):
-            raise FusionError(
-                f"{type(layer).__name__} at {address!r} of `parents[{i}]` is "
-                f"{state or 'LoRA-enabled'}. Fuse the model before that; or build it "
-                "anew, without, and give the new layer this one's merged `kernel`."
-            )
-
-
-def _check_noise(off_diagonal, scale, copies):
-    if off_diagonal not in OFF_DIAGONALS:
-        raise FusionError(
-            f"`off_diagonal` must be one of {OFF_DIAGONALS}. Received: "
-            f"off_diagonal={off_diagonal!r}."
-        )
-    if off_diagonal == "paired" and not copies:
-        raise FusionError(
-            "`off_diagonal='paired'` is for copies of one model, whose inputs are equal "
-            "so that the noise cancels. Use 'zeros' or 'random' for distinct parents."
-        )
-    if not (isinstance(scale, (int, float)) and scale >= 0):
-        raise FusionError(
-            "`off_diagonal_scale` must be a number of at least 0. Received: "
-            f"off_diagonal_scale={scale!r}."
-        )
-
-
-def _check_norms(norms, batch):
-    if norms not in NORMS:
-        raise FusionError(f"`norms` must be one of {NORMS}. Received: norms={norms!r}.")
-    if norms == "calibrated" and batch is None:
-        raise FusionError(
-            "`norms='calibrated'` measures the norms on data. Received: batch=None. Pass "
-            "inputs in the structure of the model's as `batch` (`probe` in a callback)."
-        )
 
 
 def _check_block_norms(plan):

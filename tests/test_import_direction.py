@@ -25,7 +25,7 @@ LEVELS = (
     ("layout",),
     ("slots", "learning_rate"),
     ("graft",),
-    ("calibration",),
+    ("calibration", "arguments"),
     ("fusion",),
     ("growth_operators",),
     ("callbacks", "report"),

@@ -1,0 +1,106 @@
+"""The arguments of a fusion, checked before anything is built."""
+
+import keras
+
+from keras_fusion import structure
+from keras_fusion.architecture import skipped_attributes
+from keras_fusion.errors import FusionError
+from keras_fusion.operator import OFF_DIAGONALS
+
+NORMS = ("joint", "block", "calibrated")
+
+
+def resolve_parents(
+    parents: list[keras.Model] | keras.Model, factor: int | None
+) -> list[keras.Model]:
+    """The K parents, those of a self-fusion K times the same model.
+
+    Raises:
+        FusionError: naming the argument.
+    """
+    if isinstance(parents, keras.Model):
+        if factor is None:
+            raise FusionError(
+                "One model was given as `parents`, and no `factor`. Pass factor=2 to "
+                "fuse it with itself, or a list of models."
+            )
+        if not isinstance(factor, int) or isinstance(factor, bool) or factor < 2:
+            raise FusionError(
+                f"`factor` must be an integer of at least 2. Received: factor={factor!r}."
+            )
+        models = [parents] * factor
+    else:
+        if factor is not None:
+            raise FusionError(
+                f"`factor` is for one model. Received: factor={factor!r} with a list of "
+                "parents; leave one of the two out."
+            )
+        models = list(parents)
+    if len(models) < 2:
+        raise FusionError(
+            f"`parents` must be at least two models. Received {len(models)}; to fuse one "
+            "with itself pass it alone, with factor=2."
+        )
+    for i, model in enumerate(models):
+        _check_parent(i, model)
+    return models
+
+
+def _check_parent(i, model):
+    if not isinstance(model, keras.Model):
+        raise FusionError(
+            f"`parents[{i}]` must be a keras.Model. Received: {model!r} of type "
+            f"{type(model).__name__}."
+        )
+    if not model.built or not model.weights:
+        raise FusionError(
+            f"`parents[{i}]`, {type(model).__name__} {model.name!r}, is not built, so it "
+            "has no weights to fuse. Call it once on a batch, or build() it."
+        )
+
+    for address, layer in structure.walk(model, skipped_attributes):
+        state = getattr(layer, "quantization_mode", None) and "quantized"
+        if state or getattr(layer, "lora_enabled", False):
+            raise FusionError(
+                f"{type(layer).__name__} at {address!r} of `parents[{i}]` is "
+                f"{state or 'LoRA-enabled'}. Fuse the model before that; or build it "
+                "anew, without, and give the new layer this one's merged `kernel`."
+            )
+
+
+def check_noise(off_diagonal: str, scale: float, copies: bool) -> None:
+    """Checks the options of the off-diagonal blocks.
+
+    Raises:
+        FusionError: naming the argument.
+    """
+    if off_diagonal not in OFF_DIAGONALS:
+        raise FusionError(
+            f"`off_diagonal` must be one of {OFF_DIAGONALS}. Received: "
+            f"off_diagonal={off_diagonal!r}."
+        )
+    if off_diagonal == "paired" and not copies:
+        raise FusionError(
+            "`off_diagonal='paired'` is for copies of one model, whose inputs are equal "
+            "so that the noise cancels. Use 'zeros' or 'random' for distinct parents."
+        )
+    if not (isinstance(scale, (int, float)) and scale >= 0):
+        raise FusionError(
+            "`off_diagonal_scale` must be a number of at least 0. Received: "
+            f"off_diagonal_scale={scale!r}."
+        )
+
+
+def check_norms(norms: str, batch) -> None:
+    """Checks what is to become of the norms.
+
+    Raises:
+        FusionError: naming the argument.
+    """
+    if norms not in NORMS:
+        raise FusionError(f"`norms` must be one of {NORMS}. Received: norms={norms!r}.")
+    if norms == "calibrated" and batch is None:
+        raise FusionError(
+            "`norms='calibrated'` measures the norms on data. Received: batch=None. Pass "
+            "inputs in the structure of the model's as `batch` (`probe` in a callback)."
+        )
