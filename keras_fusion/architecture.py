@@ -135,7 +135,15 @@ def with_stock_norms(model: keras.Model) -> keras.Model:
     Args:
         model: a functional or Sequential model.
     """
-    return _grow([model], widths.Widths())
+    return regrown(model, widths.Widths())
+
+
+def regrown(model: keras.Model, found: widths.Widths) -> keras.Model:
+    """A new model of a model's widths, with what `found` says changed."""
+    grown = _grow([model], found)
+    if not (grown.built and grown.weights):
+        _build_weights(grown, model)
+    return grown
 
 
 def _grow_graph(models, found):
@@ -199,6 +207,7 @@ def _grown_config(layers, rule, found):
         config[key] = _grown_serialized([getattr(x, key) for x in layers], found)
     for key in rule.shared:
         config[key] = getattr(first, key)
+    config |= found.overrides.get(id(first), {})
     return {k: v for k, v in config.items() if k not in rule.unset}
 
 

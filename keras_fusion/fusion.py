@@ -10,6 +10,7 @@ from keras_fusion import (
     architecture,
     arguments,
     calibration,
+    depth,
     graft,
     layout,
     probe,
@@ -158,6 +159,8 @@ def make_plan(
 ) -> Plan:
     """Checks the arguments of `fuse` and lays out the fusion, changing nothing."""
     models = arguments.resolve_parents(parents, factor)
+    if into is None:
+        models = depth.equalized(models)
     copies = all(model is models[0] for model in models)
     arguments.check_noise(off_diagonal, off_diagonal_scale, copies)
     arguments.check_norms(norms, batch)
@@ -210,7 +213,8 @@ def fuse(
     they are and share nothing with the result.
 
     Args:
-        parents: list of K built models of one architecture, whose widths may differ;
+        parents: list of K built models of one architecture, whose widths may differ,
+            and whose depths may where their class tells its `depth` (see `register`);
             or one model, with `factor`.
         factor: int of at least 2. Fuses `factor` copies of the one model (self-fusion).
         into: model, or function without arguments that builds one. What to fuse into

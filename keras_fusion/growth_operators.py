@@ -2,7 +2,7 @@
 
 import keras
 
-from keras_fusion import fusion
+from keras_fusion import depth, fusion
 from keras_fusion.errors import FusionError
 
 
@@ -73,7 +73,7 @@ class FusionOperator:
         """Lays out the growth of a model; changes nothing."""
         own = self.partners is None
         default = "paired" if own else "zeros"
-        return fusion.make_plan(
+        plan = fusion.make_plan(
             model if own else self.parents(model),
             factor=self.factor if own else None,
             into=self.into,
@@ -83,6 +83,8 @@ class FusionOperator:
             batch=self.batch,
             seed=self.seed,
         )
+        depth.check_live(model, plan.parents)
+        return plan
 
     def __str__(self):
         """What the operator does, for the console."""

@@ -35,6 +35,7 @@ class Rule:
     widths: tuple[str, ...] | Callable = ()
     roles: Mapping | Callable | None = None
     output_width: str | Callable | None = None
+    depth: tuple[str, ...] | Callable = ()
     nested: tuple[str, ...] = ()
     shared: tuple[str, ...] = ()
     unset: tuple[str, ...] = ()
@@ -53,7 +54,14 @@ class Rule:
         """The rule as it is for one layer: what is a function of it, evaluated."""
         changes = {
             name: getattr(self, name)(layer)
-            for name in ("widths", "output_width", "scalable", "norm", "last_norm")
+            for name in (
+                "widths",
+                "output_width",
+                "scalable",
+                "norm",
+                "last_norm",
+                "depth",
+            )
             if callable(getattr(self, name))
         }
         return dataclasses.replace(self, **changes) if changes else self
@@ -77,6 +85,7 @@ def register(
     widths: tuple[str, ...] | Callable[[Any], tuple] = (),
     roles: Mapping[str, tuple] | Callable[[Any], Mapping] | None = None,
     output_width: str | Callable[[Any], str] | None = None,
+    depth: tuple[str, ...] | Callable[[Any], tuple] = (),
     nested: tuple[str, ...] = (),
     shared: tuple[str, ...] = (),
     unset: tuple[str, ...] = (),
@@ -112,6 +121,8 @@ def register(
         output_width: the key among `widths` that sets the size of the output's last
             axis. It does not grow where the model's own outputs or inputs fix that
             size. Leave it out where the output is as wide as the input.
+        depth: keys of the config that count blocks. Parents may differ in them if their
+            blocks are pre-norm and residual: the shallower continues as an identity.
         nested: config keys that hold a layer or model, grown in its turn (the
             `backbone` of a keras-hub task). The layer has an attribute of that name.
         shared: config keys whose object is handed on as it is (a tokenizer).
@@ -165,6 +176,7 @@ def register(
         widths=widths if callable(widths) else tuple(widths),
         roles=roles,
         output_width=output_width,
+        depth=depth if callable(depth) else tuple(depth),
         nested=tuple(nested),
         shared=tuple(shared),
         unset=tuple(unset),

@@ -12,30 +12,40 @@ import keras
 from keras_fusion.errors import StructureError
 from keras_fusion.layers import stock_class
 
+# Keras's own lists of a model's layers, by position and by depth.
+_LISTS = re.compile("_layers$|_operations")
 
-def children(layer: keras.Layer, skip: tuple[str, ...] = ()) -> dict:
+
+def children(
+    layer: keras.Layer, skip: tuple[str, ...] = (), list_layers: bool = True
+) -> dict:
     """Direct sub-layers by address, each once, in an order that two builds share.
 
     Args:
         layer: the layer or model.
         skip: names of attributes that do not belong to the network (a tokenizer).
+        list_layers: bool. Whether a model's `layers` come first, by their positions.
 
     Returns:
         Dict from address (`"layers[2]"`, `"encoder"`) to layer.
     """
     found = {}
-    if isinstance(layer, keras.Model):
+    if list_layers and isinstance(layer, keras.Model):
         _collect("layers", list(layer.layers), found)
     # On the PyTorch backend attributes that are layers are held in `_modules`.
     attributes = dict(vars(layer))
     attributes |= attributes.pop("_modules", {})
+    if not list_layers:
+        attributes = {k: v for k, v in attributes.items() if not _LISTS.match(k)}
     # Keras's own list comes last: an attribute is the better address.
     for name, value in sorted(
         attributes.items(), key=lambda item: (item[0] == "_layers", item[0])
     ):
-        # TensorFlow's bookkeeping (`_self_...`) holds the same layers once more.
-        if name.lstrip("_") not in skip and not name.startswith("_self_"):
+        # TensorFlow's bookkeeping holds the same layers once more.
+        if name.lstrip("_") not in skip and name != "_self_tracked_trackables":
             _collect(name, value, found)
+    if not list_layers and isinstance(layer, keras.Model):
+        _collect("layers", {child.name: child for child in layer.layers}, found)
     skipped = {id(getattr(layer, name, None)) for name in skip}
     unique, seen = {}, {id(layer)} | skipped
     for address, child in found.items():
@@ -70,6 +80,23 @@ def walk(layer: keras.Layer, skip=lambda layer: ()) -> Iterator:
     def descend(address, current):
         yield address, current
         for name, child in children(current, skip(current)).items():
+            if id(child) not in seen:
+                seen.add(id(child))
+                yield from descend(f"{address}.{name}" if address else name, child)
+
+    yield from descend("", layer)
+
+
+def by_attribute(layer: keras.Layer, skip=lambda layer: ()) -> Iterator:
+    """As `walk`, with addresses that do not depend on how many layers come before.
+
+    What no attribute of a model holds is addressed by its name.
+    """
+    seen = {id(layer)}
+
+    def descend(address, current):
+        yield address, current
+        for name, child in children(current, skip(current), False).items():
             if id(child) not in seen:
                 seen.add(id(child))
                 yield from descend(f"{address}.{name}" if address else name, child)

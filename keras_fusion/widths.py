@@ -48,6 +48,7 @@ class Widths:
         inputs: for a nested model one entry per input, `None` for one that did not
             grow.
         block_norms: whether norms over what grew get one statistic a parent.
+        overrides: config entries to set, by the layer's id.
     """
 
     fixed: set[int] = dataclasses.field(default_factory=set)
@@ -55,6 +56,7 @@ class Widths:
     outputs: dict[int, Placement] = dataclasses.field(default_factory=dict)
     inputs: dict[int, list] = dataclasses.field(default_factory=dict)
     block_norms: bool = False
+    overrides: dict[int, dict] = dataclasses.field(default_factory=dict)
 
 
 class _Classes:

@@ -25,7 +25,7 @@ LEVELS = (
     ("layout",),
     ("slots", "learning_rate"),
     ("graft",),
-    ("calibration", "arguments"),
+    ("calibration", "arguments", "depth"),
     ("fusion",),
     ("growth_operators",),
     ("callbacks", "report"),

@@ -76,11 +76,19 @@ def keep_names(model: keras.Model, fused: keras.Model) -> None:
     for _, (old, new) in structure.lockstep([model, fused], skipped_attributes):
         new.name = old.name
         new._path = old._path
+        for old_input, new_input in zip(_inputs(old), _inputs(new), strict=True):
+            new_input.name = old_input.name
         for old_variable, new_variable in structure.shared_variables([old, new]):
             new_variable._path = old_variable._path
             new_variable._name = old_variable._name
         if keras.config.backend() == "torch" and hasattr(new, "_torch_params"):
             new._track_variables()
+
+
+def _inputs(layer):
+    """A model's input layers, in order; none of another layer."""
+    held = layer.layers if isinstance(layer, keras.Model) else []
+    return [x for x in held if isinstance(x, keras.layers.InputLayer)]
 
 
 # The live model.

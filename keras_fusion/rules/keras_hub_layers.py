@@ -24,6 +24,7 @@ _WIDTHS = (
     "num_query_heads",
     "num_key_value_heads",
 )
+_DEPTHS = ("num_layers", "encoder_num_layers", "decoder_num_layers")
 _LAST_NORMS = (
     "decoder_layer_norm",
     "decoder_norm",
@@ -56,6 +57,10 @@ def _last_norm(backbone):
     return next((path for path in _LAST_NORMS if holds(path)), None)
 
 
+def _depth(backbone):
+    return tuple(key for key in _DEPTHS if key in backbone.get_config())
+
+
 def _head_size(config):
     for key in ("key_value_dim", "head_dim", "head_size"):
         if config.get(key):
@@ -71,6 +76,7 @@ register(
     widths=_widths,
     output_width=_output_width,
     equal={"head size": _head_size},
+    depth=_depth,
     last_norm=_last_norm,
 )
 
@@ -199,6 +205,7 @@ for _name in ("GemmaBackbone", "Gemma3Backbone"):
         widths=_widths,
         output_width=_output_width,
         equal={"head size": _head_size},
+        depth=_depth,
         last_norm="layer_norm",
         input_multipliers=_gemma_multipliers,
     )
@@ -207,6 +214,7 @@ register(
     widths=_widths,
     output_width="decoder_hidden_dim",
     equal={"head size": lambda config: config["decoder_head_dim"]},
+    depth=_depth,
     last_norm=_last_norm,
     input_multipliers=lambda backbone: {
         "token_embedding": backbone.encoder_hidden_dim**0.5,

@@ -1,0 +1,134 @@
+"""Parents of different depth: the shallower one continues as an identity.
+
+A pre-norm residual block is an identity when what it adds to the stream is zero. So a
+shallower parent is built anew as deep as the deepest, takes its weights over, and in its
+new blocks just those weights are zero through which a block writes to the stream. The
+others keep their initial values, so that the new blocks learn from the first step on.
+Which weights those are is found by trying, on the model itself.
+"""
+
+import keras
+
+from keras_fusion import architecture, probe, registry, structure
+from keras_fusion.errors import FusionError, StructureError
+from keras_fusion.widths import Widths
+
+
+def equalized(parents: list[keras.Model]) -> list[keras.Model]:
+    """The parents, each as deep as the deepest.
+
+    Args:
+        parents: K built models. Their classes, or those of the models that they hold,
+            tell by `depth` in their rules which config keys count blocks.
+
+    Returns:
+        The parents themselves where depths are equal; otherwise new models, of equal
+        function, in the place of the shallower ones.
+
+    Raises:
+        FusionError: if a shallower parent cannot continue as an identity.
+    """
+    depths = [_depths(parent) for parent in parents]
+    if any(d.keys() != depths[0].keys() for d in depths):
+        return parents  # Not of one architecture; that is told elsewhere.
+    deepest = {key: max(d[key] for d in depths) for key in depths[0]}
+    return [
+        parent if own == deepest else deepened(parent, deepest)
+        for parent, own in zip(parents, depths, strict=True)
+    ]
+
+
+def _depths(model):
+    """How many blocks there are, by where they are counted."""
+    found = {}
+    for address, layer in structure.by_attribute(
+        model, architecture.skipped_attributes
+    ):
+        rule = registry.find(layer)
+        for key in rule.depth if rule is not None else ():
+            config = layer.get_config()
+            if config.get(key) is not None:
+                found[(address, key)] = config[key]
+    return found
+
+
+def deepened(model: keras.Model, depths: dict) -> keras.Model:
+    """A model of the same function with more blocks.
+
+    Args:
+        model: a built model.
+        depths: dict from `(address, config key)` to the number of blocks.
+
+    Returns:
+        A new model, built and filled.
+
+    Raises:
+        FusionError: if a block cannot be made an identity.
+    """
+    skip = architecture.skipped_attributes
+    found = Widths()
+    places = dict(structure.by_attribute(model, skip))
+    for (address, key), count in depths.items():
+        found.overrides.setdefault(id(places[address]), {})[key] = count
+    deep = architecture.regrown(model, found)
+    new = {}
+    for address, layer in structure.by_attribute(deep, skip):
+        if address in places:
+            _copy(places[address], layer, address)
+        else:
+            new[address] = layer
+    _make_identities(model, deep, new)
+    return deep
+
+
+def _copy(old, new, address):
+    for source, target in structure.shared_variables([old, new]):
+        if source.shape != target.shape:
+            raise StructureError(
+                f"{address!r} changes its shape from {tuple(source.shape)} to "
+                f"{tuple(target.shape)} with the depth. Use parents of equal depth."
+            )
+        target.assign(source)
+
+
+def _make_identities(model, deep, new):
+    """Zeroes in new blocks the weights that write to the stream, and no others."""
+    variables = {
+        (address, structure.stable_name(v)): v
+        for address, layer in new.items()
+        for v in structure.own_variables(layer)
+        if v.trainable and len(v.shape) > 1
+    }
+    initial = {key: keras.ops.convert_to_numpy(v) for key, v in variables.items()}
+    for variable in variables.values():
+        variable.assign(keras.ops.zeros_like(variable))
+    inputs = probe.accepted(model)
+    expected = probe.outputs(model, inputs)
+
+    def is_identity():
+        return probe.change(expected, probe.outputs(deep, inputs)) < 1e-6
+
+    if not is_identity():
+        raise FusionError(
+            f"{model.name!r} cannot continue as an identity in more blocks: they change "
+            "the stream even when they add nothing to it (norms after the residual sum). "
+            "Use parents of equal depth."
+        )
+    # A weight stays zero if its block would write to the stream with it.
+    for key, variable in variables.items():
+        variable.assign(initial[key])
+        if not is_identity():
+            variable.assign(keras.ops.zeros_like(variable))
+
+
+def check_live(live: keras.Model, parents: list[keras.Model]) -> None:
+    """Checks that the model in training is as deep as its partners.
+
+    Raises:
+        FusionError: if it would have to be built anew.
+    """
+    if parents[0] is not live:
+        raise FusionError(
+            f"The live model {live.name!r} is shallower than a partner. Train the "
+            "deepest one, and give the shallower ones as `partners`."
+        )
