@@ -12,6 +12,7 @@ from models import (
     gpt2,
     loss,
     norm_free,
+    perturbed,
     subclassed,
     t5,
     values,
@@ -32,10 +33,10 @@ from keras_fusion import (
 
 
 def deeper():
-    model = gpt2()
+    model = bert()
     config = model.backbone.get_config() | {"num_layers": 2}
     backbone = type(model.backbone).from_config(config)
-    return type(model)(backbone, preprocessor=None)
+    return type(model)(backbone, num_classes=3, dropout=0.0)
 
 
 def gpt2_with(**changes):
@@ -118,7 +119,10 @@ def wrong_roles():
 
 
 BAD_FUSIONS = {
-    "another depth": (lambda: fuse([gpt2(), deeper()]), r"'num_layers'.*\[1, 2\]"),
+    "another depth": (
+        lambda: fuse([perturbed(bert()), deeper()]),
+        r"residual.*equal depth",
+    ),
     "another vocabulary": (
         lambda: fuse([gpt2(), gpt2_with(vocabulary_size=30)]),
         r"'vocabulary_size'.*\[20, 30\]",
@@ -214,7 +218,7 @@ def test_bad_fusion(case):
 
 def test_errors_have_classes_of_their_own():
     with pytest.raises(StructureError):
-        fuse([gpt2(), deeper()])
+        fuse([gpt2(), gpt2_with(vocabulary_size=30)])
     with pytest.raises(UnregisteredLayerError):
         fuse(around(layers.LSTM(4), layers.Dense(2)), factor=2)
 
