@@ -90,7 +90,10 @@ def mean_of(parents, x):
 @pytest.mark.parametrize("post", [False, True], ids=["pre", "post"])
 @pytest.mark.parametrize("kind", ["encoder", "decoder", "encoder_decoder"])
 def test_block_norms_give_the_mean_of_distinct_parents(kind, post, norm):
-    for dtype, tolerance in (("float32", 1e-5), ("float64", 1e-10)):
+    # JAX has float64 only when asked for; on PyTorch a float64 model of Keras's own
+    # layers rounds to float32 on its way.
+    wide = 1e-10 if keras.config.backend() == "tensorflow" else 1e-5
+    for dtype, tolerance in (("float32", 1e-5), ("float64", wide)):
         keras.mixed_precision.set_global_policy(dtype)
         norm_class = getattr(layers, norm)
         parents = [
