@@ -88,7 +88,7 @@ def _copy(old, new, address):
                 f"{address!r} changes its shape from {tuple(source.shape)} to "
                 f"{tuple(target.shape)} with the depth. Use parents of equal depth."
             )
-        target.assign(source)
+        target.assign(keras.ops.convert_to_numpy(source))
 
 
 def _make_identities(model, deep, new):
@@ -100,8 +100,8 @@ def _make_identities(model, deep, new):
         if v.trainable and len(v.shape) > 1
     }
     initial = {key: keras.ops.convert_to_numpy(v) for key, v in variables.items()}
-    for variable in variables.values():
-        variable.assign(keras.ops.zeros_like(variable))
+    for key, variable in variables.items():
+        variable.assign(0 * initial[key])
     inputs = probe.accepted(model)
     expected = probe.outputs(model, inputs)
 
@@ -118,7 +118,7 @@ def _make_identities(model, deep, new):
     for key, variable in variables.items():
         variable.assign(initial[key])
         if not is_identity():
-            variable.assign(keras.ops.zeros_like(variable))
+            variable.assign(0 * initial[key])
 
 
 def check_live(live: keras.Model, parents: list[keras.Model]) -> None:
