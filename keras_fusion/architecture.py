@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 import keras
 
+from keras_fusion import alignment, probe, registry, structure, widths
 from keras_fusion import graph as graphs
-from keras_fusion import probe, registry, structure, widths
 from keras_fusion.errors import FusionError, StructureError
 from keras_fusion.layers import can_be_block_norm, is_block_norm, norm_like
 
@@ -25,6 +25,7 @@ def build(
     into: keras.Model | Callable[[], keras.Model] | None = None,
     *,
     block_norms: bool = False,
+    capacity: float = 1.0,
 ) -> tuple[keras.Model, widths.Widths]:
     """Builds the model that the parents will be fused into.
 
@@ -33,6 +34,8 @@ def build(
         into: a built model to fuse into, or a function without arguments that builds
             one; for models that have no config.
         block_norms: bool. Whether norms over what grew get one statistic a parent.
+        capacity: float of at least 1. How much larger than the sum of the parents each
+            width is to be.
 
     Returns:
         The model, built, with fresh weights, and where the parents' features lie.
@@ -43,8 +46,8 @@ def build(
     """
     check_correspondence(parents)
     plain = graphs.is_plain(parents[0])
-    found = widths.analyse(parents) if plain else widths.Widths()
-    found.block_norms = block_norms
+    found = widths.analyse(parents, capacity) if plain else widths.Widths()
+    found.block_norms, found.capacity = block_norms, capacity
     if into is not None:
         model = into if isinstance(into, keras.Model) else into()
         if not isinstance(model, keras.Model):
@@ -65,10 +68,36 @@ def check_correspondence(parents: list[keras.Model]) -> None:
     Raises:
         StructureError: naming the layer and the values that differ.
     """
+    if all(graphs.is_plain(parent) for parent in parents):
+        _check_wiring(parents)
     for address, layers in structure.lockstep(parents, skipped_attributes):
         rule = registry.find(layers[0])
         if rule is not None and (rule.widths or rule.equal):
             _check_configs(address, layers, rule)
+
+
+def _check_wiring(parents):
+    (names, first), *others = (_wiring(parent) for parent in parents)
+    for k, (own_names, own) in enumerate(others, 1):
+        if own == first:
+            continue
+        same = (a == b for a, b in zip(first, own, strict=False))
+        i = next((i for i, equal in enumerate(same) if not equal), -1)
+        raise StructureError(
+            "The parents differ in how their layers are joined, in the options of a call, "
+            f"or in the order in which layers were made: parents[0] at {names[i]!r}, "
+            f"parents[{k}] at {own_names[i]!r}. Only widths may differ, "
+            "and how often a residual block is repeated."
+        )
+
+
+def _wiring(model):
+    """The names of the calls; and what each is, what feeds it, and its layer's place."""
+    found = alignment.wiring(graphs.read(model))
+    places = {layer.name: i for i, layer in enumerate(model.layers)}
+    names = [call.name for call in found.calls]
+    forms = [(f, places.get(n)) for f, n in zip(found.form, names, strict=False)]
+    return [*names, "the outputs"], [*forms, found.form[-1]]
 
 
 def _check_configs(address, layers, rule):
@@ -113,7 +142,7 @@ def _grow_norm(layers, found):
     placement = found.entries.get(id(first))
     block_wise = found.block_norms or any(is_block_norm(layer) for layer in layers)
     if placement is None or not block_wise:
-        return norm_like(first, None)
+        return norm_like(first, None, epsilon=first.epsilon / found.capacity)
     if not placement.is_contiguous:
         raise FusionError(
             f"The norm {first.name!r} reads features of the parents that do not lie side "
@@ -126,6 +155,8 @@ def _grow_norm(layers, found):
         for layer, own in zip(layers, sizes, strict=True)
         for size in (layer.blocks if is_block_norm(layer) else (own,))
     ]
+    if placement.size > sum(blocks):
+        blocks.append(placement.size - sum(blocks))  # new capacity
     return norm_like(first, tuple(blocks))
 
 
@@ -192,11 +223,16 @@ def _grown_config(layers, rule, found):
             f"{type(first).__name__} {first.name!r} cannot grow: {rule.refuse}."
         )
     if rule.grow is not None:
-        return rule.grow(configs, fixed)
+        config = rule.grow(configs, fixed)
+        twice = rule.grow(configs * 2, fixed)
+        return _enlarged(config, twice, found.capacity, first.name)
     config = dict(configs[0])
     for key in rule.widths:
         if not (fixed and key == rule.output_width):
-            config[key] = _sum([c[key] for c in configs])
+            own = [c[key] for c in configs]
+            total = {key: _sum(own)}
+            config |= _enlarged(total, {key: _sum(own * 2)}, found.capacity, first.name)
+    config |= _scaled_epsilons(config, rule, found)
     if fixed and rule.widths and rule.output_width is None and not rule.nested:
         raise FusionError(
             f"{rule.cls} {first.name!r} makes an output of the model, whose size must "
@@ -231,6 +267,33 @@ def _config(layer):
             "it. Give the class a get_config(), or pass the bigger model (or a "
             "function that builds it) as `into`."
         ) from error
+
+
+def _enlarged(value, twice, capacity, name, key=None):
+    """A config with what doubles for twice the parents made larger by a factor."""
+    if value == twice or capacity == 1.0:
+        return value
+    if isinstance(value, dict):
+        return {k: _enlarged(v, twice[k], capacity, name, k) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        pairs = zip(value, twice, strict=True)
+        return tuple(_enlarged(v, t, capacity, name, key) for v, t in pairs)
+    size = value * capacity
+    if abs(size - round(size)) > 1e-6:
+        raise FusionError(
+            f"The factor makes {key}={value} of {name!r} to {size:g}, which is not whole. "
+            "Choose a factor that fits the heads and widths."
+        )
+    return round(size)
+
+
+def _scaled_epsilons(config, rule, found):
+    """New capacity starts at zero, and lowers what a joint norm adds its epsilon to."""
+    composite = bool(rule.widths) and not rule.roles
+    if found.capacity == 1.0 or found.block_norms or not (rule.norm or composite):
+        return {}
+    keys = (k for k, v in config.items() if "eps" in k and isinstance(v, float))
+    return {k: config[k] / found.capacity for k in keys}
 
 
 def _sum(values):

@@ -11,9 +11,12 @@ NORMS = ("joint", "block", "calibrated")
 
 
 def resolve_parents(
-    parents: list[keras.Model] | keras.Model, factor: int | None
-) -> list[keras.Model]:
-    """The K parents, those of a self-fusion K times the same model.
+    parents: list[keras.Model] | keras.Model, factor: float | None
+) -> tuple[list[keras.Model], float]:
+    """The K parents, and how much larger than their sum the target is to be.
+
+    In a self-fusion they are K times the same model: once for a factor of 1.5, whose
+    other half is new capacity.
 
     Raises:
         FusionError: naming the argument.
@@ -24,26 +27,32 @@ def resolve_parents(
                 "One model was given as `parents`, and no `factor`. Pass factor=2 to "
                 "fuse it with itself, or a list of models."
             )
-        if not isinstance(factor, int) or isinstance(factor, bool) or factor < 2:
+        number = isinstance(factor, (int, float)) and not isinstance(factor, bool)
+        if not number or not 1 < factor < float("inf"):
             raise FusionError(
-                f"`factor` must be an integer of at least 2. Received: factor={factor!r}."
+                f"`factor` must be a number above 1. Received: factor={factor!r}."
             )
-        models = [parents] * factor
+        models = [parents] * int(factor)
+        capacity = factor / int(factor)
     else:
         if factor is not None:
             raise FusionError(
                 f"`factor` is for one model. Received: factor={factor!r} with a list of "
                 "parents; leave one of the two out."
             )
-        models = list(parents)
+        models, capacity = list(parents), 1.0
+        _check_count(models)
+    for i, model in enumerate(models):
+        _check_parent(i, model)
+    return models, capacity
+
+
+def _check_count(models):
     if len(models) < 2:
         raise FusionError(
             f"`parents` must be at least two models. Received {len(models)}; to fuse one "
             "with itself pass it alone, with factor=2."
         )
-    for i, model in enumerate(models):
-        _check_parent(i, model)
-    return models
 
 
 def _check_parent(i, model):
@@ -57,7 +66,6 @@ def _check_parent(i, model):
             f"`parents[{i}]`, {type(model).__name__} {model.name!r}, is not built, so it "
             "has no weights to fuse. Call it once on a batch, or build() it."
         )
-
     for address, layer in structure.walk(model, skipped_attributes):
         state = getattr(layer, "quantization_mode", None) and "quantized"
         if state or getattr(layer, "lora_enabled", False):

@@ -5,11 +5,18 @@ shallower parent is built anew as deep as the deepest, takes its weights over, a
 new blocks just those weights are zero through which a block writes to the stream. The
 others keep their initial values, so that the new blocks learn from the first step on.
 Which weights those are is found by trying, on the model itself.
+
+How many blocks a class has its config tells, by the key that its rule names. A plain
+functional model has no such key: blocks of its own are repeated until it is wired as the
+deepest one.
 """
+
+from collections.abc import Iterator
 
 import keras
 
-from keras_fusion import architecture, probe, registry, structure
+from keras_fusion import alignment, architecture, probe, registry, structure, trials
+from keras_fusion import graph as graphs
 from keras_fusion.errors import FusionError, StructureError
 from keras_fusion.widths import Widths
 
@@ -18,8 +25,9 @@ def equalized(parents: list[keras.Model]) -> list[keras.Model]:
     """The parents, each as deep as the deepest.
 
     Args:
-        parents: K built models. Their classes, or those of the models that they hold,
-            tell by `depth` in their rules which config keys count blocks.
+        parents: K built models, plain functional ones or such whose classes, or those
+            of the models that they hold, tell by `depth` in their rules which config
+            keys count blocks.
 
     Returns:
         The parents themselves where depths are equal; otherwise new models, of equal
@@ -28,6 +36,9 @@ def equalized(parents: list[keras.Model]) -> list[keras.Model]:
     Raises:
         FusionError: if a shallower parent cannot continue as an identity.
     """
+    if all(graphs.is_plain(parent) for parent in parents):
+        deepest = max(parents, key=lambda parent: len(graphs.read(parent).calls))
+        return [_as_deep_as(deepest, parent) for parent in parents]
     depths = [_depths(parent) for parent in parents]
     if any(d.keys() != depths[0].keys() for d in depths):
         return parents  # Not of one architecture; that is told elsewhere.
@@ -36,6 +47,50 @@ def equalized(parents: list[keras.Model]) -> list[keras.Model]:
         parent if own == deepest else deepened(parent, deepest)
         for parent, own in zip(parents, depths, strict=True)
     ]
+
+
+def _as_deep_as(deepest, parent):
+    """A plain model as it is, or with blocks repeated."""
+    rows = alignment.align(parent, deepest)
+    if rows is None or not any(is_new for _, _, is_new in rows):
+        return parent  # If it is of another architecture, that is told elsewhere.
+    deep = _like(deepest, parent, rows)
+    new = {}
+    for name, like, is_new in rows:
+        layer = deep.get_layer(name)
+        if is_new:
+            new |= {f"{name}.{a}": sub for a, sub in structure.walk(layer)}
+        else:
+            for address, pair in structure.lockstep([parent.get_layer(like), layer]):
+                _copy(*pair, address)
+    _make_identities(parent, deep, new)
+    return deep
+
+
+def _like(deepest, parent, rows):
+    """A model wired as the deepest one, of another one's layers."""
+    config = graphs.as_functional(deepest).get_config()
+    own = {
+        entry["name"]: entry
+        for entry in graphs.as_functional(parent).get_config()["layers"]
+    }
+    source = {name: like for name, like, _ in rows}
+    for entry in config["layers"]:
+        if entry["name"] in source:
+            like = own[source[entry["name"]]]
+            entry["config"] = like["config"] | {"name": entry["name"]}
+            entry["build_config"] = like.get("build_config")
+    # Classes that nobody has registered with Keras are known from the parent.
+    classes = {type(layer).__name__: type(layer) for _, layer in _layers(parent)}
+    model = type(graphs.as_functional(deepest)).from_config(config, classes)
+    model.name = parent.name
+    if isinstance(parent, keras.Sequential):
+        return keras.Sequential(model.layers, name=parent.name)
+    return model
+
+
+def _layers(model) -> Iterator:
+    return structure.walk(model, architecture.skipped_attributes)
 
 
 def _depths(model):
@@ -105,20 +160,17 @@ def _make_identities(model, deep, new):
     inputs = probe.accepted(model)
     expected = probe.outputs(model, inputs)
 
-    def is_identity():
-        return probe.change(expected, probe.outputs(deep, inputs)) < 1e-6
+    def change():
+        return probe.change(expected, probe.outputs(deep, inputs))
 
-    if not is_identity():
+    if not change() <= 1e-6:
         raise FusionError(
             f"{model.name!r} cannot continue as an identity in more blocks: they change "
             "the stream even when they add nothing to it (norms after the residual sum). "
             "Use parents of equal depth."
         )
     # A weight stays zero if its block would write to the stream with it.
-    for key, variable in variables.items():
-        variable.assign(initial[key])
-        if not is_identity():
-            variable.assign(0 * initial[key])
+    trials.keep_harmless(change, [(v, initial[key]) for key, v in variables.items()])
 
 
 def check_live(live: keras.Model, parents: list[keras.Model]) -> None:

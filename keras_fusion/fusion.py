@@ -10,6 +10,7 @@ from keras_fusion import (
     architecture,
     arguments,
     calibration,
+    capacity,
     depth,
     graft,
     layout,
@@ -59,6 +60,10 @@ class Plan:
         settings: the `Settings`.
         corrections: dict from the id of a parent's variable to the
             `calibration.Correction` of its values.
+        fresh_roles: dict from the index of a layout to the roles of its axes whose new
+            capacity starts from initial values; where it is missing, `("out",)`.
+        mean_outputs: indices of the layouts whose other new outputs are the mean of the
+            old ones, and not zeros.
     """
 
     parents: list[keras.Model]
@@ -66,6 +71,8 @@ class Plan:
     layouts: list[VariableLayout]
     settings: Settings
     corrections: dict = dataclasses.field(default_factory=dict)
+    fresh_roles: dict = dataclasses.field(default_factory=dict)
+    mean_outputs: frozenset[int] = frozenset()
 
     def fill(self) -> keras.Model:
         """Gives the fused model its weights, variable by variable, and returns it."""
@@ -99,6 +106,8 @@ class Plan:
             off_diagonal_scale=settings.off_diagonal_scale,
             rng=np.random.default_rng([settings.seed, index]),
             fresh=np.asarray(fresh),
+            fresh_roles=self.fresh_roles.get(index, ("out",)),
+            mean_outputs=index in self.mean_outputs,
         )
         return fused.astype(np.asarray(fresh).dtype)
 
@@ -149,7 +158,7 @@ class Plan:
 def make_plan(
     parents: list[keras.Model] | keras.Model,
     *,
-    factor: int | None = None,
+    factor: float | None = None,
     into: keras.Model | Callable[[], keras.Model] | None = None,
     off_diagonal: str = "zeros",
     off_diagonal_scale: float = 0.1,
@@ -158,7 +167,7 @@ def make_plan(
     seed: int | None = None,
 ) -> Plan:
     """Checks the arguments of `fuse` and lays out the fusion, changing nothing."""
-    models = arguments.resolve_parents(parents, factor)
+    models, larger = arguments.resolve_parents(parents, factor)
     if into is None:
         models = depth.equalized(models)
     copies = all(model is models[0] for model in models)
@@ -168,7 +177,10 @@ def make_plan(
         # From the generator that keras.utils.set_random_seed governs.
         seed = int(np.random.randint(2**31))
     settings = Settings(off_diagonal, off_diagonal_scale, seed, copies, norms)
-    fused, widths = architecture.build(models, into, block_norms=norms == "block")
+    block_norms = norms == "block"
+    fused, widths = architecture.build(
+        models, into, block_norms=block_norms, capacity=larger
+    )
     if any(fused is model for model in models):
         raise FusionError(
             "`into` is one of the parents. The fused model must be a new one; pass a "
@@ -177,10 +189,13 @@ def make_plan(
     plan = Plan(models, fused, layout.plan(models, fused, widths), settings)
     plan.copy_trainability()
     graft.keep_names(models[0], fused)
-    if norms == "block":
+    if block_norms:
         _check_block_norms(plan)
     if norms == "calibrated" and not copies:
         plan.corrections = calibration.corrections(models, fused, batch)
+    if copies and capacity.is_new(plan.layouts):
+        plan.corrections = calibration.for_new_capacity(models[0], fused, len(models))
+        capacity.settle(plan)
     return plan
 
 
@@ -197,7 +212,7 @@ def replacement(model: keras.Model, twin: keras.Model) -> Plan:
 def fuse(
     parents: list[keras.Model] | keras.Model,
     *,
-    factor: int | None = None,
+    factor: float | None = None,
     into: keras.Model | Callable[[], keras.Model] | None = None,
     off_diagonal: str = "zeros",
     off_diagonal_scale: float = 0.1,
@@ -214,9 +229,12 @@ def fuse(
 
     Args:
         parents: list of K built models of one architecture, whose widths may differ,
-            and whose depths may where their class tells its `depth` (see `register`);
-            or one model, with `factor`.
-        factor: int of at least 2. Fuses `factor` copies of the one model (self-fusion).
+            and whose depths may for plain functional models and classes that tell their
+            `depth` (see `register`); or one model, with `factor`.
+        factor: number above 1. Makes the one model `factor` times as wide: a whole one
+            fuses that many copies (self-fusion); of 1.5 the half, and of 2.5 what goes
+            beyond two copies, is new capacity, which starts without influence. Every
+            head count and width must stay whole.
         into: model, or function without arguments that builds one. What to fuse into
             when the parents' classes have no config, or when the target is to be
             larger than the sum of the parents. By default it is built from the

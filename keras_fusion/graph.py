@@ -34,6 +34,7 @@ class Call:
     index: int
     operation: Any  # the layer, or the class name of an operation without weights
     inputs: tuple[Tensor, ...]
+    args: list
     kwargs: dict
     config: dict
 
@@ -106,6 +107,7 @@ def read(model: keras.Model) -> Graph:
                     index,
                     operation,
                     inputs,
+                    node["args"],
                     node["kwargs"],
                     entry["config"],
                 )

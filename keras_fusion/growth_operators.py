@@ -2,7 +2,7 @@
 
 import keras
 
-from keras_fusion import depth, fusion
+from keras_fusion import arguments, depth, fusion
 from keras_fusion.errors import FusionError
 
 
@@ -17,7 +17,8 @@ class FusionOperator:
     Args:
         partners: list of built models of the live model's architecture, whose widths
             may differ, or of paths of `.keras` files. `None` for self-fusion.
-        factor: int. Copies of the live model in a self-fusion.
+        factor: number above 1. How many times as wide a self-fusion makes the live model;
+            see `fuse`.
         off_diagonal: see `fuse`. `None` means `"paired"` in a self-fusion (with zeros
             the copies would get equal gradients for ever) and `"zeros"` with partners.
         off_diagonal_scale: float, see `fuse`.
@@ -56,7 +57,7 @@ class FusionOperator:
     def parents(self, model: keras.Model) -> list[keras.Model]:
         """The live model and its partners, or its copies."""
         if self.partners is None:
-            return [model] * self.factor
+            return arguments.resolve_parents(model, self.factor)[0]
         if self._loaded is None:
             self._loaded = [
                 p if isinstance(p, keras.Model) else keras.saving.load_model(p)

@@ -16,7 +16,8 @@ from keras_fusion.errors import FusionError
 class _BlockNorm:
     """What both norms share: the blocks, their statistics and the blend."""
 
-    def _set_blocks(self, blocks):
+    def __init__(self, blocks, **kwargs):
+        super().__init__(**kwargs)
         sizes = tuple(int(size) for size in blocks)
         if not sizes or any(size < 1 for size in sizes):
             raise FusionError(
@@ -30,17 +31,21 @@ class _BlockNorm:
             )
         self.blocks = sizes
 
-    def _check_input(self, input_shape):
+    def build(self, input_shape):
+        """Creates the weights of Keras's norm, and the blend."""
         if input_shape[-1] != sum(self.blocks):
             raise FusionError(
                 f"The sizes in `blocks` must add up to the input's last axis. Received: "
                 f"blocks={self.blocks} for inputs of shape {tuple(input_shape)}."
             )
-
-    def _add_blend(self):
+        super().build(input_shape)
         self.blend = self.add_weight(
             name="blend", shape=(), initializer="zeros", trainable=False
         )
+
+    def get_config(self):
+        """The constructor's arguments."""
+        return super().get_config() | {"blocks": self.blocks}
 
     def _normalized(self, x, centered):
         """The input by its statistics, in float32 at least."""
@@ -95,16 +100,6 @@ class BlockLayerNormalization(_BlockNorm, keras.layers.LayerNormalization):
     True
     """
 
-    def __init__(self, blocks, **kwargs):
-        super().__init__(**kwargs)
-        self._set_blocks(blocks)
-
-    def build(self, input_shape):
-        """Creates gamma, beta and the blend."""
-        self._check_input(input_shape)
-        super().build(input_shape)
-        self._add_blend()
-
     def call(self, inputs):
         """Normalizes each block by its own statistics, or by blended ones."""
         x = self._normalized(inputs, centered=True)
@@ -113,10 +108,6 @@ class BlockLayerNormalization(_BlockNorm, keras.layers.LayerNormalization):
         if self.beta is not None:
             x = x + ops.cast(self.beta, x.dtype)
         return ops.cast(x, self.compute_dtype)
-
-    def get_config(self):
-        """The constructor's arguments."""
-        return super().get_config() | {"blocks": self.blocks}
 
 
 @keras.saving.register_keras_serializable(package="keras_fusion")
@@ -141,24 +132,10 @@ class BlockRMSNormalization(_BlockNorm, keras.layers.RMSNormalization):
     True
     """
 
-    def __init__(self, blocks, **kwargs):
-        super().__init__(**kwargs)
-        self._set_blocks(blocks)
-
-    def build(self, input_shape):
-        """Creates the scale and the blend."""
-        self._check_input(input_shape)
-        super().build(input_shape)
-        self._add_blend()
-
     def call(self, x):
         """Normalizes each block by its own statistic, or by a blended one."""
         y = self._normalized(x, centered=False)
         return ops.cast(y * ops.cast(self.scale, y.dtype), self.compute_dtype)
-
-    def get_config(self):
-        """The constructor's arguments."""
-        return super().get_config() | {"blocks": self.blocks}
 
 
 _BLOCK_NORMS = {
@@ -183,15 +160,18 @@ def can_be_block_norm(layer: keras.Layer) -> bool:
     return stock_class(layer) in _BLOCK_NORMS and layer.axis in (-1, [-1])
 
 
-def norm_like(layer: keras.Layer, blocks: tuple[int, ...] | None) -> keras.Layer:
+def norm_like(
+    layer: keras.Layer, blocks: tuple[int, ...] | None, **options
+) -> keras.Layer:
     """A new norm with a norm's options.
 
     Args:
         layer: a norm for which `can_be_block_norm` holds.
         blocks: sizes of its blocks; `None` for a norm of Keras, with one statistic.
+        **options: options that are to differ from the norm's.
     """
     stock = stock_class(layer)
-    config = {k: v for k, v in layer.get_config().items() if k != "blocks"}
+    config = {k: v for k, v in layer.get_config().items() if k != "blocks"} | options
     if blocks is None:
         return stock.from_config(config)
     return _BLOCK_NORMS[stock].from_config(config | {"blocks": blocks})

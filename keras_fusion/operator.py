@@ -105,6 +105,8 @@ def fuse_arrays(
     off_diagonal_scale: float = 0.1,
     rng: np.random.Generator | None = None,
     fresh: np.ndarray | None = None,
+    fresh_roles: Sequence[str] = ("out",),
+    mean_outputs: bool = False,
 ) -> np.ndarray:
     """Joins one variable of K parents into the fused model's variable.
 
@@ -126,9 +128,13 @@ def fuse_arrays(
         off_diagonal_scale: float. The noise's deviation relative to the kernel's.
         rng: `numpy.random.Generator`. Source of the noise.
         fresh: array of the result's shape with initial values for the new capacity of
-            a target larger than the sum of its parents. Outputs that are new start
-            from it; inputs that are new start at zero towards old outputs, so that
-            they have no influence yet. Defaults to zeros.
+            a target larger than the sum of its parents. Defaults to zeros.
+        fresh_roles: which new capacity starts from `fresh`. By default outputs that are
+            new do, while inputs that are new start at zero towards old outputs, so that
+            they have no influence yet.
+        mean_outputs: bool. Whether new features of the last axis, where they do not
+            start from `fresh`, are the mean of the old ones (which a layer norm does
+            not notice in its mean) instead of zeros.
 
     Returns:
         Array of shape `tuple(axis.size for axis in axes)`.
@@ -140,11 +146,16 @@ def fuse_arrays(
         return sum(a * s for a, s in zip(arrays, scales, strict=True)) / count
     share = 1.0 / count if is_readout(axes) else 1.0
     result = np.zeros([axis.size for axis in axes], arrays[0].dtype)
-    _fill_new_outputs(result, axes, fresh)
+    if fresh is not None:
+        _fill_new(result, axes, fresh, fresh_roles)
     for parent, array in enumerate(arrays):
         # Added, not assigned: where two parents share a row (a readout of features
         # that did not grow beside some that did) the sum of the shares is the mean.
         result[block_index(axes, parent)] += array * (scales[parent] * share)
+    last = axes[-1]
+    if mean_outputs and last.role == "out" and last.grown and "out" not in fresh_roles:
+        used = result[..., np.concatenate(last.blocks)]
+        result[..., last.unused()] = used.mean(axis=-1, keepdims=True)
     if off_diagonal != "zeros":
         deviation = off_diagonal_scale * share * _deviation(arrays)
         noise = _Noise(rng or np.random.default_rng(), deviation)
@@ -171,11 +182,9 @@ class _Noise:
         return noise.astype(block.dtype)
 
 
-def _fill_new_outputs(result, axes, fresh):
-    if fresh is None:
-        return
+def _fill_new(result, axes, fresh, roles):
     for dimension, axis in enumerate(axes):
-        if axis.role == "out" and axis.grown:
+        if axis.role in roles and axis.grown:
             new = [slice(None)] * len(axes)
             new[dimension] = axis.unused()
             result[tuple(new)] = _working(fresh)[tuple(new)]

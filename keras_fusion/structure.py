@@ -131,7 +131,9 @@ def shared_variables(layers: list) -> list[tuple]:
     if any(n != names[0] for n in names):
         raise StructureError(
             f"The variables of {type(layers[0]).__name__} {layers[0].name!r} differ "
-            f"between the models: {names}. Build them with the same options."
+            f"between the models: {names}. Build them with the same options; if weights "
+            "are tied by hand, which no config tells, pass a bigger model that is tied as "
+            "well as `into`."
         )
     return list(zip(*stacks, strict=True))
 

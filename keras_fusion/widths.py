@@ -32,9 +32,9 @@ class Placement:
 
     @property
     def is_contiguous(self) -> bool:
-        """Whether the parents lie side by side, in order."""
+        """Whether the parents lie side by side, in order, new capacity after them."""
         order = np.concatenate(self.blocks)
-        return np.array_equal(order, np.arange(self.size))
+        return np.array_equal(order, np.arange(len(order)))
 
 
 @dataclasses.dataclass
@@ -48,6 +48,7 @@ class Widths:
         inputs: for a nested model one entry per input, `None` for one that did not
             grow.
         block_norms: whether norms over what grew get one statistic a parent.
+        capacity: how much larger than the sum of the parents each width is to be.
         overrides: config entries to set, by the layer's id.
     """
 
@@ -56,6 +57,7 @@ class Widths:
     outputs: dict[int, Placement] = dataclasses.field(default_factory=dict)
     inputs: dict[int, list] = dataclasses.field(default_factory=dict)
     block_norms: bool = False
+    capacity: float = 1.0
     overrides: dict[int, dict] = dataclasses.field(default_factory=dict)
 
 
@@ -106,11 +108,12 @@ def _plain_nested(call):
     return _is_layer(call) and graphs.is_plain(call.operation)
 
 
-def analyse(parents: list[keras.Model]) -> Widths:
+def analyse(parents: list[keras.Model], capacity: float = 1.0) -> Widths:
     """Finds the widths that may grow, for parents that are plain graph models.
 
     Args:
         parents: K functional or Sequential models of one architecture.
+        capacity: float. How much larger than the sum each width is to be.
 
     Returns:
         A `Widths`; its keys are the ids of the first parent's layers.
@@ -128,7 +131,7 @@ def analyse(parents: list[keras.Model]) -> Widths:
         if tensor.is_float:
             classes.tie(_FIXED, ((), tensor.key))
     _settle(classes, pending)
-    widths = Widths()
+    widths = Widths(capacity=capacity)
     _place(graph, (), parents, classes, {}, widths)
     return widths
 
@@ -192,7 +195,7 @@ def _place(graph, path, parents, classes, known, widths):
 
     `known` maps tensors to placements; a tensor that is not in it did not grow.
     """
-    siblings = siblings_of(parents)
+    siblings, capacity = siblings_of(parents), widths.capacity
     tensors = {t.key: t for call in graph.calls for t in call.inputs}
     tensors |= {t.key: t for t in graph.outputs}
     for call in graph.calls:
@@ -214,7 +217,9 @@ def _place(graph, path, parents, classes, known, widths):
             fixed = classes.is_fixed(key)
             if fixed and layers and sets_its_width(call) and not is_reverse(call):
                 widths.fixed.add(id(layers[0]))
-            known[key] = None if fixed else _output(call, layers, placed, tensors)
+            known[key] = None if fixed else _output(call, layers, placed, capacity)
+            if known[key] is not None:
+                _check_activation(call)
             if layers and known[key] is not None and not is_reverse(call):
                 widths.outputs[id(layers[0])] = known[key]
 
@@ -233,6 +238,27 @@ def _check_allowed(call):
         )
 
 
+def _check_activation(call):
+    """An activation must treat each feature by itself (a softmax does not)."""
+    function = getattr(call.operation, "activation", None)
+    if not callable(function):
+        return
+    features = np.linspace(-2.0, 2.0, 12, dtype="float32").reshape(2, 6)
+    numpy = keras.ops.convert_to_numpy
+    joint = numpy(function(keras.ops.convert_to_tensor(features)))
+    parts = [
+        numpy(function(keras.ops.convert_to_tensor(part)))
+        for part in np.split(features, 2, axis=-1)
+    ]
+    if not np.allclose(joint, np.concatenate(parts, axis=-1), atol=1e-5):
+        name = getattr(function, "__name__", function)
+        raise FusionError(
+            f"The activation {name!r} of layer {call.name!r} mixes the features of one "
+            "parent with those of another. Use one that treats each feature by itself, "
+            "or pass the bigger model as `into`."
+        )
+
+
 def _place_nested(call, layers, output, path, classes, known, widths):
     inner_path = (*path, call.name)
     inner = graphs.read(call.operation)
@@ -244,11 +270,11 @@ def _place_nested(call, layers, output, path, classes, known, widths):
     return known.get((inner_path, inner.outputs[output.key[2]].key))
 
 
-def _output(call, layers, placed, tensors):
+def _output(call, layers, placed, capacity):
     """The placement of a call's output that may grow."""
     rule = registry.find(call.operation) if _is_layer(call) else None
     if layers and sets_its_width(call):
-        return _new_placement(layers, rule)
+        return _new_placement(layers, rule, capacity)
     if not any(placed):
         return None
     if rule is not None and rule.merge == "concatenate":
@@ -258,20 +284,20 @@ def _output(call, layers, placed, tensors):
     return next(p for p in placed if p)
 
 
-def _new_placement(layers, rule):
+def _new_placement(layers, rule, capacity):
     """Side by side, as the parents' outputs lie in a layer that sets its own width."""
     if rule.output_width is None:
         shapes = [layer.get_build_config()["input_shape"] for layer in layers]
         pairs = zip(layers, shapes, strict=True)
         sizes = [layer.compute_output_shape(shape)[-1] for layer, shape in pairs]
-        return Placement(sum(sizes), contiguous(sizes))
+        return Placement(round(sum(sizes) * capacity), contiguous(sizes))
     configs = [layer.get_config() for layer in layers]
     sizes = [_last(config[rule.output_width]) for config in configs]
     if rule.grow is not None:
-        grown = _last(rule.grow(configs, False)[rule.output_width])
-        if grown != sum(sizes):
+        grown = _last(rule.grow(configs * 2, False)[rule.output_width])
+        if grown != 2 * sum(sizes):
             return None  # Another axis than the last grew: the heads.
-    return Placement(sum(sizes), contiguous(sizes))
+    return Placement(round(sum(sizes) * capacity), contiguous(sizes))
 
 
 def _last(size):

@@ -151,6 +151,22 @@ def test_distinct_parents_of_random_architectures(spec, widths):
     keras.utils.clear_session()
 
 
+@search
+@given(spec=specs, whole=st.integers(1, 2), block=st.booleans())
+def test_fractional_growth_of_random_architectures(spec, whole, block):
+    model, x = build(spec, 2 * HEAD), batch(spec)
+    expected = results_of(model, x)
+    norms = "block" if block else "joint"
+    try:
+        fused = fuse(model, factor=whole + 0.5, norms=norms, seed=0)
+    except keras_fusion.FusionError as error:
+        # One joint layer norm counts new features that an activation has made.
+        assert spec["norm"] == "layer" and not block and "it is not used" in str(error)
+    else:
+        assert_close(expected, results_of(fused, x))
+    keras.utils.clear_session()
+
+
 @pytest.mark.slow
 @settings(search, max_examples=max(3, EXAMPLES // 8))
 @given(spec=specs)
@@ -259,8 +275,45 @@ def test_self_fusion_of_strangers(width, depth, gate, twice, factor):
     keras.utils.clear_session()
 
 
-def test_a_lambda_with_a_width_inside_is_refused():
-    """Its function is a black box, which may hold a width; the probe finds it out."""
+def test_what_mixes_features_is_refused_by_name():
+    """A Lambda is a black box; an activation is tried."""
+    inputs = keras.Input((FEATURES,))
+    for layer, name in (
+        (layers.Activation("softmax", name="weights"), "'softmax' of layer 'weights'"),
+        (layers.Dense(4, activation="log_softmax", name="b"), "softmax' of layer 'b'"),
+        (layers.Lambda(lambda h: 2 * h, name="twice"), "'twice' of class Lambda"),
+    ):
+        x = layer(layers.Dense(4)(inputs))
+        with pytest.raises(keras_fusion.FusionError, match=name):
+            fuse(keras.Model(inputs, layers.Dense(2)(x)), factor=2)
+    # What does not grow may be anything.
+    x = layers.Dense(2, activation="softmax")(layers.Dense(4)(inputs))
+    assert fuse(keras.Model(inputs, x), factor=2).layers[1].units == 8
+
+
+def test_weights_tied_by_hand_are_refused():
+    class Tied(layers.Dense):
+        """A dense layer with the kernel of another one."""
+
+        def __init__(self, units, like=None, **kwargs):
+            super().__init__(units, use_bias=False)
+            self._like = [like]
+
+        def build(self, input_shape):
+            if self._like[0] is None:
+                super().build(input_shape)
+            else:
+                self._kernel = self._like[0].kernel
+
+    inputs = keras.Input((4,))
+    first = layers.Dense(4)
+    x = Tied(4, first)(first(inputs))
+    model = keras.Model(inputs, layers.Dense(2)(x))
+    with pytest.raises(keras_fusion.FusionError, match="tied by hand.*into"):
+        fuse(model, factor=2)
+
+
+def test_a_lambda_in_a_live_model_leaves_it_as_it_is():
     inputs = keras.Input((FEATURES,))
     x = layers.Dense(4)(inputs)
     x = layers.Lambda(lambda h: keras.ops.softmax(h), output_shape=(4,))(x)

@@ -14,6 +14,7 @@ from models import (
     perturbed,
     relative_change,
 )
+from test_norms import Blocks, ids_for, mean_of
 
 import keras_fusion
 from keras_fusion import DeepFusion, fuse
@@ -106,6 +107,119 @@ def test_a_gpt2_is_fused_with_a_shallower_one():
     )
     deep.fit(x, y, batch_size=8, verbose=0, callbacks=[grow])
     assert deep.backbone.hidden_dim == 16 and shallow.backbone.num_layers == 1
+
+
+def plain(kind, width, seed, depth, encoder_depth=1, post=False):
+    """A functional transformer of some depth."""
+    keras.utils.set_random_seed(seed)
+    blocks = Blocks(width, layers.LayerNormalization, post)
+    ids = keras.Input((LENGTH,), dtype="int32", name="ids")
+    inputs, memory = ids, None
+    x = layers.Embedding(VOCABULARY, width)(ids)
+    if kind == "encoder_decoder":
+        for _ in range(encoder_depth):
+            x = blocks.stack(x)
+        memory = layers.LayerNormalization()(x)
+        targets = keras.Input((LENGTH,), dtype="int32", name="targets")
+        inputs = [ids, targets]
+        x = layers.Embedding(VOCABULARY, width)(targets)
+    for _ in range(depth):
+        x = blocks.stack(x, memory, causal=kind != "encoder")
+    x = x if post else layers.LayerNormalization()(x)
+    return perturbed(keras.Model(inputs, layers.Dense(VOCABULARY)(x)), seed)
+
+
+@pytest.mark.core
+@pytest.mark.parametrize(
+    ("kind", "depths"),
+    [
+        ("encoder", [(2, 1), (1, 1), (4, 1)]),
+        ("decoder", [(1, 1), (3, 1)]),
+        ("encoder_decoder", [(1, 1), (2, 3)]),
+    ],
+    ids=["encoder", "decoder", "encoder_decoder"],
+)
+def test_functional_parents_of_unequal_depths_and_widths(kind, depths):
+    parents = [plain(kind, 4 * (1 + i), i, *depth) for i, depth in enumerate(depths)]
+    x = ids_for(kind)
+    before = [outputs(parent, x) for parent in parents]
+    fused = fuse(parents, norms="block")
+    assert relative_change(np.mean(before, axis=0), outputs(fused, x)) < 1e-5
+    assert len(fused.layers) == max(len(parent.layers) for parent in parents)
+    after = [outputs(parent, x) for parent in parents]
+    assert all(np.array_equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+def test_sequential_parents_of_unequal_depth_in_fit():
+    def chain(width, depth, seed):
+        keras.utils.set_random_seed(seed)
+        blocks = [Residual(width) for _ in range(depth)]
+        return perturbed(
+            keras.Sequential(
+                [
+                    keras.Input((LENGTH,), dtype="int32"),
+                    layers.Embedding(VOCABULARY, width),
+                    *blocks,
+                    layers.Dense(VOCABULARY),
+                ]
+            ),
+            seed,
+        )
+
+    deep, shallow = chain(8, 3, 0), chain(4, 1, 1)
+    x, y = data_for("functional", 16)
+    expected = mean_of([deep, shallow], x)
+    fused = fuse([deep, shallow])
+    assert relative_change(expected, outputs(fused, x)) < 1e-5
+    deep.compile("adam", loss())
+    shallow.compile("adam", loss())
+    grow = DeepFusion(
+        at_step=1, partners=[shallow], optimizer_state="reset", seed=0, verbose=0
+    )
+    deep.fit(x, y, batch_size=8, verbose=0, callbacks=[grow])
+    assert type(deep) is keras.Sequential and deep.layers[1].units == 12
+    assert len(shallow.layers) == 3
+
+
+@keras.saving.register_keras_serializable("tests")
+class Residual(layers.Layer):
+    """A residual block of two dense layers, as a layer of its own."""
+
+    def __init__(self, units, **kwargs):
+        super().__init__(**kwargs)
+        self.units = units
+        self.up = layers.Dense(2 * units, activation="gelu")
+        self.down = layers.Dense(units)
+
+    def build(self, shape):
+        self.up.build(shape)
+        self.down.build((*shape[:-1], 2 * self.units))
+
+    def call(self, x):
+        return x + self.down(self.up(x))
+
+    def get_config(self):
+        return super().get_config() | {"units": self.units}
+
+
+keras_fusion.register(Residual, widths=("units",))
+
+
+def test_what_is_wired_otherwise_is_named():
+    def model(swap, factor=1.0):
+        inputs = keras.Input((4,))
+        a, b = layers.Dense(4, name="a")(inputs), layers.Dense(4, name="b")(inputs)
+        x = factor * (a + b if swap else a - b)
+        return keras.Model(inputs, layers.Dense(2)(x))
+
+    for other in (model(True), model(False, 2.0)):
+        with pytest.raises(keras_fusion.FusionError, match="layers are joined"):
+            fuse([model(False), other])
+    parents = [plain("encoder_decoder", 4, i, 1 + i, 2 - i) for i in range(2)]
+    with pytest.raises(keras_fusion.FusionError, match="layers are joined"):
+        fuse(parents)
+    with pytest.raises(keras_fusion.FusionError, match="norms after the residual"):
+        fuse([plain("encoder", 4, i, 1 + i, post=True) for i in range(2)])
 
 
 def test_what_cannot_continue_is_refused():

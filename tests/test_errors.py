@@ -162,7 +162,7 @@ BAD_FUSIONS = {
     "unbuilt": (lambda: fuse(Subclassed(), factor=2), r"parents\[0\].*is not built"),
     "no factor": (lambda: fuse(gpt2()), r"no `factor`"),
     "factor 1": (lambda: fuse(gpt2(), factor=1), r"factor=1\."),
-    "fractional factor": (lambda: fuse(gpt2(), factor=1.5), r"factor=1.5"),
+    "factor below 1": (lambda: fuse(gpt2(), factor=0.5), r"factor=0.5"),
     "factor with a list": (lambda: fuse([gpt2(), gpt2()], factor=2), r"factor=2 with"),
     "one parent": (lambda: fuse([gpt2()]), r"at least two models. Received 1"),
     "not a model": (lambda: fuse([gpt2(), "b"]), r"parents\[1\].*'b' of type str"),

@@ -226,10 +226,11 @@ register(
 for _name in ("CLIPBackbone", "SigLIPBackbone"):
     register(f"keras_hub>{_name}", nested=("vision_encoder", "text_encoder"))
 
-# Every task is grown around its backbone; what it adds is a readout.
+# Every task is grown around its backbone. What it adds is a readout, and perhaps a layer
+# before it that is as wide as the backbone, by a config key of its own.
 
 _AROUND = {"nested": ("backbone",), "shared": ("preprocessor",)}
-register("keras_hub>Task", **_AROUND)
+register("keras_hub>Task", widths=_widths, **_AROUND)
 # Its head reads the backbone's last, post-norm block without a norm of its own.
 register("keras_hub>RoformerV2MaskedLMHead")
 register(

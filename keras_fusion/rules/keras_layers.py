@@ -167,6 +167,11 @@ _MIXES = "it mixes the features of one parent with those of another"
 register(layers.Dot, refuse=_MIXES)
 register(layers.Softmax, refuse=_MIXES)
 register(layers.UnitNormalization, refuse=_MIXES)
+register(
+    layers.Lambda,
+    refuse="its function is a black box, which may hold a width or mix the features; "
+    "write it as a layer class with a config and a rule",
+)
 register(layers.Permute, refuse="it moves the widths to another axis")
 _FIXED_SHAPE = "its shape is a constant that holds the parents' width"
 register(layers.Reshape, refuse=_FIXED_SHAPE)

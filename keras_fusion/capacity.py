@@ -1,0 +1,106 @@
+"""New capacity of a target that is larger than the sum of its parents.
+
+It must have no influence on the function yet, and still learn. So on each way through it
+one weight starts at zero and the others at their initial values. Which one must be zero
+depends on the network: into a new hidden unit the weights may be anything if those out
+of it are zero; in a residual stream under one joint norm it is the other way round,
+since every feature that is not zero would count in the norm's mean of squares. Where that
+is a layer norm's, a new feature that is the mean of the others does not count. Which way it
+must be is found by trying, on the model itself.
+"""
+
+import keras
+import numpy as np
+
+from keras_fusion import probe, registry, structure, trials
+from keras_fusion.architecture import skipped_attributes
+from keras_fusion.errors import FusionError
+
+
+def is_new(layouts: list) -> bool:
+    """Whether some axis has entries that belong to no parent."""
+    return any(_has_new(layout) for layout in layouts)
+
+
+def settle(plan) -> None:
+    """Decides what the new capacity of a self-fusion starts from.
+
+    Args:
+        plan: the `fusion.Plan`, whose `fresh_roles` and `mean_outputs` are set, and whose
+            larger model is filled on the way.
+
+    Raises:
+        FusionError: if the function changes even where no new capacity is used.
+    """
+    model, numpy = plan.parents[0], keras.ops.convert_to_numpy
+    fresh = [np.array(numpy(item.target)) for item in plan.layouts]
+    inputs = probe.accepted(model)
+    expected = probe.outputs(model, inputs)
+
+    def value(index):
+        sources = [numpy(v) for v in plan.layouts[index].sources]
+        return plan.values(index, sources, fresh[index])
+
+    def outputs():
+        return _old_part(probe.outputs(plan.fused, inputs), expected)
+
+    plan.fresh_roles = {i: () for i, item in enumerate(plan.layouts) if _has_new(item)}
+    unused = _without_use(plan, value, outputs, expected)
+    for role in ("out", "in"):
+        before = dict(plan.fresh_roles)
+        tried = [i for i in before if _has_new(plan.layouts[i], role)]
+        plan.fresh_roles |= {i: (*before[i], role) for i in tried}
+        values = [(plan.layouts[i].target, value(i)) for i in tried]
+        kept = trials.keep_harmless(lambda: probe.change(unused, outputs()), values)
+        kept = {id(variable) for variable in kept}
+        plan.fresh_roles |= {
+            i: before[i] for i in tried if id(plan.layouts[i].target) not in kept
+        }
+
+
+def _without_use(plan, value, outputs, expected):
+    """Fills the larger model so that it uses no new capacity; returns its outputs."""
+    norms = _norm_weights(plan.fused)
+    kinds = (
+        frozenset(),
+        frozenset(
+            i for i in plan.fresh_roles if id(plan.layouts[i].target) not in norms
+        ),
+    )
+    changes = []
+    for plan.mean_outputs in kinds:
+        for index, item in enumerate(plan.layouts):
+            item.target.assign(value(index))
+        found = outputs()
+        changes.append(probe.change(expected, found))
+        wide = plan.fused.compute_dtype in ("float32", "float64")
+        if changes[-1] <= (1e-3 if wide else 0.2):
+            return found
+    raise FusionError(
+        f"{plan.fused.name!r} is larger than its copies together, and the new capacity "
+        f"changes the outputs by {min(changes):.1e} even where it is not used: layer norms "
+        "after the residual sum, or after an activation, count it in their mean, or a "
+        "norm's epsilon is not small against what it is added to. Use a whole `factor`, or for functional and Sequential models norms='block'."
+    )
+
+
+def _norm_weights(model):
+    """The ids of what norms scale and shift by."""
+    return {
+        id(variable)
+        for _, layer in structure.walk(model, skipped_attributes)
+        if (rule := registry.find_for_weights(layer)) is not None and rule.norm
+        for variable in structure.own_variables(layer)
+    }
+
+
+def _has_new(layout, role=None):
+    return any(axis.unused().size and role in (None, axis.role) for axis in layout.axes)
+
+
+def _old_part(outputs, expected):
+    """The features that the smaller model has too; hidden states have grown."""
+    return [
+        y[..., : e.shape[-1]] if y.ndim and y.ndim == e.ndim else y
+        for y, e in zip(outputs, expected, strict=True)
+    ]

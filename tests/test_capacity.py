@@ -1,0 +1,105 @@
+"""Fractional growth: new capacity has no influence at first, and learns."""
+
+import keras
+import numpy as np
+import pytest
+from models import (
+    bert,
+    data_for,
+    functional,
+    gpt2,
+    loss,
+    numpy,
+    outputs,
+    perturbed,
+    relative_change,
+    sequential,
+    t5,
+    t5_untied,
+)
+from test_norms import ids_for, transformer
+
+import keras_fusion
+from keras_fusion import DeepFusion, fuse
+
+KINDS = {
+    "functional": functional,
+    "sequential": sequential,
+    "t5": t5,
+    "t5_untied": t5_untied,
+}
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("factor", [1.5, 2.5])
+def test_fractional_growth_keeps_the_function(kind, factor):
+    model = perturbed(KINDS[kind]())
+    x, _ = data_for(kind, 4)
+    for mode in ("zeros", "paired"):
+        fused = fuse(model, factor=factor, off_diagonal=mode, seed=0)
+        assert relative_change(outputs(model, x), outputs(fused, x)) < 1e-5
+    assert factor < fused.count_params() / model.count_params() < factor**2
+
+
+@pytest.mark.parametrize("post", [False, True], ids=["pre", "post"])
+@pytest.mark.parametrize("kind", ["encoder", "encoder_decoder"])
+def test_block_norms_leave_new_capacity_out(kind, post):
+    model, x = transformer(kind, 8, 0, post=post), ids_for(kind)
+    fused = fuse(model, factor=1.5, norms="block")
+    assert relative_change(outputs(model, x), outputs(fused, x)) < 1e-5
+    assert next(a for a in fused.layers if hasattr(a, "blocks")).blocks == (8, 4)
+
+
+def test_a_tied_readout_after_layer_norms():
+    """The epsilon that is written into keras-hub's GPT-2 counts for small features."""
+    model = perturbed(gpt2())
+    x, _ = data_for("gpt2", 4)
+    table = model.backbone.token_embedding.embeddings
+    changes = []
+    for scale in (1.0, 10.0):
+        table.assign(scale * numpy(table))
+        fused = fuse(model, factor=1.5, seed=0)
+        changes.append(relative_change(outputs(model, x), outputs(fused, x)))
+    assert changes[0] < 1e-3 and changes[1] < 1e-5
+    with pytest.raises(keras_fusion.FusionError, match="epsilon"):
+        fuse(gpt2(), factor=1.5)  # as initialized: a deviation of 0.02
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("kind", ["functional", "t5"])
+def test_new_capacity_learns(kind):
+    model = perturbed(KINDS[kind]())
+    x, y = data_for(kind, 32)
+    model.compile(keras.optimizers.Adam(0.01), loss())
+    grow = DeepFusion(at_step=2, factor=1.5, seed=0, verbose=0)
+    before = {}
+
+    class Grown(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            if grow.events and not before:
+                before.update({v.path: numpy(v).copy() for v in model.weights})
+
+    calls = [grow, Grown()]
+    history = model.fit(x, y, batch_size=8, epochs=2, verbose=0, callbacks=calls)
+    assert grow.events[0].function_change < 1e-5
+    assert np.isfinite(history.history["loss"]).all()
+    for variable in model.trainable_variables:
+        moved = np.abs(numpy(variable) - before[variable.path])
+        if moved.ndim < 2 or min(moved.shape[-2:]) < 12:
+            continue
+        assert np.mean(moved[..., 8:] > 0) > 0.5, variable.path  # new outputs
+        assert np.mean(moved[..., 8:, :] > 0) > 0.5, variable.path  # new inputs
+
+
+def test_what_cannot_be_is_refused():
+    model = functional(8)
+    for factor, message in (
+        (1.3, "output_dim=8 of .* to 10.4"),
+        (0.5, "factor=0.5"),
+        (float("nan"), "factor=nan"),
+    ):
+        with pytest.raises(keras_fusion.FusionError, match=message):
+            fuse(model, factor=factor)
+    with pytest.raises(keras_fusion.FusionError, match=r"norms='block'"):
+        fuse(perturbed(bert()), factor=1.5)
