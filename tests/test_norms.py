@@ -225,7 +225,7 @@ def mismatched(width, seed, scale, norm):
 
 @pytest.mark.core
 @pytest.mark.parametrize(
-    ("norm", "gain"), [("RMSNormalization", 5), ("LayerNormalization", 2.5)]
+    ("norm", "gain"), [("RMSNormalization", 5), ("LayerNormalization", 5)]
 )
 def test_calibration_of_unequal_scales(norm, gain):
     parents = [
