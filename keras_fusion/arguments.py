@@ -6,6 +6,7 @@ from keras_fusion import structure
 from keras_fusion.architecture import skipped_attributes
 from keras_fusion.errors import FusionError
 from keras_fusion.operator import OFF_DIAGONALS
+from keras_fusion.schedules import GrowthSchedule
 
 NORMS = ("joint", "block", "calibrated")
 
@@ -111,4 +112,43 @@ def check_norms(norms: str, batch) -> None:
         raise FusionError(
             "`norms='calibrated'` measures the norms on data. Received: batch=None. Pass "
             "inputs in the structure of the model's as `batch` (`probe` in a callback)."
+        )
+
+
+def check_growth(
+    schedule: GrowthSchedule,
+    optimizer_state: str,
+    factor: float,
+    multipliers: str | None,
+    rewarmup_steps: int,
+) -> None:
+    """Checks when to grow, and what becomes of the optimizer.
+
+    Raises:
+        FusionError: naming the argument.
+    """
+    if not isinstance(schedule, GrowthSchedule):
+        raise FusionError(
+            "`schedule` must be a GrowthSchedule such as AtStep(1000). Received: "
+            f"schedule={schedule!r}."
+        )
+    if optimizer_state not in ("carry", "reset"):
+        raise FusionError(
+            "`optimizer_state` must be 'carry' or 'reset'. Received: "
+            f"optimizer_state={optimizer_state!r}."
+        )
+    if not factor > 0:
+        raise FusionError(
+            "`learning_rate_factor` must be positive. Received: "
+            f"learning_rate_factor={factor!r}."
+        )
+    if not isinstance(rewarmup_steps, int) or rewarmup_steps < 0:
+        raise FusionError(
+            "`rewarmup_steps` must be an integer of at least 0. Received: "
+            f"rewarmup_steps={rewarmup_steps!r}."
+        )
+    if multipliers not in (None, "width"):
+        raise FusionError(
+            "`learning_rate_multipliers` must be 'width' or None. Received: "
+            f"learning_rate_multipliers={multipliers!r}."
         )

@@ -5,7 +5,15 @@ from collections.abc import Callable
 
 import keras
 
-from keras_fusion import fusion, graft, learning_rate, probe, slots
+from keras_fusion import (
+    arguments,
+    fusion,
+    graft,
+    learning_rate,
+    probe,
+    rate_multipliers,
+    slots,
+)
 from keras_fusion.errors import FusionError, GrowthError
 from keras_fusion.events import GrowthEvent
 from keras_fusion.growth_operators import FusionOperator
@@ -31,6 +39,10 @@ class GrowModel(keras.callbacks.Callback):
             correction starting afresh as well. Defaults to `"carry"`.
         learning_rate_factor: float. Multiplies the learning rate from the growth on.
             Defaults to 1.
+        learning_rate_multipliers: `"width"` multiplies the learning rate of each weight,
+            by what it joins (input, hidden, readout), so that a wider model learns as
+            fast as the smaller one did; `None` leaves one rate for all. A file does not
+            hold the multipliers. Defaults to `None`.
         rewarmup_steps: int. Steps over which the learning rate rises again from 0
             after a growth. Defaults to 0.
         probe: batch in the structure of the model's inputs, on which the change of the
@@ -69,17 +81,25 @@ class GrowModel(keras.callbacks.Callback):
         *,
         optimizer_state="carry",
         learning_rate_factor=1.0,
+        learning_rate_multipliers=None,
         rewarmup_steps=0,
         probe=None,
         tolerance=None,
         verbose=1,
     ):
         super().__init__()
-        _check_options(schedule, optimizer_state, learning_rate_factor, rewarmup_steps)
+        arguments.check_growth(
+            schedule,
+            optimizer_state,
+            learning_rate_factor,
+            learning_rate_multipliers,
+            rewarmup_steps,
+        )
         self.operator = operator
         self.schedule = schedule
         self.optimizer_state = optimizer_state
         self.learning_rate_factor = learning_rate_factor
+        self.learning_rate_multipliers = learning_rate_multipliers
         self.rewarmup_steps = rewarmup_steps
         self.probe = probe
         self.tolerance = tolerance
@@ -177,6 +197,9 @@ class GrowModel(keras.callbacks.Callback):
         if self.learning_rate_factor != 1 or self.rewarmup_steps:
             for optimizer in graft.leaves(self.model.optimizer):
                 slots.check_rate_may_change(optimizer)
+        if self.learning_rate_multipliers:
+            for optimizer in graft.leaves(self.model.optimizer):
+                rate_multipliers.check(optimizer)
 
     def _maybe_grow(self, logs):
         if not self._checked:
@@ -227,7 +250,8 @@ class GrowModel(keras.callbacks.Callback):
             plan.fill()
             inputs = probe.accepted(model) if self.probe is None else self.probe
             difference = fusion.verify(plan, inputs, tolerance=self._tolerance(model))
-            optimizer = graft.grown_optimizer(plan, self.optimizer_state)
+            multipliers = self.learning_rate_multipliers is not None
+            optimizer = graft.grown_optimizer(plan, self.optimizer_state, multipliers)
         except (FusionError, KeyboardInterrupt):
             raise
         except Exception as error:
@@ -261,6 +285,7 @@ class GrowModel(keras.callbacks.Callback):
             "schedule": keras.saving.serialize_keras_object(self.schedule),
             "optimizer_state": self.optimizer_state,
             "learning_rate_factor": self.learning_rate_factor,
+            "learning_rate_multipliers": self.learning_rate_multipliers,
             "rewarmup_steps": self.rewarmup_steps,
             "tolerance": self.tolerance,
             "verbose": self.verbose,
@@ -291,7 +316,8 @@ class DeepFusion(GrowModel):
         schedule: `GrowthSchedule`, e.g. `OnPlateau("val_loss", patience=3)`.
         partners: list of K-1 models or paths of `.keras` files; `None` for
             self-fusion.
-        factor: int. Copies in a self-fusion. Defaults to 2.
+        factor: number above 1. How many times as wide a self-fusion makes the model, see
+            `fuse`. Defaults to 2.
         off_diagonal: `"zeros"`, `"random"` or `"paired"`, see `fuse`. Defaults to
             `"paired"` in a self-fusion and to `"zeros"` with partners.
         off_diagonal_scale: float, see `fuse`. Defaults to 0.1.
@@ -299,8 +325,8 @@ class DeepFusion(GrowModel):
         norms: `"joint"`, `"block"` or `"calibrated"` (measured on `probe`), see `fuse`.
             Defaults to `"joint"`.
         seed: int. Seed of the off-diagonal noise.
-        **kwargs: `optimizer_state`, `learning_rate_factor`, `rewarmup_steps`, `probe`,
-            `tolerance` and `verbose`, see `GrowModel`.
+        **kwargs: `optimizer_state`, `learning_rate_factor`, `learning_rate_multipliers`,
+            `rewarmup_steps`, `probe`, `tolerance` and `verbose`, see `GrowModel`.
 
     Example:
 
@@ -322,7 +348,7 @@ class DeepFusion(GrowModel):
         at_epoch: int | list[int] | None = None,
         schedule: GrowthSchedule | None = None,
         partners: list | None = None,
-        factor: int = 2,
+        factor: float = 2,
         off_diagonal: str | None = None,
         off_diagonal_scale: float = 0.1,
         into: Callable[[], keras.Model] | keras.Model | None = None,
@@ -360,29 +386,6 @@ def _one_schedule(at_step, at_epoch, schedule):
     if at_step is not None:
         return AtStep(at_step)
     return AtEpoch(at_epoch) if at_epoch is not None else schedule
-
-
-def _check_options(schedule, optimizer_state, factor, rewarmup_steps):
-    if not isinstance(schedule, GrowthSchedule):
-        raise FusionError(
-            "`schedule` must be a GrowthSchedule such as AtStep(1000). Received: "
-            f"schedule={schedule!r}."
-        )
-    if optimizer_state not in ("carry", "reset"):
-        raise FusionError(
-            "`optimizer_state` must be 'carry' or 'reset'. Received: "
-            f"optimizer_state={optimizer_state!r}."
-        )
-    if not factor > 0:
-        raise FusionError(
-            "`learning_rate_factor` must be positive. Received: "
-            f"learning_rate_factor={factor!r}."
-        )
-    if not isinstance(rewarmup_steps, int) or rewarmup_steps < 0:
-        raise FusionError(
-            "`rewarmup_steps` must be an integer of at least 0. Received: "
-            f"rewarmup_steps={rewarmup_steps!r}."
-        )
 
 
 def _accumulation(optimizer):

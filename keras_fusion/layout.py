@@ -24,6 +24,8 @@ class VariableLayout:
         scales: tuple of K factors on the parents' values (a norm before a tied
             readout); ones elsewhere.
         offset: float. What the layer adds to the value before it multiplies with it.
+        before_tied_readout: bool. Whether the variable carries the factor of the mean,
+            for a readout that cannot.
     """
 
     address: str
@@ -32,6 +34,7 @@ class VariableLayout:
     axes: tuple[Axis, ...]
     scales: tuple[float, ...]
     offset: float = 0.0
+    before_tied_readout: bool = False
 
     @property
     def grown(self) -> bool:
@@ -89,14 +92,17 @@ def plan(
             name = f"{address}.{target.name}" if address else target.name
             key = structure.stable_name(target)
             axes = _axes(name, sources, target, layers, widths)
-            scale = scales.get((id(layers[0]), key), (1.0,) * len(parents))
+            place = (id(layers[0]), key)
+            scale = scales.get(place, (1.0,) * len(parents))
             offset = (
                 rule.offset(key)
                 if (rule := registry.find_for_weights(layers[0]))
                 else 0
             )
             layouts.append(
-                VariableLayout(name, tuple(sources), target, axes, scale, offset)
+                VariableLayout(
+                    name, tuple(sources), target, axes, scale, offset, place in scales
+                )
             )
     if must_grow and not any(layout.grown for layout in layouts):
         raise FusionError(

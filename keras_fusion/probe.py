@@ -10,7 +10,7 @@ from keras_fusion.errors import FusionError
 _LENGTHS = (8, 4, 2, 1)
 
 
-def accepted(model: keras.Model, *, size: int = 2, seed: int = 0):
+def accepted(model: keras.Model, *, size: int = 2, seed: int = 0, ids: int = 2):
     """Makes a batch that a model can be called on: see `batch`.
 
     Unknown lengths are 8, or less where the model allows no more (a table of positions
@@ -20,7 +20,7 @@ def accepted(model: keras.Model, *, size: int = 2, seed: int = 0):
         FusionError: if the model refuses all of them.
     """
     for length in _LENGTHS:
-        inputs = batch(model, size=size, length=length, seed=seed)
+        inputs = batch(model, size=size, length=length, seed=seed, ids=ids)
         try:
             model(inputs, training=False)
         except Exception as error:
@@ -33,7 +33,9 @@ def accepted(model: keras.Model, *, size: int = 2, seed: int = 0):
     ) from refused
 
 
-def batch(model: keras.Model, *, size: int = 2, length: int = 8, seed: int = 0):
+def batch(
+    model: keras.Model, *, size: int = 2, length: int = 8, seed: int = 0, ids: int = 2
+):
     """Makes inputs in the form of a model's, when no real ones are at hand.
 
     Features are standard normal. Ids and masks are 0 or 1, which every vocabulary and
@@ -44,6 +46,7 @@ def batch(model: keras.Model, *, size: int = 2, length: int = 8, seed: int = 0):
         size: int. Number of examples.
         length: int. Length of axes that the model leaves open.
         seed: int. Seed of the values.
+        ids: int. How many different ids there are.
 
     Returns:
         Arrays in the structure of the model's inputs, of shape `(size, ...)`.
@@ -56,7 +59,7 @@ def batch(model: keras.Model, *, size: int = 2, length: int = 8, seed: int = 0):
         # A Sequential model has no `input` of its own.
         single = isinstance(model, keras.Sequential)
         return keras.tree.map_structure(
-            lambda t: _values(rng, t.shape, t.dtype, size, length),
+            lambda t: _values(rng, t.shape, t.dtype, size, length, ids),
             model.inputs[0] if single else model.input,
         )
     config = model.get_build_config() or {}
@@ -68,7 +71,9 @@ def batch(model: keras.Model, *, size: int = 2, length: int = 8, seed: int = 0):
         )
     # A subclassed model does not tell whether it takes ids or features: 0 and 1 in
     # floating point are both.
-    return _from_shapes(shapes, lambda shape: _values(rng, shape, None, size, length))
+    return _from_shapes(
+        shapes, lambda shape: _values(rng, shape, None, size, length, ids)
+    )
 
 
 def _from_shapes(shapes, make):
@@ -79,11 +84,11 @@ def _from_shapes(shapes, make):
     return [_from_shapes(shape, make) for shape in shapes]
 
 
-def _values(rng, shape, dtype, size, length):
+def _values(rng, shape, dtype, size, length, ids):
     shape = (size, *(length if d is None else d for d in shape[1:]))
     if dtype is not None and keras.backend.is_float_dtype(dtype):
         return rng.standard_normal(shape).astype("float32")
-    return rng.integers(0, 2, shape).astype(dtype or keras.config.floatx())
+    return rng.integers(0, ids, shape).astype(dtype or keras.config.floatx())
 
 
 def outputs(model: keras.Model, inputs) -> list[np.ndarray]:

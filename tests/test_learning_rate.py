@@ -3,8 +3,10 @@
 import keras
 import numpy as np
 import pytest
-from models import data_for, functional, loss, numpy
+from keras import layers
+from models import data_for, functional, loss, norm_free, numpy, t5, t5_untied
 
+import keras_fusion
 from keras_fusion import DeepFusion, GrownSchedule
 from keras_fusion.learning_rate import Ramp
 
@@ -129,3 +131,88 @@ def test_ramps_of_two_growths_multiply():
     assert model.optimizer.get_config()["learning_rate"]["class_name"] == (
         "PiecewiseConstantDecay"
     )
+
+
+def speed(model, x, y, rate):
+    """How much of the loss one step takes away, in units of the rate."""
+    model.optimizer.learning_rate = rate
+    first = np.ravel(model.test_on_batch(x, y))[0]
+    model.train_on_batch(x, y)
+    return (first - np.ravel(model.test_on_batch(x, y))[0]) / rate
+
+
+@pytest.mark.parametrize("kind", [functional, norm_free, t5, t5_untied])
+@pytest.mark.parametrize(
+    ("optimizer", "rate"),
+    [("SGD", 1e-3), ("Adam", 1e-4), ("Adafactor", 1e-3)],
+)
+def test_multipliers_keep_the_speed_of_learning(optimizer, rate, kind):
+    """On one batch, right before a self-fusion and right after it."""
+    x, y = data_for(kind.__name__.removesuffix("_untied"), 64)
+    y = y % 5
+
+    def trained(*callbacks):
+        model = kind(16)
+        model.compile(getattr(keras.optimizers, optimizer)(0.01), loss())
+        options = {"batch_size": 64, "verbose": 0}
+        model.fit(x, y, epochs=5, **options)
+        model.optimizer.learning_rate = 0.0
+        model.fit(x, y, callbacks=list(callbacks), **options)
+        return speed(model, x, y, rate)
+
+    def grow(multipliers):
+        return DeepFusion(
+            at_step=6,
+            off_diagonal="zeros",
+            learning_rate_multipliers=multipliers,
+            verbose=0,
+        )
+
+    before = trained()
+    without, kept = (trained(grow(m)) / before for m in (None, "width"))
+    assert 0.9 < kept < 1.1
+    assert optimizer == "Adafactor" or abs(without - 1) > 0.05, without
+
+
+def test_multipliers_go_on_over_growths_and_are_checked():
+    x, y = data_for("functional")
+    grow = DeepFusion(
+        at_step=[1, 2],
+        optimizer_state="reset",
+        learning_rate_multipliers="width",
+        seed=0,
+        verbose=0,
+    )
+    inputs = keras.Input((6,), dtype="int32")
+    h = layers.Embedding(20, 8)(inputs)
+    h = layers.Dense(16, activation="gelu", name="up")(h)
+    model = keras.Model(inputs, layers.Dense(20)(h))
+    model.compile(keras.optimizers.Adam(0.01), loss())
+    steps = []
+
+    class Moves(keras.callbacks.Callback):
+        """How far a hidden kernel and the embedding move: Adam's first steps."""
+
+        def on_train_batch_begin(self, batch, logs=None):
+            self.before = [numpy(v).copy() for v in self.watched()]
+
+        def on_train_batch_end(self, batch, logs=None):
+            moved = zip(self.watched(), self.before, strict=True)
+            steps.append([np.abs(numpy(v) - b).max() for v, b in moved])
+
+        def watched(self):
+            if hasattr(self.model, "jax_state_sync"):
+                self.model.jax_state_sync()
+            return [model.layers[1].embeddings, model.get_layer("up").kernel]
+
+    model.fit(x, y, batch_size=8, verbose=0, callbacks=[Moves(), grow])
+    ratios = [hidden / embedding for embedding, hidden in steps[:3]]
+    ratios = np.divide(ratios, ratios[0])
+    np.testing.assert_allclose(ratios, [1, 1 / 2, 1 / 4], rtol=0.2)
+    with pytest.raises(keras_fusion.FusionError, match="multipliers='muP'"):
+        DeepFusion(at_step=1, learning_rate_multipliers="muP")
+    model = functional()
+    model.compile(keras.optimizers.Ftrl(0.01), loss())
+    grow = DeepFusion(at_step=1, learning_rate_multipliers="width", verbose=0)
+    with pytest.raises(keras_fusion.FusionError, match="Received: Ftrl"):
+        model.fit(x, y, verbose=0, callbacks=[grow])

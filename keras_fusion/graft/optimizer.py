@@ -6,8 +6,10 @@ rate, loss scale, and its slots in the fused form that `slots` says.
 
 import keras
 
+from keras_fusion import rate_multipliers
 from keras_fusion import slots as slot_rules
 from keras_fusion.errors import FusionError
+from keras_fusion.graft import multipliers as rates
 
 # Attributes of optimizers that count, and go on counting after a reset.
 _COUNTERS = ("_iterations", "_learning_rate", "step_counter", "dynamic_scale")
@@ -156,13 +158,17 @@ def _check_partner(i, kinds, others):
         )
 
 
-def grown_optimizer(plan, optimizer_state: str) -> keras.optimizers.Optimizer:
+def grown_optimizer(
+    plan, optimizer_state: str, multipliers: bool = False
+) -> keras.optimizers.Optimizer:
     """A new optimizer for the fused model, with the state that its parents' have.
 
     Args:
         plan: a filled `fusion.Plan`; the optimizers are its parents'.
         optimizer_state: `"carry"` fuses the slots, `"reset"` leaves them fresh. Step
             count, learning rate and loss scale go on in both.
+        multipliers: bool. Whether each variable's learning rate is to be multiplied such
+            that the function is learned as fast as before.
 
     Returns:
         An optimizer of the live model's class, built on the fused model's variables.
@@ -179,6 +185,9 @@ def grown_optimizer(plan, optimizer_state: str) -> keras.optimizers.Optimizer:
     fresh = _twin(live, targets)
     for old, new in zip(family(live), family(fresh), strict=True):
         _keep_exclusions(old, new, pairs)
+    for old, new in zip(leaves(live), leaves(fresh), strict=True):
+        added = rate_multipliers.by_width(plan.layouts, old) if multipliers else None
+        rates.hand_on(old, new, pairs, added)
     if not live.built:
         return fresh
     fresh.build([targets[id(v)] for v in _trainables(live)])
