@@ -157,13 +157,16 @@ def test_fractional_growth_of_random_architectures(spec, whole, block):
     model, x = build(spec, 2 * HEAD), batch(spec)
     expected = results_of(model, x)
     norms = "block" if block else "joint"
+    tied = spec["ids"] and spec["tied"]  # behind a layer norm
+    joint = not block and (tied or spec["norm"] == "layer")
     try:
         fused = fuse(model, factor=whole + 0.5, norms=norms, seed=0)
     except keras_fusion.FusionError as error:
         # One joint layer norm counts new features that an activation has made.
-        assert spec["norm"] == "layer" and not block and "it is not used" in str(error)
+        assert joint and "it is not used" in str(error)
     else:
-        assert_close(expected, results_of(fused, x))
+        # What is left of that is refused above this tolerance only.
+        assert_close(expected, results_of(fused, x), 2e-3 if joint else 1e-5)
     keras.utils.clear_session()
 
 
