@@ -33,9 +33,10 @@ its tasks, its weights moved by noise, and then
 - saved and reloaded: largest relative change;
 - trained for 3 steps after a growth inside `fit()`: whether the loss stayed finite.
 
-At width 16 a norm's statistic differs much from token to token, and calibration only
-takes its mean; it does better on wider models. A mixture of experts is fused expert by
-expert, with the mean of the parents' routing: exact for copies, not for distinct parents.
+At width 16 a norm's statistic differs much from token to token, and calibration has one
+factor for all tokens; it does better on wider models. A mixture of experts is fused
+expert by expert, with the mean of the parents' routing: exact for copies, not for
+distinct parents.
 
 | family | model | self-fusion | joint | calibrated | reloaded | trained |
 |---|---|---|---|---|---|---|

@@ -7,7 +7,6 @@ one by repeating blocks of its own until both are wired alike.
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterator
 
 import keras
 
@@ -107,7 +106,9 @@ def align(shallow: keras.Model, deep: keras.Model) -> list[tuple] | None:
     own = Counter(map(signature, wiring(graph).calls))
     if own - missing:
         return None
-    found = _Search(target.form).repeat(graph, missing - own, list(_blocks(graph)))
+    lacking = missing - own
+    blocks = _blocks(graph) if lacking else []  # Looking for them takes a while.
+    found = _Search(target.form).repeat(graph, lacking, blocks)
     if found is None:
         return None
     pairs = zip(target.calls, wiring(found).calls, strict=True)
@@ -201,7 +202,7 @@ def _with_inputs(call, moved, name):
     return dataclasses.replace(call, name=name, inputs=inputs)
 
 
-def _blocks(graph: Graph) -> Iterator[Block]:
+def _blocks(graph: Graph) -> list[Block]:
     """All that lies between two tensors of one shape and can be repeated.
 
     Nothing inside may be used outside but the exit, and no layer inside called outside.
@@ -239,7 +240,7 @@ def _blocks(graph: Graph) -> Iterator[Block]:
                 found.append(Block(keys, entry, exit_key, content))
     # The largest first: they need the fewest repetitions, and parts of a block joined in
     # another order are not tried before the whole.
-    return iter(sorted(found, key=lambda block: -len(block.calls)))
+    return sorted(found, key=lambda block: -len(block.calls))
 
 
 def _reached(order, index, first):

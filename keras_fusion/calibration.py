@@ -53,11 +53,7 @@ def corrections(parents: list[keras.Model], fused: keras.Model, inputs) -> dict:
     Returns:
         Dict from the id of a parent's variable to its `Correction`.
     """
-    places = [
-        layers
-        for _, layers in structure.lockstep([*parents, fused], skipped_attributes)
-        if is_joint_norm(layers[0], layers[-1])
-    ]
+    places = _joint_norms([*parents, fused])
     found, seen = {}, []
     for k, parent in enumerate(parents):
         norms = [layers[k] for layers in places]
@@ -88,11 +84,7 @@ def for_new_capacity(model: keras.Model, fused: keras.Model, count: int) -> dict
     Returns:
         Dict from the id of a variable of `model` to its `Correction`.
     """
-    places = [
-        layers
-        for _, layers in structure.lockstep([model, fused], skipped_attributes)
-        if is_joint_norm(*layers)
-    ]
+    places = _joint_norms([model, fused])
     seen = observe(model, probe.accepted(model), [layer for layer, _ in places])
     found = {}
     for layer, grown in places:
@@ -102,12 +94,20 @@ def for_new_capacity(model: keras.Model, fused: keras.Model, count: int) -> dict
             if variable.name == norm.scale and seen[id(layer)]:
                 used = count * variable.shape[-1] / larger.shape[-1]
                 x = _tokens(seen[id(layer)])
-                centered = norm.statistic == "mean_variance"
-                own = _statistics(x, centered, layer)[1]
+                own = _statistics(x, norm.centered, layer)[1]
                 square = used * (own**2 - _epsilon(layer)) + _epsilon(grown)
                 factor = float(np.mean(np.sqrt(square) / own))
                 found[id(variable)] = Correction(factor, offset=norm.offset)
     return found
+
+
+def _joint_norms(models):
+    """The corresponding norms of the parents and the bigger model that became joint."""
+    return [
+        layers
+        for _, layers in structure.lockstep(models, skipped_attributes)
+        if is_joint_norm(layers[0], layers[-1])
+    ]
 
 
 def _tokens(calls):
@@ -127,7 +127,7 @@ def _centered_writers(parent, norms, inputs):
     widths = {
         norm.variables[0].shape[-1]
         for norm, rule in zip(norms, rules, strict=True)
-        if rule.norm.statistic == "mean_variance"
+        if rule.norm.centered
     }
     own = [
         (variable, np.array(keras.ops.convert_to_numpy(variable)))
@@ -163,7 +163,6 @@ def is_joint_norm(layer: keras.Layer, grown: keras.Layer) -> bool:
 def _norm_corrections(layers, calls):
     """Corrections of one norm, from the inputs that the parents' norms were given."""
     norm = registry.find_for_weights(layers[0]).norm
-    centered = norm.statistic == "mean_variance"
     # (parents) arrays of shape (tokens, features)
     inputs = [_tokens(own) for own in calls]
     if len({len(x) for x in inputs}) > 1:
@@ -171,13 +170,15 @@ def _norm_corrections(layers, calls):
             f"The norm {layers[0].name!r} is called on different numbers of tokens in "
             "the parents, so it cannot be calibrated. Use norms='joint'."
         )
-    mean, deviation = _statistics(np.concatenate(inputs, axis=1), centered, layers[0])
+    mean, deviation = _statistics(
+        np.concatenate(inputs, axis=1), norm.centered, layers[0]
+    )
     found = {}
     for layer, x in zip(layers, inputs, strict=True):
-        own_mean, own_deviation = _statistics(x, centered, layer)
+        own_mean, own_deviation = _statistics(x, norm.centered, layer)
         target = (x - own_mean[:, None]) / own_deviation[:, None]
         given = (x - mean[:, None]) / deviation[:, None]
-        factor, moved = _least_squares(given, target, with_shift=centered)
+        factor, moved = _least_squares(given, target, with_shift=norm.centered)
         variables = {v.name: v for v in structure.own_variables(layer)}
         scale, shift = variables.get(norm.scale), variables.get(norm.shift)
         if scale is not None:

@@ -249,7 +249,9 @@ class GrowModel(keras.callbacks.Callback):
             plan = self.operator.plan(model)
             plan.fill()
             inputs = probe.accepted(model) if self.probe is None else self.probe
-            difference = fusion.verify(plan, inputs, tolerance=self._tolerance(model))
+            given = self.tolerance is not None
+            tolerance = self.tolerance if given else probe.tolerance(model)
+            difference = fusion.verify(plan, inputs, tolerance=tolerance)
             multipliers = self.learning_rate_multipliers is not None
             optimizer = graft.grown_optimizer(plan, self.optimizer_state, multipliers)
         except (FusionError, KeyboardInterrupt):
@@ -259,11 +261,6 @@ class GrowModel(keras.callbacks.Callback):
                 f"The growth of {model.name!r} failed ({error}); it trains on as it was."
             ) from error
         return plan, optimizer, difference
-
-    def _tolerance(self, model):
-        if self.tolerance is not None:
-            return self.tolerance
-        return 1e-3 if model.compute_dtype in ("float32", "float64") else 0.2
 
     def _ramp(self):
         """Sets the learning rate of the time after the growth."""

@@ -81,20 +81,15 @@ def _varied_inputs(plan):
 def _without_use(plan, value, outputs, expected):
     """Fills the larger model so that it uses no new capacity; returns its outputs."""
     norms = _norm_weights(plan.fused)
-    kinds = (
-        frozenset(),
-        frozenset(
-            i for i in plan.fresh_roles if id(plan.layouts[i].target) not in norms
-        ),
-    )
+    means = (i for i in plan.fresh_roles if id(plan.layouts[i].target) not in norms)
     changes = []
-    for plan.mean_outputs in kinds:
+    for mean_outputs in (frozenset(), frozenset(means)):
+        plan.mean_outputs = mean_outputs
         for index, item in enumerate(plan.layouts):
             item.target.assign(value(index))
         found = outputs()
         changes.append(probe.change(expected, found))
-        wide = plan.fused.compute_dtype in ("float32", "float64")
-        if changes[-1] <= (1e-3 if wide else 0.2):
+        if changes[-1] <= probe.tolerance(plan.fused):
             return found
     raise FusionError(
         f"{plan.fused.name!r} is larger than its copies together, and the new capacity "

@@ -11,8 +11,6 @@ functional model has no such key: blocks of its own are repeated until it is wir
 deepest one.
 """
 
-from collections.abc import Iterator
-
 import keras
 
 from keras_fusion import alignment, architecture, probe, registry, structure, trials
@@ -81,16 +79,13 @@ def _like(deepest, parent, rows):
             entry["config"] = like["config"] | {"name": entry["name"]}
             entry["build_config"] = like.get("build_config")
     # Classes that nobody has registered with Keras are known from the parent.
-    classes = {type(layer).__name__: type(layer) for _, layer in _layers(parent)}
+    layers = structure.walk(parent, architecture.skipped_attributes)
+    classes = {type(layer).__name__: type(layer) for _, layer in layers}
     model = type(graphs.as_functional(deepest)).from_config(config, classes)
     model.name = parent.name
     if isinstance(parent, keras.Sequential):
         return keras.Sequential(model.layers, name=parent.name)
     return model
-
-
-def _layers(model) -> Iterator:
-    return structure.walk(model, architecture.skipped_attributes)
 
 
 def _depths(model):

@@ -158,6 +158,11 @@ def difference(before: list[np.ndarray], after: list[np.ndarray]) -> Difference:
     )
 
 
+def tolerance(model: keras.Model) -> float:
+    """The largest change that a growth without influence on a model may show."""
+    return 1e-3 if model.compute_dtype in ("float32", "float64") else 0.2
+
+
 def change(before: list[np.ndarray], after: list[np.ndarray]) -> float:
     """Largest change of the outputs, relative to their largest absolute value.
 

@@ -24,7 +24,7 @@ _DEGREES = {
     "RMSprop": 0,
     "Adagrad": 0,
     "Lion": 0,
-    # Relative to the weight's own size, too; see `by_width`.
+    # Relative to the weight's own size, too; see `_multiplier`.
     "Adafactor": 0,
 }
 

@@ -26,6 +26,11 @@ class Norm:
     shift: str | None = None
     offset: float = 0.0
 
+    @property
+    def centered(self) -> bool:
+        """Whether the norm subtracts the mean."""
+        return self.statistic == "mean_variance"
+
 
 @dataclasses.dataclass(frozen=True)
 class Rule:

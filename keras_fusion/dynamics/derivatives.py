@@ -6,6 +6,7 @@ the order of `model.trainable_variables`.
 """
 
 import contextlib
+import dataclasses
 from collections.abc import Callable
 
 import keras
@@ -103,6 +104,7 @@ class Derivatives:
             return model.compute_loss(x, y, outputs, sample_weight, training=False)
 
 
+@dataclasses.dataclass(frozen=True)
 class Result:
     """The loss, its gradient, and the second derivative's products on a batch.
 
@@ -112,8 +114,9 @@ class Result:
         products: list of such lists, one a direction.
     """
 
-    def __init__(self, loss: float, gradient: list, products: list[list]):
-        self.loss, self.gradient, self.products = loss, gradient, products
+    loss: float
+    gradient: list
+    products: list[list]
 
 
 def dot(a: list, b: list) -> float:
