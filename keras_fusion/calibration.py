@@ -132,7 +132,7 @@ def _centered_writers(parent, norms, inputs):
     own = [
         (variable, np.array(keras.ops.convert_to_numpy(variable)))
         for variable in parent.trainable_variables
-        if variable.shape and variable.shape[-1] in widths
+        if len(variable.shape) and variable.shape[-1] in widths
     ]
     few = keras.tree.map_structure(lambda x: x[:2], inputs)
     expected = probe.outputs(parent, few)
