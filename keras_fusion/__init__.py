@@ -1,8 +1,9 @@
 """keras_fusion: train a big Keras network for less, by growing it out of small ones."""
 
-from keras_fusion import layers, testing
+from keras_fusion import dynamics, layers, testing
 from keras_fusion.annealing import AnnealBlockNorms
-from keras_fusion.callbacks import DeepFusion, GrowModel
+from keras_fusion.callbacks import GrowModel
+from keras_fusion.deep_fusion import DeepFusion
 from keras_fusion.errors import (
     FusionError,
     GrowthError,
@@ -14,7 +15,7 @@ from keras_fusion.fusion import fuse
 from keras_fusion.growth_operators import FusionOperator
 from keras_fusion.learning_rate import GrownSchedule
 from keras_fusion.operator import Axis, fuse_arrays
-from keras_fusion.plotting import plot_run
+from keras_fusion.plotting import plot_dynamics, plot_run
 from keras_fusion.registry import Norm, register, registered
 from keras_fusion.report import FusionReport, fusion_report
 from keras_fusion.schedules import AtEpoch, AtStep, GrowthSchedule, Moment, OnPlateau
@@ -42,10 +43,12 @@ __all__ = [
     "Slot",
     "StructureError",
     "UnregisteredLayerError",
+    "dynamics",
     "fuse",
     "fuse_arrays",
     "fusion_report",
     "layers",
+    "plot_dynamics",
     "plot_run",
     "register",
     "register_optimizer",

@@ -1,5 +1,7 @@
 """The arguments of a fusion, checked before anything is built."""
 
+from collections.abc import Callable
+
 import keras
 
 from keras_fusion import structure
@@ -118,7 +120,7 @@ def check_norms(norms: str, batch) -> None:
 def check_growth(
     schedule: GrowthSchedule,
     optimizer_state: str,
-    factor: float,
+    factor: float | Callable,
     multipliers: str | None,
     rewarmup_steps: int,
 ) -> None:
@@ -137,9 +139,9 @@ def check_growth(
             "`optimizer_state` must be 'carry' or 'reset'. Received: "
             f"optimizer_state={optimizer_state!r}."
         )
-    if not factor > 0:
+    if not callable(factor) and not factor > 0:
         raise FusionError(
-            "`learning_rate_factor` must be positive. Received: "
+            "`learning_rate_factor` must be positive, or a function. Received: "
             f"learning_rate_factor={factor!r}."
         )
     if not isinstance(rewarmup_steps, int) or rewarmup_steps < 0:

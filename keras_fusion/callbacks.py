@@ -1,7 +1,6 @@
-"""Growth inside `model.fit()`: `GrowModel`, and `DeepFusion` as its best-known form."""
+"""Growth inside `model.fit()`, by any operator: `GrowModel`."""
 
 import time
-from collections.abc import Callable
 
 import keras
 
@@ -14,11 +13,11 @@ from keras_fusion import (
     rate_multipliers,
     slots,
 )
+from keras_fusion.blocks import Blocks
 from keras_fusion.errors import FusionError, GrowthError
 from keras_fusion.events import GrowthEvent
-from keras_fusion.growth_operators import FusionOperator
 from keras_fusion.learning_rate import GrownSchedule, Ramp
-from keras_fusion.schedules import AtEpoch, AtStep, GrowthSchedule, Moment
+from keras_fusion.schedules import AtEpoch, Moment
 
 
 @keras.saving.register_keras_serializable(package="keras_fusion")
@@ -37,7 +36,9 @@ class GrowModel(keras.callbacks.Callback):
         optimizer_state: `"carry"` fuses the optimizer's slots too, at the scale that
             the gradients will have; `"reset"` starts them afresh, with Adam's bias
             correction starting afresh as well. Defaults to `"carry"`.
-        learning_rate_factor: float. Multiplies the learning rate from the growth on.
+        learning_rate_factor: float. Multiplies the learning rate from the growth on. Or a
+            function `(model, blocks, optimizer)` that measures it on the grown model, with
+            a method `check(model)`, such as `dynamics.BracketRate`.
             Defaults to 1.
         learning_rate_multipliers: `"width"` multiplies the learning rate of each weight,
             by what it joins (input, hidden, readout), so that a wider model learns as
@@ -54,6 +55,10 @@ class GrowModel(keras.callbacks.Callback):
 
     Attributes:
         events: list of `GrowthEvent`, one per growth so far.
+        blocks: `Blocks` of the last growth, where the parents lie in the model; `None`
+            before the first.
+        watchers: list of objects whose methods `before_growth(callback)` and
+            `after_growth(callback)` are called with this callback around each growth.
 
     Raises:
         FusionError: on the first batch at the latest, for anything that cannot work.
@@ -105,6 +110,8 @@ class GrowModel(keras.callbacks.Callback):
         self.tolerance = tolerance
         self.verbose = verbose
         self.events = []
+        self.blocks = None
+        self.watchers = []
         self._checked = False
 
     # The run.
@@ -197,6 +204,8 @@ class GrowModel(keras.callbacks.Callback):
         if self.learning_rate_factor != 1 or self.rewarmup_steps:
             for optimizer in graft.leaves(self.model.optimizer):
                 slots.check_rate_may_change(optimizer)
+        if hasattr(self.learning_rate_factor, "check"):
+            self.learning_rate_factor.check(self.model)
         if self.learning_rate_multipliers:
             for optimizer in graft.leaves(self.model.optimizer):
                 rate_multipliers.check(optimizer)
@@ -223,9 +232,12 @@ class GrowModel(keras.callbacks.Callback):
         model = self.model
         graft.sync(model)
         before = model.count_params()
+        for watcher in self.watchers:
+            watcher.before_growth(self)
         with graft.scope(model):
             plan, optimizer, difference = self._prepare(model)
             graft.graft(model, plan.fused, optimizer, plan.weights_adapter())
+        self.blocks = Blocks(plan.layouts, model)
         self._ramp()
         event = GrowthEvent(
             step=self._step,
@@ -241,6 +253,8 @@ class GrowModel(keras.callbacks.Callback):
         self.events.append(event)
         if self.verbose:
             print(f"\n{event}")
+        for watcher in self.watchers:
+            watcher.after_growth(self)
         return event
 
     def _prepare(self, model):
@@ -266,8 +280,11 @@ class GrowModel(keras.callbacks.Callback):
         """Sets the learning rate of the time after the growth."""
         for optimizer in graft.leaves(self.model.optimizer):
             reset = self.optimizer_state == "reset"
+            factor = self.learning_rate_factor
+            if callable(factor):
+                factor = factor(self.model, self.blocks, optimizer)
             ramp = Ramp(
-                self.learning_rate_factor,
+                factor,
                 self.rewarmup_steps,
                 graft.steps(optimizer),
                 slots.correction(optimizer) if reset else None,
@@ -276,7 +293,16 @@ class GrowModel(keras.callbacks.Callback):
             learning_rate.start(optimizer, graft.schedule_of(optimizer), ramp)
 
     def get_config(self) -> dict:
-        """The constructor's arguments, serialized; a probe batch is left out."""
+        """The constructor's arguments, serialized; a probe batch is left out.
+
+        Raises:
+            FusionError: if an argument holds models or data, which a config cannot.
+        """
+        if callable(self.learning_rate_factor):
+            raise FusionError(
+                "A callback whose `learning_rate_factor` is measured on data has no "
+                f"config. Received: {self.learning_rate_factor!r}. Use a number."
+            )
         return {
             "operator": keras.saving.serialize_keras_object(self.operator),
             "schedule": keras.saving.serialize_keras_object(self.schedule),
@@ -296,93 +322,6 @@ class GrowModel(keras.callbacks.Callback):
             if isinstance(config.get(key), dict):
                 config[key] = keras.saving.deserialize_keras_object(config[key])
         return cls(**config)
-
-
-@keras.saving.register_keras_serializable(package="keras_fusion")
-class DeepFusion(GrowModel):
-    """Deep Fusion in one line: fuses the model in training, inside `model.fit()`.
-
-    Give exactly one of `at_step`, `at_epoch` and `schedule`. With `partners` the model
-    is fused with other trained models of its architecture; without, with itself.
-
-    Args:
-        at_step: int or increasing list of ints. Optimizer steps after which to grow,
-            counted from 1.
-        at_epoch: int or increasing list of ints. Epochs after which to grow, counted
-            from 1.
-        schedule: `GrowthSchedule`, e.g. `OnPlateau("val_loss", patience=3)`.
-        partners: list of K-1 models or paths of `.keras` files; `None` for
-            self-fusion.
-        factor: number above 1. How many times as wide a self-fusion makes the model, see
-            `fuse`. Defaults to 2.
-        off_diagonal: `"zeros"`, `"random"` or `"paired"`, see `fuse`. Defaults to
-            `"paired"` in a self-fusion and to `"zeros"` with partners.
-        off_diagonal_scale: float, see `fuse`. Defaults to 0.1.
-        into: model or function that builds one, see `fuse`.
-        norms: `"joint"`, `"block"` or `"calibrated"` (measured on `probe`), see `fuse`.
-            Defaults to `"joint"`.
-        seed: int. Seed of the off-diagonal noise.
-        **kwargs: `optimizer_state`, `learning_rate_factor`, `learning_rate_multipliers`,
-            `rewarmup_steps`, `probe`, `tolerance` and `verbose`, see `GrowModel`.
-
-    Example:
-
-    ```python
-    model.fit(
-        dataset,
-        epochs=10,
-        callbacks=[keras_fusion.DeepFusion(at_step=1000, partners=[other])],
-    )
-    ```
-
-    Source: Mazzawi et al., ICML 2024.
-    """
-
-    def __init__(
-        self,
-        *,
-        at_step: int | list[int] | None = None,
-        at_epoch: int | list[int] | None = None,
-        schedule: GrowthSchedule | None = None,
-        partners: list | None = None,
-        factor: float = 2,
-        off_diagonal: str | None = None,
-        off_diagonal_scale: float = 0.1,
-        into: Callable[[], keras.Model] | keras.Model | None = None,
-        norms: str = "joint",
-        seed: int | None = None,
-        **kwargs,
-    ):
-        operator = FusionOperator(
-            partners,
-            factor,
-            off_diagonal,
-            off_diagonal_scale,
-            into,
-            seed,
-            norms,
-            kwargs.get("probe"),
-        )
-        super().__init__(operator, _one_schedule(at_step, at_epoch, schedule), **kwargs)
-
-    def get_config(self) -> dict:
-        """The constructor's arguments, serialized."""
-        config = super().get_config()
-        del config["operator"]
-        return config | self.operator.get_config()
-
-
-def _one_schedule(at_step, at_epoch, schedule):
-    given = {"at_step": at_step, "at_epoch": at_epoch, "schedule": schedule}
-    given = {name: value for name, value in given.items() if value is not None}
-    if len(given) != 1:
-        raise FusionError(
-            "Give exactly one of `at_step`, `at_epoch` and `schedule`. Received: "
-            f"{given or 'none of them'}."
-        )
-    if at_step is not None:
-        return AtStep(at_step)
-    return AtEpoch(at_epoch) if at_epoch is not None else schedule
 
 
 def _accumulation(optimizer):

@@ -1,5 +1,6 @@
-"""Pictures of a run: loss over steps, with the growth moments marked."""
+"""Pictures of a run: its values over epochs or steps, with the growth moments marked."""
 
+import itertools
 from collections.abc import Iterable
 from typing import Any
 
@@ -59,6 +60,55 @@ def plot_run(
     return figure
 
 
+def plot_dynamics(records: Iterable[Any], *, path: str | None = None) -> Any:
+    """Draws what a `DynamicsMonitor` measured, over the steps of the run.
+
+    Args:
+        records: the monitor's `records`.
+        path: string. Where to save the picture, if given.
+
+    Returns:
+        The matplotlib `Figure`.
+
+    Raises:
+        ImportError: without matplotlib, which `pip install keras-fusion[plot]` brings.
+        ValueError: if there are no records.
+
+    Example:
+
+    ```python
+    model.fit(x, y, epochs=20, callbacks=[monitor, fusion])
+    keras_fusion.plot_dynamics(monitor.records, path="dynamics.png")
+    ```
+    """
+    records = list(records)
+    if not records:
+        raise ValueError("`records` is empty: the monitor has measured nothing yet.")
+    figure = _figure_class()(figsize=(8, 8), layout="constrained")
+    panels = figure.subplots(len(_PANELS), 1, sharex=True)
+    steps = [record.step for record in records]
+    grown = [b.step for a, b in itertools.pairwise(records) if b.growths > a.growths]
+    for axes, names in zip(panels, _PANELS, strict=True):
+        for name in names:
+            values = [getattr(record, name) for record in records]
+            axes.plot(steps, values, marker=".", label=name.replace("_", " "))
+        for step in grown:
+            axes.axvline(step, color="0.5", linestyle="--", linewidth=1)
+        axes.legend()
+    panels[-1].set_xlabel("step")
+    if path is not None:
+        figure.savefig(path, dpi=150)
+    return figure
+
+
+_PANELS = (
+    ("loss",),
+    ("gradient_norm", "bracket_norm"),
+    ("implicit_regularization",),
+    ("block_alignment", "asymmetry", "block_share"),
+)
+
+
 def _mark(axes, event):
     axes.axvline(event.epoch, color="0.5", linestyle="--", linewidth=1)
     axes.annotate(
@@ -78,6 +128,6 @@ def _figure_class():
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError(
-            "plot_run needs matplotlib: pip install keras-fusion[plot]"
+            "Pictures need matplotlib: pip install keras-fusion[plot]"
         ) from error
     return Figure

@@ -35,12 +35,24 @@ def check(optimizer: keras.optimizers.Optimizer) -> None:
     Raises:
         FusionError: naming those for which it is.
     """
-    if _class_name(optimizer) is None:
+    degree(optimizer)
+
+
+def degree(optimizer: keras.optimizers.Optimizer) -> int:
+    """The power of the gradient that an optimizer's updates scale with, 1 or 0.
+
+    Raises:
+        FusionError: if it is not known.
+    """
+    name = _class_name(optimizer)
+    if name is None:
         raise FusionError(
-            "`learning_rate_multipliers='width'` needs an optimizer whose updates' scale "
-            f"is known: {sorted(_DEGREES)}. Received: {type(optimizer).__name__}. Use "
-            "learning_rate_factor or rewarmup_steps instead."
+            "`learning_rate_multipliers='width'` and BracketRate need an optimizer whose "
+            f"updates' scale is known: {sorted(_DEGREES)}. Received: "
+            f"{type(optimizer).__name__}. Use a number as learning_rate_factor, or "
+            "rewarmup_steps, instead."
         )
+    return _DEGREES[name]
 
 
 def by_width(
@@ -55,20 +67,20 @@ def by_width(
     Returns:
         Dict from the id of the grown model's variable to its multiplier.
     """
-    name = _class_name(optimizer)
+    power, is_relative = degree(optimizer), _class_name(optimizer) == "Adafactor"
     return {
-        id(item.target): _multiplier(item, _DEGREES[name], name == "Adafactor")
+        id(item.target): _multiplier(item, power, is_relative)
         for item in layouts
         if item.target.trainable and item.grown
     }
 
 
-def _multiplier(item, degree, is_relative):
+def _multiplier(item, power, is_relative):
     entries = _size(item.target) / np.mean([_size(source) for source in item.sources])
     slope = 1.0
     if not is_readout(item.axes):
         slope = 1.0 / (_width_ratio(item) * float(np.mean(item.scales)))
-    speed = entries * slope ** (1 + degree)
+    speed = entries * slope ** (1 + power)
     if is_relative:
         # Adafactor's steps are in units of the weight's root mean square.
         speed *= _rms(item.target) / np.mean([_rms(source) for source in item.sources])

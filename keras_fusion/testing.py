@@ -11,7 +11,8 @@ import tempfile
 import keras
 import numpy as np
 
-from keras_fusion import callbacks, fusion, layout, probe, registry
+from keras_fusion import fusion, layout, probe, registry
+from keras_fusion.deep_fusion import DeepFusion
 from keras_fusion.operator import fuse_slot
 
 
@@ -157,7 +158,7 @@ def run_growth_test(
     steps_after: int = 50,
     tolerance: float = 1e-5,
     **options,
-) -> callbacks.DeepFusion:
+) -> DeepFusion:
     """Tests that a model grows inside `fit()`, and that nothing breaks around it.
 
     The model is trained, fused with itself at `at_step` in mid-epoch, and trained on.
@@ -188,9 +189,7 @@ def run_growth_test(
     steps = at_step + steps_after
     epochs = -(-steps * batch_size // count)
     probe_batch = keras.tree.map_structure(lambda a: a[:batch_size], x)
-    grow = callbacks.DeepFusion(
-        at_step=at_step, seed=1, probe=probe_batch, verbose=0, **options
-    )
+    grow = DeepFusion(at_step=at_step, seed=1, probe=probe_batch, verbose=0, **options)
     shapes = {}
     record = keras.callbacks.LambdaCallback(
         on_train_batch_begin=lambda batch, logs: shapes.setdefault(

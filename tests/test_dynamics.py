@@ -64,6 +64,19 @@ def moved(start, field, time):
     return [w + time * f for w, f in zip(start, field, strict=True)]
 
 
+def flowed(at, slope, time, parts=8):
+    """Where the flow of a field leads, by Runge and Kutta's method of fourth order."""
+    step = time / parts
+    for _ in range(parts):
+        a = slope(at)
+        b = slope(moved(at, a, step / 2))
+        c = slope(moved(at, b, step / 2))
+        d = slope(moved(at, c, step))
+        rows = zip(a, b, c, d, strict=True)
+        at = moved(at, [p + 2 * q + 2 * r + s for p, q, r, s in rows], step / 6)
+    return at
+
+
 @pytest.mark.parametrize("steps", [(1, 1), (3, 2)])
 def test_order_of_convergence(float64, steps):
     model, mask, x, y = network()
@@ -80,22 +93,12 @@ def test_order_of_convergence(float64, steps):
             put(model, moved(weights(model), gradient, -rate))
         return weights(model)
 
-    def flowed(phases, with_bracket, parts=8):
+    def flow(phases, with_bracket):
         def slope(at):
             put(model, at)
             return field(x, y).modified(phases, with_bracket=with_bracket)
 
-        at, step = start, 1 / parts
-        for _ in range(parts):  # Runge and Kutta's method of fourth order
-            a = slope(at)
-            b = slope(moved(at, a, step / 2))
-            c = slope(moved(at, b, step / 2))
-            d = slope(moved(at, c, step))
-            total = [
-                p + 2 * q + 2 * r + s for p, q, r, s in zip(a, b, c, d, strict=True)
-            ]
-            at = moved(at, total, step / 6)
-        return at
+        return flowed(start, slope, 1.0)
 
     rates = np.geomspace(0.0003, 0.003, 4)  # a decade
     errors = {True: [], False: []}
@@ -103,7 +106,7 @@ def test_order_of_convergence(float64, steps):
         phases = Phases(steps[0], rate, steps[1], 0.8 * rate)
         end = descended(phases)
         for with_bracket, found in errors.items():
-            gaps = zip(end, flowed(phases, with_bracket), strict=True)
+            gaps = zip(end, flow(phases, with_bracket), strict=True)
             found.append(np.sqrt(sum(np.sum((a - b) ** 2) for a, b in gaps)))
     orders = {k: np.polyfit(np.log(rates), np.log(e), 1)[0] for k, e in errors.items()}
     assert 2.9 < orders[True] < 3.1
@@ -151,13 +154,45 @@ def test_what_the_bracket_tells():
     phases = Phases(10, 0.01, 5, 0.02)
     assert phases.bracket_weight == pytest.approx(0.5 * 0.1 * 0.1)
     assert -1 <= field.alignment <= 1 and field.bracket_norm > 0
-    # It helps exactly if it is aligned with the descent.
-    assert np.sign(field.loss_change(phases)) == -np.sign(field.alignment)
+    # Both phases descend one loss, so the bracket is orthogonal to its gradient.
+    assert abs(field.alignment) < 1e-6
     square = sum(np.sum(g**2) for g in field.gradient)
     assert field.implicit_regularization(0.4) == pytest.approx(0.1 * square, rel=1e-5)
     # A network that is all of the grown one commutes with it.
     whole = Bracket(model, [np.ones_like(m) for m in mask])(x, y)
     assert whole.bracket_norm == 0.0 and whole.alignment == 0.0
+
+
+def test_the_effect_of_the_bracket_is_that_of_the_order(float64):
+    """The flow of the small network first against that of the grown one first."""
+    model, mask, x, y = network()
+    rng = np.random.default_rng(1)
+    # Two neighbouring speeds, as after a fusion, instead of a mask.
+    speeds = [m * (1 + rng.random(m.shape)) for m in mask]
+    bracket, start = Bracket(model, speeds), weights(model)
+    gradient = Derivatives(model)
+
+    def slope(at, speed):
+        put(model, at)
+        return [-s * g for s, g in zip(speed, gradient(x, y).gradient, strict=True)]
+
+    def loss_after(*parts):
+        at = start
+        for time, speed in parts:
+            at = flowed(at, lambda at, speed=speed: slope(at, speed), time)
+        put(model, at)
+        return gradient(x, y).loss
+
+    errors = []
+    for time in (0.001, 0.0005):
+        small, big = (time, speeds), (1.5 * time, [1.0] * len(mask))
+        found = (loss_after(small, big) - loss_after(big, small)) / 2
+        put(model, start)
+        phases = Phases(1000, time / 1000, 1000, 1.5 * time / 1000)
+        expected = bracket(x, y).bracket_effect(phases)
+        errors.append(abs(found / expected - 1))
+    # Exact to leading order: the error halves with the time.
+    assert errors[1] < 0.1 and 0.4 < errors[1] / errors[0] < 0.6, errors
 
 
 def test_the_analysis_changes_nothing_and_computes_in_float32():
@@ -186,9 +221,9 @@ def test_the_analysis_changes_nothing_and_computes_in_float32():
 
 def test_errors():
     model, mask, *_ = network()
-    with pytest.raises(FusionError, match=r"has \(6,\), the mask \(5,\)"):
+    with pytest.raises(FusionError, match=r"has \(6,\), the array \(5,\)"):
         Bracket(model, [mask[0], np.ones(5), *mask[2:]])
-    with pytest.raises(FusionError, match="6 variables, 5 masks"):
+    with pytest.raises(FusionError, match="6 variables, 5 arrays"):
         Bracket(model, mask[:5])
     with pytest.raises(FusionError, match="not compiled"):
         Bracket(keras.Sequential([keras.Input((1,)), layers.Dense(1)]), [])

@@ -4,7 +4,7 @@ n steps of gradient descent of size h follow, up to terms of third order, the fl
 the time n h of a modified field. For a small network trained first and the grown one
 after it, the two flows together are that of one field with a Lie bracket:
 docs/dynamics.md has the derivation. The small network lives inside the grown one as the
-parameters of its blocks, the others held fixed, which a mask of zeros and ones tells.
+parameters of its blocks, the others held fixed.
 """
 
 import dataclasses
@@ -42,17 +42,22 @@ class Phases:
 class Bracket:
     """The Lie bracket of the small network's field and the grown one's.
 
-    With the loss L, its gradient g, its second derivative H and the projection P on the
-    small network's parameters, the fields are `f_small = -P g` and `f_big = -g`, and the
-    bracket is `[f_small, f_big] = f_big' f_small - f_small' f_big = H P g - P H g`.
+    With the loss L, its gradient g and its second derivative H, the small network is
+    trained along `f_small = -A g` and the grown one along `f_big = -C g`, where A and C
+    are diagonal: A is the projection on the small network's parameters, or tells how fast
+    its own training moves each of them, and C is one. The bracket is
+    `[f_small, f_big] = f_big' f_small - f_small' f_big = C H A g - A H C g`.
 
     Args:
         model: the grown model, built and compiled.
-        mask: list of arrays of zeros and ones, one a trainable variable and of its shape:
-            ones where the small network's parameters are.
+        small: list of arrays A, one a trainable variable and of its shape: zeros and ones
+            (`Blocks.masks()`), or speeds (`Blocks.speeds()`).
+        normalized: bool. For optimizers that divide the gradient's scale away: C is then a
+            number for each variable, `mean |g| / mean g^2`, with which the loss falls as
+            fast as under steps of the gradient's sign; A is multiplied by that.
 
     Raises:
-        FusionError: if the mask does not fit the model.
+        FusionError: if `small` does not fit the model.
 
     Example:
 
@@ -69,31 +74,29 @@ class Bracket:
     formula is derived anew in docs/dynamics.md.
     """
 
-    def __init__(self, model: keras.Model, mask: list):
-        self._derivatives = Derivatives(model, lambda g: [self._project(g), g])
-        shapes = [tuple(v.shape) for v in model.trainable_variables]
-        given = [np.shape(m) for m in mask]
-        if shapes != given:
-            wrong = next(
-                (
-                    f"{v.path!r} has {s}, the mask {g}"
-                    for v, s, g in zip(
-                        model.trainable_variables, shapes, given, strict=False
-                    )
-                    if s != g
-                ),
-                f"{len(shapes)} variables, {len(given)} masks",
-            )
-            raise FusionError(
-                f"`mask` must have an array for each trainable variable, of its shape: "
-                f"{wrong}."
-            )
-        self.mask = [np.asarray(m, "float32") for m in mask]
+    def __init__(self, model: keras.Model, small: list, *, normalized: bool = False):
+        self.normalized = normalized
+        self._small = [np.asarray(a, "float32") for a in small]
+        # As tensors they are arguments of the compiled function, not constants in it.
+        speeds = [keras.ops.convert_to_tensor(a) for a in self._small]
 
-    def _project(self, vector):
+        def directions(gradient):
+            big = self._big(gradient, keras.ops)
+            along = [c * g for c, g in zip(big, gradient, strict=True)]
+            rows = zip(speeds, along, strict=True)
+            return [[keras.ops.cast(a, v.dtype) * v for a, v in rows], along]
+
+        self._derivatives = Derivatives(model, directions)
+        _check(model, small)
+
+    def _big(self, gradient, backend):
+        if not self.normalized:
+            return [1.0] * len(gradient)
+        # A variable without any gradient stays where it is.
+        tiny = np.finfo("float32").tiny
         return [
-            v * keras.ops.cast(m, v.dtype)
-            for v, m in zip(vector, self.mask, strict=True)
+            backend.mean(backend.abs(g)) / (backend.mean(g * g) + tiny)
+            for g in gradient
         ]
 
     def __call__(self, x, y, sample_weight=None) -> "Field":
@@ -109,15 +112,34 @@ class Bracket:
         """
         result = self._derivatives(x, y, sample_weight)
         of_small, of_big = result.products
-        masked = [m * v for m, v in zip(self.mask, of_big, strict=True)]
+        big = self._big(result.gradient, np)
+        small = [a * c for a, c in zip(self._small, big, strict=True)]
+        rows = zip(small, big, of_small, of_big, strict=True)
         return Field(
             loss=result.loss,
             gradient=result.gradient,
-            mask=self.mask,
-            bracket=[a - b for a, b in zip(of_small, masked, strict=True)],
+            small=small,
+            big=big,
+            bracket=[c * u - a * v for a, c, u, v in rows],
             of_small=of_small,
             of_big=of_big,
         )
+
+
+def _check(model, small):
+    shapes = [tuple(v.shape) for v in model.trainable_variables]
+    given = [np.shape(a) for a in small]
+    if shapes == given:
+        return
+    rows = zip(model.trainable_variables, shapes, given, strict=False)
+    wrong = next(
+        (f"{v.path!r} has {s}, the array {a}" for v, s, a in rows if s != a),
+        f"{len(shapes)} variables, {len(given)} arrays",
+    )
+    raise FusionError(
+        "`small` must have an array for each trainable variable, of its shape: "
+        f"{wrong}."
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,15 +149,17 @@ class Field:
     Args:
         loss: float.
         gradient: vector g.
-        mask: vector of zeros and ones, P.
-        bracket: vector `H P g - P H g`.
-        of_small: vector `H P g`.
-        of_big: vector `H g`.
+        small: vector A, the small network's speeds.
+        big: list of numbers C, one a variable.
+        bracket: vector `C H A g - A H C g`.
+        of_small: vector `H A g`.
+        of_big: vector `H C g`.
     """
 
     loss: float
     gradient: list
-    mask: list
+    small: list
+    big: list
     bracket: list
     of_small: list
     of_big: list
@@ -143,6 +167,22 @@ class Field:
     def implicit_regularization(self, learning_rate: float) -> float:
         """What gradient descent of this rate minimizes besides the loss: h/4 |g|^2."""
         return learning_rate / 4 * dot(self.gradient, self.gradient)
+
+    @property
+    def small_descent(self) -> float:
+        """How fast the loss falls along the small network's field, `g A g`."""
+        return dot(self.gradient, _times(self.small, self.gradient))
+
+    @property
+    def big_descent(self) -> float:
+        """How fast the loss falls along the grown network's field, `g C g`."""
+        return dot(self.gradient, _times(self.big, self.gradient))
+
+    @property
+    def small_curvature(self) -> float:
+        """The loss's curvature along the small network's field, `g A H A g / g A g`."""
+        along = dot(_times(self.small, self.gradient), self.of_small)
+        return along / self.small_descent if self.small_descent else 0.0
 
     @property
     def bracket_norm(self) -> float:
@@ -153,14 +193,25 @@ class Field:
     def alignment(self) -> float:
         """The cosine of the bracket and the descent direction, from -1 to 1.
 
-        Positive if the bracket helps to lower the loss; zero if there is no bracket.
+        It is zero but for rounding: both fields descend one loss, and H is symmetric, so
+        `g C H A g = g A H C g`. The bracket acts on the loss at third order only, see
+        `bracket_effect`.
         """
         scale = self.bracket_norm * norm(self.gradient)
         return -dot(self.bracket, self.gradient) / scale if scale else 0.0
 
-    def loss_change(self, phases: Phases) -> float:
-        """What the bracket adds to the loss over both phases, to leading order."""
-        return phases.bracket_weight * dot(self.gradient, self.bracket)
+    def bracket_effect(self, phases: Phases) -> float:
+        """What the bracket adds to the loss at the end of both phases, to leading order.
+
+        Half the difference that it makes to train the small network first and the grown
+        one after it, and not the other way round, for phases of many small steps.
+        Negative if the bracket helps.
+        """
+        small = phases.small_steps * phases.small_rate
+        along_small = small * dot(self.bracket, self.of_small)
+        big = phases.big_steps * phases.big_rate
+        along_big = big * dot(self.bracket, self.of_big)
+        return -phases.bracket_weight * (along_small + along_big)
 
     def modified(self, phases: Phases, *, with_bracket: bool = True) -> list:
         """The modified field, whose flow over the time 1 is both phases.
@@ -172,17 +223,22 @@ class Field:
         h2, n2 = phases.big_rate, phases.big_steps
         rows = zip(
             self.gradient,
-            self.mask,
+            self.small,
+            self.big,
             self.bracket,
             self.of_small,
             self.of_big,
             strict=True,
         )
         return [
-            -n1 * h1 * m * g
-            - n2 * h2 * g
-            - n1 * h1**2 / 2 * m * small
-            - n2 * h2**2 / 2 * big
+            -n1 * h1 * a * g
+            - n2 * h2 * c * g
+            - n1 * h1**2 / 2 * a * of_small
+            - n2 * h2**2 / 2 * c * of_big
             + with_bracket * phases.bracket_weight * bracket
-            for g, m, bracket, small, big in rows
+            for g, a, c, bracket, of_small, of_big in rows
         ]
+
+
+def _times(a, b):
+    return [u * v for u, v in zip(a, b, strict=True)]

@@ -1,0 +1,276 @@
+"""When to grow, and with which rate: a sweep, and what foretells its outcome.
+
+python benchmarks/growth_moments.py           # trains what is missing, then writes
+python benchmarks/growth_moments.py --write   # only writes docs/growth_moments.*
+
+One small T5 (the demo's) is trained at a constant rate. From each of several moments it
+is fused with itself and trained on, with several rates, to the same FLOPs in all. Each
+run is written to benchmarks/results/growth_moments.json when it is done, and not done
+again. About 25 minutes on two cores.
+"""
+
+import argparse
+import dataclasses
+import json
+import pathlib
+import time
+
+import keras
+import numpy as np
+
+import keras_fusion
+from keras_fusion.demo import settings
+from keras_fusion.demo.comparison import make_trainer
+from keras_fusion.demo.flops import training_step_flops
+from keras_fusion.demo.model import build
+from keras_fusion.demo.training import Trapezoid, compiled
+from keras_fusion.dynamics import (
+    Bracket,
+    LossCurve,
+    WhenItPays,
+    propose,
+    rate_factor,
+)
+
+ROOT = pathlib.Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results" / "growth_moments.json"
+SETTINGS = dataclasses.replace(settings.FULL, twin_steps=500)
+MOMENTS = (0.05, 0.1, 0.2, 0.3, 0.45, 0.6, 0.75)  # shares of the budget
+FACTORS = (0.25, 0.5, 1.0)  # on the small model's rate
+PLANNED_FACTOR = 0.5
+RATE = 3e-3  # of the small model; the twin's best, too (see demo/settings.py)
+FALL = 0.8  # share of the budget from which on the rate falls
+POINTS = 30  # evaluations of the small model's curve
+SEED = 0
+
+
+class Study:
+    """The runs, and what is known of them so far."""
+
+    def __init__(self):
+        self.trainer = make_trainer(SETTINGS, seed=SEED, began=time.monotonic())
+        self.small = self.trainer.architecture.halved()
+        self.big_cost = self._cost(self.trainer.architecture)
+        self.small_cost = self._cost(self.small)
+        self.budget = SETTINGS.twin_steps * self.big_cost
+        found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+        self.results = {"small": [], "scratch": [], "bracket": {}, "runs": {}} | found
+        self.results |= {
+            "budget": self.budget,
+            "small_cost": self.small_cost,
+            "big_cost": self.big_cost,
+        }
+        self.states = {}
+
+    def _cost(self, architecture):
+        model = compiled(build(architecture, seed=0), RATE)
+        return training_step_flops(model, self.trainer.batch)
+
+    def save(self):
+        """Writes what is known."""
+        RESULTS.parent.mkdir(exist_ok=True)
+        RESULTS.write_text(json.dumps(self.results, indent=1) + "\n")
+
+    def step_at(self, share):
+        """The small model's step at which a share of the budget is spent."""
+        return round(share * self.budget / self.small_cost)
+
+    def train_small(self, steps):
+        """Trains the small model and keeps its state after the given steps."""
+        steps = [s for s in steps if s not in self.states]
+        if not steps:
+            return
+        every = self.step_at(max(MOMENTS)) // POINTS
+        model = compiled(build(self.small, seed=SEED), self._rate(0, 10**9))
+        watch = _Keeper(self.states, set(steps), every, self._evaluate)
+        self._fit(model, max(steps), 0, [watch])
+        if len(watch.points) > len(self.results["small"]):
+            self.results["small"] = watch.points
+            self.save()
+
+    def train_scratch(self):
+        """Trains the big model from the start."""
+        if self.results["scratch"]:
+            return
+        total = SETTINGS.twin_steps
+        rate = self._rate(round(FALL * total), total)
+        model = compiled(build(self.trainer.architecture, seed=SEED), rate)
+        watch = _Keeper({}, set(), total // 25, self._evaluate)
+        self._fit(model, total, 0, [watch])
+        self.results["scratch"] = watch.points
+        self.save()
+
+    def train_grown(self, step, factor):
+        """Grows the small model after a step, and trains on to the end of the budget."""
+        name = f"{step} x{factor}"
+        if name in self.results["runs"]:
+            return self.results["runs"][name]
+        self.train_small([step])
+        # Growth happens inside fit, after one more step of the small model.
+        rest = (self.budget - (step + 1) * self.small_cost) / self.big_cost
+        total = step + 1 + round(rest)
+        fall = (FALL * self.budget - (step + 1) * self.small_cost) / self.big_cost
+        start = step + 1 + max(round(fall), 0)
+        model = compiled(build(self.small, seed=SEED), self._rate(start, total))
+        model.optimizer.build(model.trainable_variables)
+        _put(model, self.states[step])
+        grow = keras_fusion.DeepFusion(
+            at_step=step + 1, learning_rate_factor=factor, seed=SEED
+        )
+        if str(step) not in self.results["bracket"]:
+            grow.watchers.append(_BracketMeter(self, step))
+        began = time.monotonic()
+        self._fit(model, total - step, step, [grow])
+        loss = self._evaluate(model)
+        self.results["runs"][name] = {
+            "step": step,
+            "factor": factor,
+            "grown_steps": total - step - 1,
+            "loss": loss,
+        }
+        self.save()
+        print(f"{name}: {loss:.4f} ({time.monotonic() - began:.0f} s)", flush=True)
+        return self.results["runs"][name]
+
+    def proposal(self):
+        """What the planner says with both curves known."""
+        small = LossCurve.fit(*zip(*_late(self.results["small"]), strict=True))
+        scratch = self.results["scratch"]
+        constant = [p for p in scratch if p[0] <= FALL * SETTINGS.twin_steps]
+        big = LossCurve.fit(*zip(*_late(constant), strict=True))
+        return propose(
+            self.budget,
+            small=small,
+            big=big,
+            small_cost=self.small_cost,
+            big_cost=self.big_cost,
+        )
+
+    def decision(self):
+        """The step at which `WhenItPays` grows, from the small model's losses alone."""
+        schedule = WhenItPays(
+            self.big_cost / self.small_cost,
+            parameters_ratio=self.results["parameters_ratio"],
+        )
+        for epoch, (step, loss) in enumerate(_late(self.results["small"])):
+            moment = keras_fusion.Moment(step, epoch, 0, {"val_loss": loss})
+            if schedule.should_grow(moment):
+                return step
+        return None
+
+    def _rate(self, start, total):
+        return Trapezoid(RATE, SETTINGS.warmup_steps, start, total)
+
+    def _fit(self, model, steps, skipped, callbacks):
+        data = self.trainer.batches(SEED).skip(skipped)
+        model.fit(
+            data, steps_per_epoch=steps, verbose=0, shuffle=False, callbacks=callbacks
+        )
+
+    def _evaluate(self, model):
+        found = model.evaluate(self.trainer.validation, verbose=0, return_dict=True)
+        return float(found["loss"])
+
+
+class _Keeper(keras.callbacks.Callback):
+    """Keeps the model's state after given steps, and its curve of validation losses."""
+
+    def __init__(self, states, steps, every, evaluate):
+        super().__init__()
+        self.states, self.steps, self.every = states, steps, every
+        self.evaluate, self.points = evaluate, []
+
+    def on_train_batch_end(self, batch, logs=None):
+        step = batch + 1
+        if step in self.steps:
+            self.states[step] = [_numpy(v) for v in _variables(self.model)]
+        if step % self.every == 0:
+            self.points.append((step, self.evaluate(self.model)))
+
+
+class _BracketMeter:
+    """Measures the fields right after a growth, on eight batches of training text."""
+
+    def __init__(self, study, step):
+        self.study, self.step = study, step
+
+    def before_growth(self, growth):
+        """Nothing to do."""
+
+    def after_growth(self, growth):
+        """Measures, and writes the figures down."""
+        batches = list(self.study.trainer.batches(SEED + 100).take(8))
+        batch = keras.tree.map_structure(lambda *parts: np.concatenate(parts), *batches)
+        found = {}
+        for name, degree in (("gradient", 1), ("sign", 0)):
+            speeds = growth.blocks.speeds(degree)
+            bracket = Bracket(growth.model, speeds, normalized=degree == 0)
+            field = bracket(*batch)
+            found[name] = {
+                "loss": field.loss,
+                "bracket_norm": field.bracket_norm,
+                "small_descent": field.small_descent,
+                "big_descent": field.big_descent,
+                "small_curvature": field.small_curvature,
+                "alignment": field.alignment,
+                "rate_factor": rate_factor(field, self.step * RATE),
+                # Per unit of both times, for the effect at any rates.
+                "along_small": _inner(field.bracket, field.of_small),
+                "along_big": _inner(field.bracket, field.of_big),
+            }
+        self.study.results["bracket"][str(self.step)] = found
+        self.study.results["parameters_ratio"] = (
+            growth.events[-1].params_after / growth.events[-1].params_before
+        )
+        self.study.save()
+
+
+def _inner(a, b):
+    return float(sum(np.vdot(u, v) for u, v in zip(a, b, strict=True)))
+
+
+def _numpy(variable):
+    return np.array(keras.ops.convert_to_numpy(variable))
+
+
+def _variables(model):
+    return [*model.weights, *model.optimizer.variables]
+
+
+def _put(model, values):
+    for variable, value in zip(_variables(model), values, strict=True):
+        variable.assign(value)
+
+
+def _late(points):
+    """The curve behind the warm-up, where the power law begins."""
+    return [tuple(p) for p in points if p[0] >= 2 * SETTINGS.warmup_steps]
+
+
+def main():
+    """Trains what is missing and writes the results."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--write", action="store_true", help="train nothing")
+    if not parser.parse_args().write:
+        study = Study()
+        steps = [study.step_at(share) for share in MOMENTS]
+        study.train_scratch()
+        study.train_small(steps)
+        for factor in (PLANNED_FACTOR, *FACTORS):
+            for step in steps:
+                study.train_grown(step, factor)
+        chosen = {"planner": study.proposal().step, "schedule": study.decision()}
+        study.results["proposal"] = dataclasses.asdict(study.proposal())
+        del study.results["proposal"]["losses"]
+        for name, step in chosen.items():
+            study.results[name] = step
+            if step:
+                study.train_grown(step, PLANNED_FACTOR)
+        study.save()
+    import growth_moments_report
+
+    growth_moments_report.write(json.loads(RESULTS.read_text()), ROOT / "docs")
+
+
+if __name__ == "__main__":
+    main()

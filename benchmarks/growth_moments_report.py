@@ -1,0 +1,198 @@
+"""Writes the results of `growth_moments.py` as a table, a picture and rank correlations."""
+
+import numpy as np
+from matplotlib.figure import Figure
+
+HEADER = """# When to grow, and with which rate
+
+Written by `python benchmarks/growth_moments.py` from
+[its results](../benchmarks/results/growth_moments.json): the T5 of the demo, one small
+model of half the width, trained by Adam at a constant rate of 3e-3, fused with itself
+(paired off-diagonals, optimizer state carried) at a moment, and trained on with that rate
+times a factor until {tflop:.2f} TFLOP are spent, the small model's included; the rate falls
+over the last fifth of the FLOPs. One seed. Validation losses, in nats a token.
+
+![The sweep](growth_moments.png)
+
+"""
+
+
+def write(results: dict, folder) -> None:
+    """Writes growth_moments.md and growth_moments.png.
+
+    Args:
+        results: dict of growth_moments.json.
+        folder: `Path` of the docs.
+    """
+    text = HEADER.format(tflop=results["budget"] / 1e12)
+    parts = [_sweep_table(results), _planner_text(results), _correlation_table(results)]
+    (folder / "growth_moments.md").write_text(text + "\n\n".join(parts) + "\n")
+    _draw(results, folder / "growth_moments.png")
+
+
+def sweep(results: dict) -> list[dict]:
+    """The runs of the sweep, without those that a planner asked for."""
+    factors = {run["factor"] for run in results["runs"].values()}
+    by_step = {}
+    for run in results["runs"].values():
+        by_step.setdefault(run["step"], []).append(run)
+    whole = [runs for _, runs in sorted(by_step.items()) if len(runs) == len(factors)]
+    return [run for runs in whole for run in sorted(runs, key=lambda r: r["factor"])]
+
+
+def _share(results, step):
+    return step * results["small_cost"] / results["budget"]
+
+
+def _scratch(results):
+    return results["scratch"][-1][1]
+
+
+def _sweep_table(results):
+    runs = sweep(results)
+    factors = sorted({run["factor"] for run in runs})
+    lines = ["| growth after | of the FLOPs | small model's loss |"]
+    lines[0] += "".join(f" rate x {f:g} |" for f in factors)
+    lines.append("|---" * (3 + len(factors)) + "|")
+    for step in sorted({run["step"] for run in runs}):
+        at = results["bracket"][str(step)]["gradient"]["loss"]
+        cells = [f"step {step}", f"{_share(results, step):.0%}", f"{at:.3f}"]
+        cells += [f"{r['loss']:.3f}" for r in runs if r["step"] == step]
+        lines.append("| " + " | ".join(cells) + " |")
+    lines.append("")
+    lines.append(
+        f"From scratch, at the same rate and FLOPs: {_scratch(results):.3f}. The small "
+        "model's loss is that on the batch of the analysis, at the growth."
+    )
+    return "\n".join(lines)
+
+
+def _planner_text(results):
+    runs = sweep(results)
+    best = min(runs, key=lambda run: run["loss"])
+    lines = ["## The planner", "", f"> {results['proposal']['reason']}", ""]
+    names = {
+        "planner": "`propose`, with both models' curves",
+        "schedule": "`WhenItPays`, from the small model's losses so far alone",
+    }
+    for name, title in names.items():
+        step = results[name]
+        if not step:
+            lines.append(f"- {title}: no growth.")
+            continue
+        run = next(r for r in results["runs"].values() if r["step"] == step)
+        loss = min(
+            (r["loss"] for r in results["runs"].values() if r["step"] == step),
+        )
+        gap = loss / best["loss"] - 1
+        lines.append(
+            f"- {title}: growth after step {step} ({_share(results, step):.0%} of the "
+            f"FLOPs), rate x {run['factor']:g}; it ends at {loss:.3f}, {gap:+.1%} of the "
+            f"sweep's best ({best['loss']:.3f}: step {best['step']}, rate x "
+            f"{best['factor']:g})."
+        )
+    return "\n".join(lines)
+
+
+def predictors(results: dict) -> dict[str, list[float]]:
+    """What could foretell the final loss of each run of the sweep."""
+    found = {}
+
+    def add(name, value):
+        found.setdefault(name, []).append(value)
+
+    for run in sweep(results):
+        fields = results["bracket"][str(run["step"])]
+        rate = results.get("rate", 3e-3)
+        small, big = run["step"] * rate, run["grown_steps"] * run["factor"] * rate
+        for name in ("gradient", "sign"):
+            field = fields[name]
+            effect = small * field["along_small"] + big * field["along_big"]
+            add(f"bracket's effect on the loss ({name})", -small * big / 2 * effect)
+            add(f"norm of the bracket ({name})", field["bracket_norm"])
+            add(
+                f"norm of the bracket, by both times ({name})",
+                small * big / 2 * field["bracket_norm"],
+            )
+        distance = abs(np.log(run["factor"] / fields["sign"]["rate_factor"]))
+        add("distance of the rate from `BracketRate`'s", float(distance))
+        add("rate after the growth", run["factor"])
+        add("moment of the growth", float(run["step"]))
+        add("loss at the growth", fields["gradient"]["loss"])
+    return found
+
+
+def rank_correlation(a, b) -> float:
+    """Spearman's: the correlation of the ranks, equal values sharing theirs."""
+    return float(np.corrcoef(_ranks(a), _ranks(b))[0, 1])
+
+
+def _ranks(values):
+    values = np.asarray(values)
+    below = (values[None, :] < values[:, None]).sum(axis=1)
+    equal = (values[None, :] == values[:, None]).sum(axis=1)
+    return below + (equal - 1) / 2
+
+
+def _correlation_table(results):
+    losses = [run["loss"] for run in sweep(results)]
+    factors = [run["factor"] for run in sweep(results)]
+    lines = [
+        "## What foretells the final loss",
+        "",
+        "Spearman's rank correlation with the final loss over the runs of the sweep, and "
+        "over the moments alone (the mean over the rates): 1 if what is larger ends "
+        "higher. The fields are measured right after the growth, those of `gradient` "
+        "for gradient descent, those of `sign` for optimizers such as Adam.",
+        "",
+        "| | all runs | moments |",
+        "|---|---|---|",
+    ]
+    for name, values in predictors(results).items():
+        within = []
+        for factor in sorted(set(factors)):
+            rows = [i for i, f in enumerate(factors) if f == factor]
+            chosen = [values[i] for i in rows]
+            if len(set(chosen)) > 1:
+                within.append(rank_correlation(chosen, [losses[i] for i in rows]))
+        cell = f"{np.mean(within):+.2f}" if within else ""
+        lines.append(f"| {name} | {rank_correlation(values, losses):+.2f} | {cell} |")
+    rows = [
+        f"| step {step} | {found['sign']['rate_factor']:.2f} | "
+        f"{found['gradient']['bracket_norm']:.3g} | "
+        f"{found['gradient']['alignment']:.0e} |"
+        for step, found in sorted(results["bracket"].items(), key=lambda i: int(i[0]))
+    ]
+    lines += [
+        "",
+        "| growth after | `BracketRate`'s factor, for Adam | norm of the bracket | its "
+        "cosine with the descent |",
+        "|---|---|---|---|",
+        *rows,
+    ]
+    return "\n".join(lines)
+
+
+def _draw(results, path):
+    figure = Figure(figsize=(10, 4.5), dpi=120, layout="constrained")
+    left, right = figure.subplots(1, 2)
+    runs = sweep(results)
+    effect = predictors(results)["bracket's effect on the loss (sign)"]
+    for factor in sorted({run["factor"] for run in runs}):
+        rows = [i for i, run in enumerate(runs) if run["factor"] == factor]
+        losses = [runs[i]["loss"] for i in rows]
+        shares = [_share(results, runs[i]["step"]) for i in rows]
+        left.plot(shares, losses, marker="o", label=f"rate x {factor:g}")
+        right.plot([effect[i] for i in rows], losses, "o", label=f"rate x {factor:g}")
+    left.axhline(_scratch(results), color="0.4", linestyle=":", label="from scratch")
+    for name, style in (("planner", "--"), ("schedule", "-.")):
+        if results[name]:
+            share = _share(results, results[name])
+            left.axvline(share, color="0.6", linestyle=style, label=name)
+    left.set_xlabel("share of the FLOPs before the growth")
+    left.set_ylabel("final validation loss")
+    right.set_xscale("symlog", linthresh=1e-2)
+    right.set_xlabel("bracket's effect on the loss (sign field)")
+    left.legend()
+    right.legend()
+    figure.savefig(path)
