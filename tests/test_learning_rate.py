@@ -174,6 +174,47 @@ def test_multipliers_keep_the_speed_of_learning(optimizer, rate, kind):
     assert optimizer == "Adafactor" or abs(without - 1) > 0.05, without
 
 
+@pytest.mark.parametrize(
+    ("optimizer", "rate", "expected"),
+    [("SGD", 1e-3, (1 / 2, 1, 2)), ("Adam", 1e-4, (1, 2, 2))],
+)
+def test_without_multipliers_the_groups_have_these_speeds(optimizer, rate, expected):
+    """After a self-fusion by 2 over before: input, hidden kernel, readout alone."""
+    x, y = data_for("norm_free", 64)
+    y = y % 5
+
+    def trained(*callbacks):
+        model = norm_free(16)
+        model.compile(getattr(keras.optimizers, optimizer)(0.01), loss())
+        options = {"batch_size": 64, "verbose": 0}
+        model.fit(x, y, epochs=5, **options)
+        model.optimizer.learning_rate = 0.0
+        model.fit(x, y, callbacks=list(callbacks), **options)
+        model.optimizer.learning_rate = rate
+        return group_speeds(model)
+
+    def group_speeds(model):
+        kernels = [v for v in model.trainable_variables if len(v.shape) > 1]
+        groups = [kernels[:1], kernels[1:-1], kernels[-1:]]
+        before = [numpy(v).copy() for v in model.trainable_variables]
+        first = np.ravel(model.test_on_batch(x, y))[0]
+        model.train_on_batch(x, y)
+        if hasattr(model, "jax_state_sync"):
+            model.jax_state_sync()
+        after = [numpy(v).copy() for v in model.trainable_variables]
+        drops = []
+        for group in groups:
+            own = {id(v) for v in group}
+            rows = zip(model.trainable_variables, before, after, strict=True)
+            for variable, old, new in rows:
+                variable.assign(new if id(variable) in own else old)
+            drops.append(first - np.ravel(model.test_on_batch(x, y))[0])
+        return np.array(drops)
+
+    grow = DeepFusion(at_step=6, off_diagonal="zeros", verbose=0)
+    np.testing.assert_allclose(trained(grow) / trained(), expected, rtol=0.1)
+
+
 def test_multipliers_go_on_over_growths_and_are_checked():
     x, y = data_for("functional")
     grow = DeepFusion(

@@ -20,7 +20,6 @@ import tensorflow as tf
 _UNCOUNTED = (
     "Conv",
     "DepthwiseConv",
-    "Einsum",
     "SparseMatMul",
     "XlaDot",
     "While",
@@ -59,6 +58,8 @@ def _tensors(batch):
 
 def _product_flops(operation: tf.Operation) -> int:
     """2·(elements of the result)·(length of the contracted axis), or 0."""
+    if operation.type == "Einsum":
+        return _einsum_flops(operation)
     if operation.type == "MatMul":
         contracted = 0 if operation.get_attr("transpose_a") else 1
     elif operation.type in ("BatchMatMul", "BatchMatMulV2", "BatchMatMulV3"):
@@ -72,3 +73,20 @@ def _product_flops(operation: tf.Operation) -> int:
         return 0
     length = operation.inputs[0].shape[contracted]
     return 2 * math.prod(operation.outputs[0].shape) * length
+
+
+def _einsum_flops(operation: tf.Operation) -> int:
+    """2·(all index values that occur) for a product of two, or 0 for one operand."""
+    terms = operation.get_attr("equation").decode().split("->")[0].split(",")
+    if len(terms) == 1:
+        return 0
+    shapes = [tensor.shape for tensor in operation.inputs]
+    sizes = {}
+    for term, shape in zip(terms, shapes, strict=True):
+        if "." in term:
+            raise NotImplementedError(
+                f"The FLOPs of an Einsum with an ellipsis ({operation.name!r}) are not "
+                "counted. Teach keras_fusion.demo.flops to count them."
+            )
+        sizes |= dict(zip(term, shape, strict=True))
+    return 2 * math.prod(sizes.values())

@@ -48,20 +48,17 @@ def activation_rms(model: keras.Model, inputs) -> dict[str, float]:
         Dict from a layer's address to a float; layers without one float tensor as their
         output are left out.
     """
-    addresses = {
-        id(layer): address
+    layers = {
+        address: layer
         for address, layer in structure.walk(model, skipped_attributes)
         if address
     }
-    layers = [
-        layer for address, layer in structure.walk(model, skipped_attributes) if address
-    ]
-    seen = observe(model, inputs, layers)
+    seen = observe(model, inputs, layers.values())
     found = {}
-    for key, calls in seen.items():
-        if calls and calls[-1][1] is not None and calls[-1][1].dtype.kind == "f":
-            output = calls[-1][1].astype("float64")
-            found[addresses[key]] = float(np.sqrt(np.mean(output**2)))
+    for address, layer in layers.items():
+        output = next((result for _, result in seen[id(layer)][-1:]), None)
+        if output is not None and output.dtype.kind == "f":
+            found[address] = float(np.sqrt(np.mean(output.astype("float64") ** 2)))
     return found
 
 

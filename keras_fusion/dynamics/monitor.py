@@ -176,7 +176,7 @@ class DynamicsMonitor(keras.callbacks.Callback):
         self.measure(activation_jump=measures.activation_jump(before, after))
 
     def _forget(self):
-        self._bracket = self._activations = None
+        self._analysis = self._activations = None
 
     def measure(self, **known) -> Record:
         """Measures now.
@@ -191,12 +191,12 @@ class DynamicsMonitor(keras.callbacks.Callback):
         graft.sync(model)
         leaf = graft.leaves(model.optimizer)[0]
         rate = float(keras.ops.convert_to_numpy(leaf.learning_rate))
-        if self._bracket is None:
+        if self._analysis is None:
             grown = blocks is not None
-            self._bracket = (
+            self._analysis = (
                 Bracket(model, blocks.masks()) if grown else Derivatives(model)
             )
-        found = self._bracket(*self.batch)
+        found = self._analysis(*self.batch)
         square = dot(found.gradient, found.gradient)
         if blocks is not None:
             known |= _of_the_field(found, blocks, model, rate)
