@@ -5,7 +5,7 @@ from matplotlib.figure import Figure
 
 HEADER = """# When to grow, and with which rate
 
-Written by `python benchmarks/growth_moments.py` (and `--task t5`) from
+Written by `python benchmarks/growth_moments.py` (and `--task decoder`, `--task t5`) from
 [its results](../benchmarks/results). A small model of half the width is trained on the
 documentation strings of Python's standard library by Adam at a constant rate of 3e-3, fused
 with itself (paired off-diagonals, optimizer state carried) at a moment, and trained on with
@@ -13,8 +13,9 @@ that rate times a factor until the budget of FLOPs is spent, the small model's i
 rate falls over the last fifth. One seed. Validation losses, in nats a token.
 """
 TITLES = {
-    "decoder": "A decoder (Llama, next tokens)",
-    "t5": "T5 (the demo's, span corruption)",
+    "narrow": "A narrow decoder (Llama, 48 to 96 wide, next tokens)",
+    "decoder": "A decoder (Llama, 96 to 192 wide, next tokens)",
+    "t5": "T5 (the demo's, 96 to 192 wide, span corruption)",
 }
 
 
@@ -27,6 +28,8 @@ def write(results: dict[str, dict], folder) -> None:
     """
     parts = [HEADER.rstrip()]
     for name, found in results.items():
+        if len({run["step"] for run in sweep(found)}) < 3:
+            continue  # It has only just begun.
         picture = f"growth_moments_{name}.png"
         _draw(found, folder / picture)
         parts.append(f"## {TITLES[name]}\n\n![The sweep]({picture})")
@@ -35,19 +38,11 @@ def write(results: dict[str, dict], folder) -> None:
 
 
 def sweep(results: dict) -> list[dict]:
-    """The runs of the sweep, without those that a planner asked for."""
-    factors = results["factors"]
-    by_step = {}
-    for run in results["runs"].values():
-        if run["factor"] in factors:
-            by_step.setdefault(run["step"], []).append(run)
-    planned = {results["planner"], results["schedule"]}
-    whole = [
-        runs
-        for step, runs in sorted(by_step.items())
-        if len(runs) == len(factors) and (step not in planned or len(factors) > 1)
+    """The runs of the sweep so far, without those that a planner asked for."""
+    runs = [
+        run for run in results["runs"].values() if run["step"] in results["moments"]
     ]
-    return [run for runs in whole for run in sorted(runs, key=lambda r: r["factor"])]
+    return sorted(runs, key=lambda run: (run["step"], run["factor"]))
 
 
 def _share(results, step):
@@ -67,7 +62,8 @@ def _sweep_table(results):
     for step in sorted({run["step"] for run in runs}):
         at = results["bracket"][str(step)]["gradient"]["loss"]
         cells = [f"step {step}", f"{_share(results, step):.0%}", f"{at:.3f}"]
-        cells += [f"{r['loss']:.3f}" for r in runs if r["step"] == step]
+        by_factor = {r["factor"]: f"{r['loss']:.3f}" for r in runs if r["step"] == step}
+        cells += [by_factor.get(factor, "") for factor in factors]
         lines.append("| " + " | ".join(cells) + " |")
     lines.append("")
     lines.append(
@@ -91,16 +87,17 @@ def _planner_text(results):
         if not step:
             lines.append(f"- {title}: no growth.")
             continue
-        run = next(r for r in results["runs"].values() if r["step"] == step)
-        loss = min(
-            (r["loss"] for r in results["runs"].values() if r["step"] == step),
-        )
-        gap = loss / best["loss"] - 1
+        moment = f"growth after step {step} ({_share(results, step):.0%} of the FLOPs)"
+        own = [r for r in results["runs"].values() if r["step"] == step]
+        if not own:
+            lines.append(f"- {title}: {moment}; not run.")
+            continue
+        run = min(own, key=lambda r: r["loss"])
+        gap = run["loss"] / best["loss"] - 1
         lines.append(
-            f"- {title}: growth after step {step} ({_share(results, step):.0%} of the "
-            f"FLOPs), rate x {run['factor']:g}; it ends at {loss:.3f}, {gap:+.1%} of the "
-            f"sweep's best ({best['loss']:.3f}: step {best['step']}, rate x "
-            f"{best['factor']:g})."
+            f"- {title}: {moment}, rate x {run['factor']:g}; it ends at "
+            f"{run['loss']:.3f}, {gap:+.1%} of the sweep's best ({best['loss']:.3f}: step "
+            f"{best['step']}, rate x {best['factor']:g})."
         )
     return "\n".join(lines)
 

@@ -1,4 +1,4 @@
-"""Real text models to grow: a T5 by span corruption and a decoder by next tokens.
+"""Real text models to grow: a T5 by span corruption and decoders by next tokens.
 
 Both read the documentation strings of Python's standard library, as the demo does.
 """
@@ -17,7 +17,7 @@ from keras_fusion.demo.comparison import make_trainer
 from keras_fusion.demo.model import build
 from keras_fusion.demo.vocabulary import Vocabulary
 
-LENGTH, BATCH = 96, 8  # of the decoder's batches
+LENGTH = 96  # tokens in a row of the decoders'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +53,17 @@ def t5() -> Task:
 
 
 def decoder() -> Task:
-    """A Llama of three layers: RMS norms, rotary positions, gated units."""
+    """A Llama of three layers, 1.7M parameters when it has grown."""
+    return _decoder(3, 3, 96, 8, 700, (0.5, 0.25))
+
+
+def narrow() -> Task:
+    """A Llama of two layers, 0.4M parameters when it has grown, trained for longer."""
+    return _decoder(2, 3, 48, 16, 1500, (0.5, 0.25, 1.0))
+
+
+def _decoder(layers, heads, width, batch_size, wide_steps, factors):
+    """RMS norms, rotary positions, gated units; next tokens."""
     documents = corpus.standard_library()
     vocabulary = Vocabulary.train(documents.training, size=1024, sentinels=0)
     rows, held_out = (
@@ -66,24 +76,26 @@ def decoder() -> Task:
         times = 2 if wide else 1
         backbone = keras_hub.models.LlamaBackbone(
             vocabulary_size=vocabulary.size,
-            num_layers=3,
-            num_query_heads=3 * times,
-            num_key_value_heads=3 * times,
-            hidden_dim=96 * times,
-            intermediate_dim=256 * times,
+            num_layers=layers,
+            num_query_heads=heads * times,
+            num_key_value_heads=heads * times,
+            hidden_dim=width * times,
+            # The gated unit's usual 8/3 of the width.
+            intermediate_dim=width * times * 8 // 3,
         )
         return keras_hub.models.LlamaCausalLM(backbone, preprocessor=None)
 
     def batches(seed):
         order = tf.data.Dataset.from_tensor_slices(rows).shuffle(len(rows), seed=seed)
-        return order.repeat().batch(BATCH).map(_examples).prefetch(tf.data.AUTOTUNE)
+        batched = order.repeat().batch(batch_size)
+        return batched.map(_examples).prefetch(tf.data.AUTOTUNE)
 
     fixed = tf.data.Dataset.from_tensor_slices(held_out[:320]).batch(32)
     validation = fixed.map(_examples).cache()
-    return Task(model, batches, validation, 700, 50, (0.25, 0.5, 1.0))
+    return Task(model, batches, validation, wide_steps, 50, factors)
 
 
-TASKS = {"decoder": decoder, "t5": t5}
+TASKS = {"narrow": narrow, "decoder": decoder, "t5": t5}
 
 
 def _rows(stream):

@@ -1,6 +1,7 @@
 """Growth inside `model.fit()`, by any operator: `GrowModel`."""
 
 import time
+import warnings
 
 import keras
 
@@ -228,12 +229,12 @@ class GrowModel(keras.callbacks.Callback):
             FusionError: if the growth is refused; nothing has changed.
             GrowthError: if it failed; the model trains on as it was.
         """
-        begin = time.perf_counter()
         model = self.model
         graft.sync(model)
         before = model.count_params()
         for watcher in self.watchers:
             watcher.before_growth(self)
+        begin = time.perf_counter()
         with graft.scope(model):
             plan, optimizer, difference = self._prepare(model)
             graft.graft(model, plan.fused, optimizer, plan.weights_adapter())
@@ -280,17 +281,28 @@ class GrowModel(keras.callbacks.Callback):
         """Sets the learning rate of the time after the growth."""
         for optimizer in graft.leaves(self.model.optimizer):
             reset = self.optimizer_state == "reset"
-            factor = self.learning_rate_factor
-            if callable(factor):
-                factor = factor(self.model, self.blocks, optimizer)
             ramp = Ramp(
-                factor,
+                self._factor(optimizer),
                 self.rewarmup_steps,
                 graft.steps(optimizer),
                 slots.correction(optimizer) if reset else None,
                 optimizer.gradient_accumulation_steps or 1,
             )
             learning_rate.start(optimizer, graft.schedule_of(optimizer), ramp)
+
+    def _factor(self, optimizer):
+        """The factor on the learning rate, measured if it is a function."""
+        if not callable(self.learning_rate_factor):
+            return self.learning_rate_factor
+        try:
+            return self.learning_rate_factor(self.model, self.blocks, optimizer)
+        except Exception as error:  # The model has grown and must train on.
+            warnings.warn(
+                f"{self.learning_rate_factor!r} could not measure the learning rate's "
+                f"factor ({error}); the learning rate stays as it is.",
+                stacklevel=2,
+            )
+            return 1.0
 
     def get_config(self) -> dict:
         """The constructor's arguments, serialized; a probe batch is left out.

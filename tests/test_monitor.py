@@ -180,6 +180,16 @@ def test_errors():
     assert model.layers[1].output_dim == 8
 
 
+def test_a_factor_that_cannot_be_measured_leaves_the_rate():
+    def failing(model, blocks, optimizer):
+        raise RuntimeError("out of memory")
+
+    with pytest.warns(UserWarning, match="out of memory.*stays as it is"):
+        model, _, grow, _ = monitored(functional, learning_rate_factor=failing)
+    assert len(grow.events) == 1
+    assert float(numpy(model.optimizer.learning_rate)) == pytest.approx(0.01)
+
+
 def test_a_model_without_growth_is_measured():
     model = keras.Sequential([keras.Input((3,)), layers.Dense(4), layers.Dense(1)])
     model.compile("sgd", "mse")
