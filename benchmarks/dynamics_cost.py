@@ -13,9 +13,9 @@ import keras
 import keras_fusion
 from keras_fusion.demo import settings
 from keras_fusion.demo.comparison import make_trainer
-from keras_fusion.demo.model import build
 from keras_fusion.demo.training import compiled
 from keras_fusion.dynamics import Derivatives, DynamicsMonitor
+from keras_fusion.t5.model import build
 
 ROUNDS = 7
 

@@ -21,9 +21,9 @@ import keras
 import numpy as np
 
 import keras_fusion
-from keras_fusion.demo.flops import training_step_flops
 from keras_fusion.demo.training import Trapezoid, compiled
 from keras_fusion.dynamics import Bracket, LossCurve, WhenItPays, propose, rate_factor
+from keras_fusion.flops import training_step_flops
 
 ROOT = pathlib.Path(__file__).parents[1]
 MOMENTS = (0.05, 0.1, 0.2, 0.45, 0.6, 0.75)  # shares of the budget

@@ -12,10 +12,11 @@ import keras_hub
 import numpy as np
 import tensorflow as tf
 
-from keras_fusion.demo import corpus, settings
+from keras_fusion.demo import settings
 from keras_fusion.demo.comparison import make_trainer
-from keras_fusion.demo.model import build
-from keras_fusion.demo.vocabulary import Vocabulary
+from keras_fusion.t5 import corpus
+from keras_fusion.t5.model import build
+from keras_fusion.t5.vocabulary import Vocabulary
 
 LENGTH = 96  # tokens in a row of the decoders'
 

@@ -2,16 +2,14 @@
 
 import json
 
-import keras
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from keras_fusion.demo import __main__ as demo
-from keras_fusion.demo import corpus
-from keras_fusion.demo.flops import training_step_flops
-from keras_fusion.demo.span_corruption import SpanCorruption
+from keras_fusion.t5 import corpus
+from keras_fusion.t5.span_corruption import SpanCorruption
 
 
 def test_corpus_is_real_text_and_split():
@@ -34,24 +32,6 @@ def test_span_corruption_hides_a_share(seed):
         assert sorted(words) == sorted(row)  # nothing is lost, nothing added
         share = sum(3 <= w < 900 for w in hidden) / len(row)
         assert 0.1 < share < 0.2
-
-
-def test_flops_of_products_are_counted():
-    def flops(*hidden):
-        model = keras.Sequential([keras.Input((5, 6)), *hidden])
-        model.compile("sgd", "mse")
-        shape = model.output_shape[1:]
-        shapes = ((2, 5, 6), (2, *shape), (2, 5))
-        return training_step_flops(model, tuple(np.ones(s, "float32") for s in shapes))
-
-    layers = keras.layers
-    # Forward, and backward by the kernel; nothing lies below the first layer.
-    first = 2 * (2 * 10 * 6 * 8)
-    assert flops(layers.Dense(8)) == first
-    second = 3 * (2 * 10 * 8 * 4)
-    assert flops(layers.Dense(8), layers.Dense(4)) == first + second
-    einsum = layers.EinsumDense("abc,cd->abd", (5, 4))
-    assert flops(layers.Dense(8), einsum) == first + second
 
 
 @pytest.mark.slow

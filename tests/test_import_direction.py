@@ -18,7 +18,7 @@ LEVELS = (
     ("errors",),
     ("layers",),
     ("operator", "structure", "registry", "schedules", "events"),
-    ("rules", "graph", "probe", "observation", "trials"),
+    ("rules", "graph", "probe", "observation", "trials", "flops"),
     ("widths", "alignment"),
     ("architecture",),
     ("readout",),
@@ -32,6 +32,7 @@ LEVELS = (
     ("callbacks", "report"),
     ("annealing", "deep_fusion"),
     ("testing", "plotting"),
+    ("t5",),
     ("demo",),
 )
 LEVEL_OF = {unit: level for level, units in enumerate(LEVELS) for unit in units}

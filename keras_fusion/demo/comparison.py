@@ -2,13 +2,14 @@
 
 import numpy as np
 
-from keras_fusion.demo import corpus, dataset
 from keras_fusion.demo.planning import make_plan
 from keras_fusion.demo.report import Report
 from keras_fusion.demo.settings import Settings
-from keras_fusion.demo.span_corruption import SpanCorruption
 from keras_fusion.demo.training import Trainer
-from keras_fusion.demo.vocabulary import EOS_ID, Vocabulary
+from keras_fusion.t5 import batches, corpus
+from keras_fusion.t5.rows import Rows
+from keras_fusion.t5.span_corruption import SpanCorruption
+from keras_fusion.t5.vocabulary import EOS_ID, Vocabulary
 
 
 def compare(
@@ -58,11 +59,16 @@ def make_trainer(settings: Settings, *, seed: int, began: float) -> Trainer:
         f"train on, {len(documents.validation):,} ({len(held_out):,}) held out.",
         flush=True,
     )
-    task = SpanCorruption(settings.row_length, vocabulary.first_sentinel, EOS_ID)
+    task = SpanCorruption(
+        settings.row_length,
+        vocabulary.first_sentinel,
+        EOS_ID,
+        sentinels=settings.sentinels,
+    )
     _show_example(vocabulary, task, stream)
     batch_size = settings.batch_size
-    validation = dataset.validation_batches(
-        held_out,
+    validation = batches.validation_batches(
+        Rows([held_out], task.length),
         task,
         batch_size=batch_size,
         batches=settings.validation_batches,
@@ -71,9 +77,9 @@ def make_trainer(settings: Settings, *, seed: int, began: float) -> Trainer:
     return Trainer(
         settings,
         settings.architecture(vocabulary.size),
-        lambda seed: dataset.training_batches(
-            stream, task, batch_size=batch_size, seed=seed
-        ),
+        lambda seed: batches.TrainingBatches(
+            Rows([stream], task.length), task, batch_size, seed
+        ).dataset(),
         validation,
         began=began,
     )

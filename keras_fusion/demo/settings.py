@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from keras_fusion.demo.model import Architecture
+from keras_fusion.t5.model import Architecture
 
 
 @dataclasses.dataclass(frozen=True)

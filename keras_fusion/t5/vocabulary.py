@@ -6,7 +6,9 @@ downwards: the first one is `size - 1`.
 """
 
 import io
+import os
 from collections.abc import Iterable
+from pathlib import Path
 
 import numpy as np
 import sentencepiece
@@ -26,12 +28,15 @@ class Vocabulary:
 
     Example:
 
-    >>> vocabulary = Vocabulary.train(documents, size=1024, sentinels=32)
-    >>> vocabulary.decode(vocabulary.encode("Return a copy of the list."))
-    'Return a copy of the list.'
+    >>> from keras_fusion.t5.vocabulary import Vocabulary
+    >>> documents = ["Return a copy of the list.", "Return the length of the list."]
+    >>> vocabulary = Vocabulary.train(documents, size=32, sentinels=8)
+    >>> vocabulary.decode(vocabulary.encode("a copy of the length"))
+    'a copy of the length'
     """
 
     def __init__(self, model: bytes, sentinels: int):
+        self.model = model
         self.processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         self.sentinels = sentinels
 
@@ -63,6 +68,36 @@ class Vocabulary:
             minloglevel=2,
         )
         return cls(model.getvalue(), sentinels)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike, *, sentinels: int = 100) -> "Vocabulary":
+        """Reads a SentencePiece model, such as T5's own with its 100 sentinels.
+
+        Args:
+            path: path of the `.model` file.
+            sentinels: int. How many sentinel ids to put above the model's. Defaults to
+                100.
+
+        Returns:
+            A `Vocabulary`.
+
+        Raises:
+            ValueError: if the model's padding, end or unknown id is another than T5's.
+        """
+        vocabulary = cls(Path(path).read_bytes(), sentinels)
+        processor = vocabulary.processor
+        ids = processor.pad_id(), processor.eos_id(), processor.unk_id()
+        if ids != (PAD_ID, EOS_ID, UNKNOWN_ID):
+            raise ValueError(
+                f"The SentencePiece model {str(path)!r} has {ids} as the ids of padding, "
+                f"end and unknown, and T5's are {(PAD_ID, EOS_ID, UNKNOWN_ID)}. Train it "
+                "with pad_id=0, eos_id=1, unk_id=2."
+            )
+        return vocabulary
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Writes the SentencePiece model, without the sentinels."""
+        Path(path).write_bytes(self.model)
 
     @property
     def size(self) -> int:

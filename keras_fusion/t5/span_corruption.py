@@ -13,7 +13,9 @@ Text-to-Text Transformer, JMLR 2020, section 3.1.4; the counts follow its code
 (`random_spans_noise_mask`), in which the targets end without a last sentinel.
 """
 
+import bisect
 import dataclasses
+import math
 
 import numpy as np
 
@@ -29,9 +31,15 @@ class SpanCorruption:
         noise_density: float. The share of tokens to cut out. Defaults to 0.15.
         mean_span_length: float. The mean length of what is cut out in one piece.
             Defaults to 3.0.
+        sentinels: int. How many there are. Defaults to 100, as in T5.
+
+    Raises:
+        ValueError: for arguments that cannot be met; the message says which.
 
     Example:
 
+    >>> import numpy as np
+    >>> from keras_fusion.t5.span_corruption import SpanCorruption
     >>> task = SpanCorruption(length=10, first_sentinel=99, eos_id=1)
     >>> tokens = np.arange(10, 30).reshape(2, 10)
     >>> inputs, targets = task.corrupt(tokens, np.random.default_rng(0))
@@ -44,6 +52,7 @@ class SpanCorruption:
     eos_id: int
     noise_density: float = 0.15
     mean_span_length: float = 3.0
+    sentinels: int = 100
 
     def __post_init__(self):
         if self.length < 2:
@@ -51,6 +60,43 @@ class SpanCorruption:
                 "`length` must be at least 2, one token to cut out and one to keep. "
                 f"Received: length={self.length}."
             )
+        if not 0 < self.noise_density < 1 or self.mean_span_length < 1:
+            raise ValueError(
+                "`noise_density` must lie between 0 and 1, and `mean_span_length` be at "
+                f"least 1. Received: noise_density={self.noise_density}, "
+                f"mean_span_length={self.mean_span_length}."
+            )
+        if self.spans > self.sentinels:
+            raise ValueError(
+                f"A row of length={self.length} has {self.spans} spans, more than "
+                f"sentinels={self.sentinels}. Take shorter rows or more sentinels."
+            )
+
+    @classmethod
+    def for_input_length(cls, input_length: int, **options) -> "SpanCorruption":
+        """The task of the longest rows whose inputs fit.
+
+        Args:
+            input_length: int. T5's is 512, which holds rows of 568 tokens.
+            **options: the other arguments of the class.
+
+        Returns:
+            A `SpanCorruption` whose `input_length` is the one asked for.
+        """
+        kept = 1 - options.get("noise_density", cls.noise_density)
+        lengths = range(2, math.ceil(input_length / kept) + 2)
+        length = bisect.bisect_right(
+            lengths,
+            input_length,
+            # How many sentinels there are counts for the result only.
+            key=lambda n: cls(n, **options | {"sentinels": n}).input_length,
+        )
+        if not length:
+            raise ValueError(
+                "`input_length` must be at least 3: a token, a sentinel and the end. "
+                f"Received: input_length={input_length}."
+            )
+        return cls(lengths[length - 1], **options)
 
     @property
     def noise_tokens(self) -> int:

@@ -1,0 +1,72 @@
+"""Packed rows of equal length, cut from streams of tokens."""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Rows:
+    """Rows of tokens: documents lie in them one after the other, without padding.
+
+    Args:
+        streams: sequence of integer arrays of shape `(tokens,)`, in memory or mapped from
+            files. No row goes over the end of one; the last tokens of each are left out.
+        length: int. Tokens in a row.
+
+    Raises:
+        ValueError: if the streams are shorter than a row.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from keras_fusion.t5.rows import Rows
+    >>> rows = Rows([np.arange(10), np.arange(20, 26)], length=3)
+    >>> len(rows)
+    3
+    >>> rows.take(np.array([0, 2]), shift=1).tolist()
+    [[1, 2, 3], [21, 22, 23]]
+    """
+
+    streams: Sequence[np.ndarray]
+    length: int
+
+    def __post_init__(self):
+        if not len(self):
+            sizes = [len(s) for s in self.streams]
+            raise ValueError(
+                f"The streams have {sizes} tokens, which do not make a row of "
+                f"length={self.length} that may begin anywhere in the first so many. Use "
+                "more text, or shorter rows."
+            )
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self.streams) else 0
+
+    @functools.cached_property
+    def _ends(self) -> np.ndarray:
+        # One row less than would fit, so that an epoch may begin at any shift.
+        return np.cumsum(
+            [(len(s) - self.length + 1) // self.length for s in self.streams]
+        )
+
+    def take(self, indices: np.ndarray, shift: int = 0) -> np.ndarray:
+        """Cuts out some rows.
+
+        Args:
+            indices: integer array of shape `(rows,)`.
+            shift: int, below `length`. Where in each stream the first row begins.
+
+        Returns:
+            `int32` array of shape `(rows, length)`.
+        """
+        ends = self._ends
+        taken = np.empty((len(indices), self.length), "int32")
+        for row, index in zip(taken, indices, strict=True):
+            number = int(np.searchsorted(ends, index, side="right"))
+            first = ends[number - 1] if number else 0
+            begin = int(index - first) * self.length + shift
+            row[:] = self.streams[number][begin : begin + self.length]
+        return taken
