@@ -12,6 +12,23 @@ with itself (paired off-diagonals, optimizer state carried) at a moment, and tra
 that rate times a factor until the budget of FLOPs is spent, the small model's included; the
 rate falls over the last fifth. One seed. Validation losses, in nats a token.
 """
+VERDICT = """
+The bracket does not foretell which moment and rate end lower. The effect that it predicts
+ranks the runs one way in two tasks and the other way in the third, and is thousands of
+times the loss itself: over a whole run the leading order is far out of its range. Its norm
+by both times says little that those times alone do not. What decides is which of the two
+models makes more of the FLOPs. Where the small one does to the end (the decoder and T5, on
+these budgets), a later growth is a better one, and the planner says not to grow. Where the
+wide one does (the narrow decoder), growth at a tenth to a fifth of the budget is best, and
+the planner waits too long, at a small price. A quarter of the rate is never the best;
+between the half, near which `BracketRate`'s factor lies, and the whole it depends on the
+moment.
+"""
+SUMMARY = {
+    "its effect": "bracket's effect on the loss (sign)",
+    "its norm by both times": "norm of the bracket, by both times (sign)",
+    "both times alone": "both times alone",
+}
 TITLES = {
     "narrow": "A narrow decoder (Llama, 48 to 96 wide, next tokens)",
     "decoder": "A decoder (Llama, 96 to 192 wide, next tokens)",
@@ -26,10 +43,14 @@ def write(results: dict[str, dict], folder) -> None:
         results: dict from a task's name to its results.
         folder: `Path` of the docs.
     """
-    parts = [HEADER.rstrip()]
+    # A task with fewer moments has only just begun.
+    results = {
+        name: found
+        for name, found in results.items()
+        if len({run["step"] for run in sweep(found)}) >= 3
+    }
+    parts = [HEADER.rstrip(), _summary(results)]
     for name, found in results.items():
-        if len({run["step"] for run in sweep(found)}) < 3:
-            continue  # It has only just begun.
         picture = f"growth_moments_{name}.png"
         _draw(found, folder / picture)
         parts.append(f"## {TITLES[name]}\n\n![The sweep]({picture})")
@@ -38,11 +59,44 @@ def write(results: dict[str, dict], folder) -> None:
 
 
 def sweep(results: dict) -> list[dict]:
-    """The runs of the sweep so far, without those that a planner asked for."""
-    runs = [
-        run for run in results["runs"].values() if run["step"] in results["moments"]
-    ]
+    """The runs so far, without those that only a planner asked for."""
+    asked = {results["planner"], results["schedule"]} - set(results["moments"])
+    runs = [run for run in results["runs"].values() if run["step"] not in asked]
     return sorted(runs, key=lambda run: (run["step"], run["factor"]))
+
+
+def _summary(results):
+    """One row a task: the best of the sweep, the planner's, and rank correlations."""
+    lines = ["## What came out", VERDICT]
+    lines.append(
+        "| | best of the sweep | `propose` | `WhenItPays` | bracket: "
+        + " | ".join(SUMMARY)
+        + " |"
+    )
+    lines.append("|---" * (4 + len(SUMMARY)) + "|")
+    for name, found in results.items():
+        runs, known = sweep(found), predictors(found)
+        best = min(run["loss"] for run in runs)
+        cells = [TITLES[name].split(" (")[0], f"{best:.3f}"]
+        for planner in ("planner", "schedule"):
+            own = _best_at(found, found[planner])
+            missing = "not run" if found[planner] else "no growth"
+            cells.append(f"{own['loss'] / best - 1:+.1%}" if own else missing)
+        losses = [run["loss"] for run in runs]
+        cells += [_signed(rank_correlation(known[k], losses)) for k in SUMMARY.values()]
+        lines.append("| " + " | ".join(cells) + " |")
+    lines += ["", "On the right: rank correlations with the final loss, as below."]
+    return "\n".join(lines)
+
+
+def _best_at(results, step):
+    """The best run that grew after a step, or `None`."""
+    own = [run for run in results["runs"].values() if run["step"] == step]
+    return min(own, key=lambda run: run["loss"], default=None)
+
+
+def _signed(correlation):
+    return "one rate only" if correlation is None else f"{correlation:+.2f}"
 
 
 def _share(results, step):
@@ -88,11 +142,12 @@ def _planner_text(results):
             lines.append(f"- {title}: no growth.")
             continue
         moment = f"growth after step {step} ({_share(results, step):.0%} of the FLOPs)"
-        own = [r for r in results["runs"].values() if r["step"] == step]
-        if not own:
+        if _share(results, step) > 0.99:
+            moment += ", that is, the small model alone"
+        run = _best_at(results, step)
+        if run is None:
             lines.append(f"- {title}: {moment}; not run.")
             continue
-        run = min(own, key=lambda r: r["loss"])
         gap = run["loss"] / best["loss"] - 1
         lines.append(
             f"- {title}: {moment}, rate x {run['factor']:g}; it ends at "
@@ -123,6 +178,8 @@ def predictors(results: dict) -> dict[str, list[float]]:
                 small * big / 2 * field["bracket_norm"],
             )
         distance = abs(np.log(run["factor"] / fields["sign"]["rate_factor"]))
+        # Without any field: what the bracket must do better than.
+        add("both times alone", small * big)
         add("distance of the rate from `BracketRate`'s", float(distance))
         add("rate after the growth", run["factor"])
         add("moment of the growth", float(run["step"]))
@@ -130,8 +187,13 @@ def predictors(results: dict) -> dict[str, list[float]]:
     return found
 
 
-def rank_correlation(a, b) -> float:
-    """Spearman's: the correlation of the ranks, equal values sharing theirs."""
+def rank_correlation(a, b) -> float | None:
+    """Spearman's: the correlation of the ranks, equal values sharing theirs.
+
+    `None` where one of the two has a single value, which ranks nothing.
+    """
+    if len(set(a)) < 2 or len(set(b)) < 2:
+        return None
     return float(np.corrcoef(_ranks(a), _ranks(b))[0, 1])
 
 
@@ -161,10 +223,11 @@ def _correlation_table(results):
         for factor in sorted(set(factors)):
             rows = [i for i, f in enumerate(factors) if f == factor]
             chosen = [values[i] for i in rows]
-            if len(set(chosen)) > 1:
-                within.append(rank_correlation(chosen, [losses[i] for i in rows]))
-        cell = f"{np.mean(within):+.2f}" if within else ""
-        lines.append(f"| {name} | {rank_correlation(values, losses):+.2f} | {cell} |")
+            within.append(rank_correlation(chosen, [losses[i] for i in rows]))
+        within = [value for value in within if value is not None]
+        cell = f"{np.mean(within):+.2f}" if within else "same for all"
+        every = _signed(rank_correlation(values, losses))
+        lines.append(f"| {name} | {every} | {cell} |")
     rows = [
         f"| step {step} | {found['sign']['rate_factor']:.2f} | "
         f"{found['gradient']['bracket_norm']:.3g} | "
@@ -197,9 +260,14 @@ def _draw(results, path):
         if results[name]:
             share = _share(results, results[name])
             left.axvline(share, color="0.6", linestyle=style, label=name)
+            if run := _best_at(results, results[name]):
+                left.plot(share, run["loss"], marker="*", color="0.3", markersize=10)
     left.set_xlabel("share of the FLOPs before the growth")
     left.set_ylabel("final validation loss")
-    right.set_xscale("symlog", linthresh=1e-2)
+    # Nothing lies nearer to zero than the smallest, and each power has no room.
+    smallest = 10.0 ** np.floor(np.log10(np.min(np.abs(effect))))
+    right.set_xscale("symlog", linthresh=smallest)
+    right.xaxis.get_major_locator().set_params(numticks=7)
     right.set_xlabel("bracket's effect on the loss (sign field)")
     left.legend()
     right.legend()
