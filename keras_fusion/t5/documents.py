@@ -123,7 +123,7 @@ def c4(config: str = "c4/en", *, shards: int = 64) -> Source:
     builder = tfds.builder(config)
 
     def read(split):
-        examples = builder.as_dataset(split, shuffle_files=False)
+        examples = builder.as_dataset(split=split, shuffle_files=False)
         return examples.map(lambda example: example["text"])
 
     return Source(
