@@ -95,8 +95,9 @@ def _without_use(plan, value, outputs, expected):
         f"{plan.fused.name!r} is larger than its copies together, and the new capacity "
         f"changes the outputs by {min(changes):.1e} even where it is not used: layer norms "
         "after the residual sum, or after an activation, count it in their mean, or a "
-        "norm's epsilon is not small against what it is added to. Use a whole `factor`, "
-        "or for functional and Sequential models norms='block'."
+        "norm's epsilon is not small against what it is added to (that of an `into` should "
+        "be the smaller one's, times the share of the features that is not new). Use a "
+        "whole `factor`, or for functional and Sequential models norms='block'."
     )
 
 

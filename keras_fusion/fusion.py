@@ -237,8 +237,9 @@ def fuse(
             head count and width must stay whole.
         into: model, or function without arguments that builds one. What to fuse into
             when the parents' classes have no config, or when the target is to be
-            larger than the sum of the parents. By default it is built from the
-            parents' configs.
+            larger than the sum of the parents; with the layers of `keras_fusion.layers`
+            as its norms, the last block of which is new, that is exact. By default it
+            is built from the parents' configs.
         off_diagonal: how the blocks that join one parent's inputs to another's outputs
             are filled. `"zeros"` keeps the parents apart. `"random"` draws noise, as in
             the paper's second setting; the outputs change a little. `"paired"`, for
@@ -265,7 +266,8 @@ def fuse(
 
     Raises:
         FusionError: for arguments or models that cannot be fused; the message names
-            the layer or argument, the value and the fix.
+            the layer or argument, the value and the fix. Also if a fusion that should
+            be exact changes the outputs on a small made-up batch.
 
     Example:
 
@@ -292,7 +294,23 @@ def fuse(
         batch=batch,
         seed=seed,
     )
-    return plan.fill()
+    plan.fill()
+    if plan.settings.is_exact:
+        _check_function(plan)
+    return plan.fused
+
+
+def _check_function(plan):
+    """Refuses what should be exact and is not, as far as a made-up batch shows it."""
+    first = plan.parents[0]
+    try:
+        inputs = probe.accepted(first)
+    except FusionError:
+        return  # `fusion_report` takes a real one.
+    tolerance = probe.tolerance(first)
+    twice = [probe.outputs(first, inputs) for _ in range(2)]
+    if probe.change(*twice) <= tolerance:  # It does not draw at random.
+        verify(plan, inputs, tolerance=tolerance)
 
 
 def verify(plan: Plan, inputs, *, tolerance: float) -> probe.Difference:

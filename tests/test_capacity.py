@@ -17,10 +17,11 @@ from models import (
     t5,
     t5_untied,
 )
-from test_norms import ids_for, transformer
+from test_norms import ids_for, mean_of, transformer
 
 import keras_fusion
 from keras_fusion import DeepFusion, fuse
+from keras_fusion.layers import BlockLayerNormalization
 
 KINDS = {
     "functional": functional,
@@ -49,6 +50,58 @@ def test_block_norms_leave_new_capacity_out(kind, post):
     fused = fuse(model, factor=1.5, norms="block")
     assert relative_change(outputs(model, x), outputs(fused, x)) < 1e-5
     assert next(a for a in fused.layers if hasattr(a, "blocks")).blocks == (8, 4)
+
+
+def larger(kind, post):
+    """A model for parents of 8 and 12 features; the last four are new."""
+    return transformer(
+        kind, 24, 2, lambda: BlockLayerNormalization((8, 12, 4)), post=post
+    )
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("post", [False, True], ids=["pre", "post"])
+@pytest.mark.parametrize("kind", ["encoder", "encoder_decoder"])
+def test_a_target_larger_than_distinct_parents(kind, post):
+    parents = [transformer(kind, width, width, post=post) for width in (8, 12)]
+    x = ids_for(kind)
+    fused = fuse(parents, into=larger(kind, post), norms="block")
+    assert relative_change(mean_of(parents, x), outputs(fused, x)) < 1e-5
+
+
+@pytest.mark.core
+def test_a_larger_target_inside_fit():
+    live, partner = (transformer("encoder", width, width) for width in (8, 12))
+    x, y = data_for("functional", 32)
+    live.compile(keras.optimizers.Adam(0.01), loss())
+    grow = DeepFusion(
+        at_step=2,
+        partners=[partner],
+        into=lambda: larger("encoder", post=False),
+        norms="block",
+        optimizer_state="reset",
+        verbose=0,
+    )
+    live.fit(x, y, batch_size=8, verbose=0, callbacks=[grow])
+    assert grow.events[0].function_change < 1e-5
+    assert live.layers[1].output_dim == 24
+    # The new features began without influence on the logits.
+    assert np.min(np.abs(numpy(live.layers[-1].kernel)[20:])) > 0
+
+
+def test_a_larger_target_with_norms_of_its_own():
+    model, x = perturbed(transformer("encoder", 8, 0)), ids_for("encoder")
+    for epsilon in (1e-3 * 16 / 20, 1e-3):
+
+        def norm(epsilon=epsilon):
+            return keras.layers.LayerNormalization(epsilon=epsilon)
+
+        if epsilon == 1e-3:
+            with pytest.raises(keras_fusion.FusionError, match="epsilon.*`into`"):
+                fuse(model, factor=2, into=transformer("encoder", 20, 1, norm))
+        else:
+            fused = fuse(model, factor=2, into=transformer("encoder", 20, 1, norm))
+            assert relative_change(outputs(model, x), outputs(fused, x)) < 1e-5
 
 
 def test_a_tied_readout_after_layer_norms():
