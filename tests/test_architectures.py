@@ -1,8 +1,10 @@
 """A search over random architectures for one in which fusion breaks its promises.
 
-The number of examples is `KERAS_FUSION_EXAMPLES` (25 of each kind by default):
+The number of examples is `KERAS_FUSION_EXAMPLES` of each of four kinds of search (25 by
+default, so 100), and a quarter of it of two that train, save and load as well. Over 1,000
+in all:
 
-    KERAS_FUSION_EXAMPLES=500 pytest tests/test_architectures.py
+    KERAS_FUSION_EXAMPLES=250 pytest tests/test_architectures.py
 """
 
 import os
@@ -10,15 +12,19 @@ import os
 import keras
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from keras import layers
-from models import outputs, perturbed, relative_change
+from models import perturbed
 
 import keras_fusion
 from keras_fusion import DeepFusion, fuse
 
 VOCABULARY, LENGTH, FEATURES, HEAD = 7, 5, 3, 2
+# The search is in float64: in float32 a few architectures (layer norms over two features)
+# make 1e-4 of a rounding, which is no broken promise, and which no tight bound allows. The
+# other backends compute in float64 only in part or on request.
+EXACT = 1e-9 if keras.config.backend() == "tensorflow" else 1e-5
 EXAMPLES = int(os.environ.get("KERAS_FUSION_EXAMPLES", "25"))
 search = settings(
     max_examples=EXAMPLES,
@@ -26,6 +32,8 @@ search = settings(
     suppress_health_check=list(HealthCheck),
     print_blob=True,
 )
+# Training, saving and loading take longer.
+few = settings(search, max_examples=max(4, EXAMPLES // 4))
 NORMS = {
     None: lambda: layers.Identity(),
     "layer": layers.LayerNormalization,
@@ -33,6 +41,17 @@ NORMS = {
     "batch": layers.BatchNormalization,
 }
 ACTIVATIONS = ("relu", "gelu", "tanh", None)
+
+
+@pytest.fixture(autouse=True)
+def float64():
+    """All that the search builds computes in float64."""
+    keras.config.set_floatx("float64")
+    keras.mixed_precision.set_global_policy("float64")
+    yield
+    keras.config.set_floatx("float32")
+    keras.mixed_precision.set_global_policy("float32")
+
 
 residual = st.sampled_from(["none", "pre", "post"])
 block = st.one_of(
@@ -114,13 +133,13 @@ def batch(spec, count=4):
 
 
 def results_of(model, x):
-    tensors = model(keras.ops.convert_to_tensor(x))
+    tensors = model(keras.tree.map_structure(keras.ops.convert_to_tensor, x))
     return [
         np.asarray(keras.ops.convert_to_numpy(y)) for y in keras.tree.flatten(tensors)
     ]
 
 
-def assert_close(expected, actual, tolerance=1e-5):
+def assert_close(expected, actual, tolerance=EXACT):
     for a, b in zip(expected, actual, strict=True):
         # Relative to all of the outputs: one that is small by chance cancels.
         assert np.max(np.abs(a - b)) <= tolerance * max(1.0, np.max(np.abs(a)))
@@ -163,31 +182,40 @@ def test_fractional_growth_of_random_architectures(spec, whole, block):
         fused = fuse(model, factor=whole + 0.5, norms=norms, seed=0)
     except keras_fusion.FusionError as error:
         # One joint layer norm counts new features that an activation has made.
-        assert joint and "it is not used" in str(error)
+        assert joint
+        assert "it is not used" in str(error) or "outputs changed by" in str(error)
     else:
         # What is left of that is refused above this tolerance only.
         assert_close(expected, results_of(fused, x), 2e-3 if joint else 1e-5)
     keras.utils.clear_session()
 
 
-@pytest.mark.slow
-@settings(search, max_examples=max(3, EXAMPLES // 8))
-@given(spec=specs)
-def test_growth_in_fit_of_random_architectures(spec, tmp_path_factory):
-    model, x = build(spec, 4), batch(spec, 8)
-    y = [0 * y for y in results_of(model, x)]
-    model.compile(keras.optimizers.Adam(1e-3), loss=["mse"] * len(y))
+def grown_in_fit(model, x, y, loss, tmp_path_factory):
+    """Grows the model between two steps; it trains on, saves, and loads the same."""
+    # Growth under compiled steps is tested elsewhere, and takes ten times as long.
+    model.compile(keras.optimizers.Adam(1e-3), loss=loss, run_eagerly=True)
     grow = DeepFusion(at_step=1, seed=0, probe=x, verbose=0)
-    history = model.fit(
-        x, y if len(y) > 1 else y[0], batch_size=4, verbose=0, callbacks=[grow]
-    )
-    assert grow.events[0].function_change < 1e-5
+    history = model.fit(x, y, batch_size=4, verbose=0, callbacks=[grow])
+    # It is measured to the precision of float32.
+    assert grow.events[0].function_change < max(EXACT, 1e-6)
+    assert grow.events[0].params_after == model.count_params()
     assert np.isfinite(history.history["loss"]).all()
     path = tmp_path_factory.mktemp("model") / "model.keras"
     model.save(path)
     again = keras.saving.load_model(path)
-    assert_close(results_of(model, x), results_of(again, x), 1e-6)
+    assert_close(results_of(model, x), results_of(again, x), min(EXACT, 1e-6))
     keras.utils.clear_session()
+
+
+@pytest.mark.slow
+@few
+@given(spec=specs)
+def test_growth_in_fit_of_random_architectures(spec, tmp_path_factory):
+    model, x = build(spec, 4), batch(spec, 8)
+    y = [0 * y for y in results_of(model, x)]
+    y = y if len(y) > 1 else y[0]
+    losses = ["mse"] * len(model.outputs)
+    grown_in_fit(model, x, y, losses, tmp_path_factory)
 
 
 # Subclassed models.
@@ -197,11 +225,16 @@ def test_growth_in_fit_of_random_architectures(spec, tmp_path_factory):
 class Composite(layers.Layer):
     """A block with a weight of its own, and lists and dicts of layers."""
 
-    def __init__(self, units, depth=1, gate=False, **kwargs):
+    def __init__(self, units, depth=1, gate=False, attend=False, form=None, **kwargs):
         super().__init__(**kwargs)
         self.units, self.depth, self.gate = units, depth, gate
-        self.hidden = [layers.Dense(units, activation="gelu") for _ in range(depth)]
-        self.parts = {"norm": layers.LayerNormalization(), "out": layers.Dense(units)}
+        self.attend, self.form = attend, form or {}
+        activation = self.form.get("activation")
+        self.hidden = [layers.Dense(units, activation=activation) for _ in range(depth)]
+        norm = NORMS[self.form.get("norm")]
+        self.parts = {"norm": norm(), "out": layers.Dense(units)}
+        if attend:
+            self.parts["attend"] = layers.MultiHeadAttention(units // HEAD, HEAD)
 
     def build(self, input_shape):
         self.factor = self.add_weight(name="factor", shape=(self.units,))
@@ -209,45 +242,54 @@ class Composite(layers.Layer):
         for layer in self.hidden:
             layer.build(x)
             x = (*x[:-1], self.units)
-        for layer in self.parts.values():
-            layer.build(x)
+        for name, layer in self.parts.items():
+            layer.build(*[x] * (2 if name == "attend" else 1))
 
     def call(self, x):
         for layer in self.hidden:
             x = layer(x)
         y = self.parts["norm"](self.parts["out"](x))
+        if self.attend:
+            y = self.parts["attend"](y, y)
         return y * keras.ops.tanh(self.factor) * (x if self.gate else 1.0)
 
     def get_config(self):
-        own = {"units": self.units, "depth": self.depth, "gate": self.gate}
+        own = {name: getattr(self, name) for name in ("units", "depth", "gate")}
+        own |= {"attend": self.attend, "form": self.form}
         return super().get_config() | own
 
 
 @keras.saving.register_keras_serializable("tests")
 class Stranger(keras.Model):
-    """A model with a shared layer, an embedding tied by hand, and two outputs."""
+    """A model with shared layers, an embedding tied by hand, inputs and outputs.
 
-    def __init__(self, width, depth=1, gate=False, twice=False, **kwargs):
+    `spec` has all that is no width: what each of its blocks is, whether each is called
+    twice, and whether there is a second input.
+    """
+
+    def __init__(self, width, spec, **kwargs):
         super().__init__(**kwargs)
-        self.width, self.depth, self.gate, self.twice = width, depth, gate, twice
+        self.width, self.spec = width, spec
         self.embedding = layers.Embedding(VOCABULARY, width)
-        self.blocks = [Composite(width, depth, gate) for _ in range(2)]
+        self.blocks = [Composite(width, **options) for options in spec["blocks"]]
+        if spec["features"]:
+            self.project = layers.Dense(width)
         self.last_norm = layers.LayerNormalization()
         self.classify = layers.Dense(3)
 
-    def call(self, ids):
-        x = self.embedding(ids)
+    def call(self, inputs):
+        x = self.embedding(inputs["ids"])
+        if self.spec["features"]:
+            x = x + self.project(inputs["features"])
         for block in self.blocks:
             x = x + block(x)
-            x = x + block(x) if self.twice else x
+            x = x + block(x) if self.spec["twice"] else x
         table = keras.ops.transpose(self.embedding.embeddings)
         tokens = keras.ops.matmul(self.last_norm(x), table)
         return {"tokens": tokens, "class": self.classify(x[:, 0])}
 
     def get_config(self):
-        own = {"width": self.width, "depth": self.depth}
-        own |= {"gate": self.gate, "twice": self.twice}
-        return super().get_config() | own
+        return super().get_config() | {"width": self.width, "spec": self.spec}
 
 
 keras_fusion.register(
@@ -255,21 +297,45 @@ keras_fusion.register(
 )
 keras_fusion.register(Stranger, widths=("width",), tied_readout="last_norm")
 
-
-@search
-@given(
-    width=st.integers(2, 5),
-    depth=st.integers(1, 2),
-    gate=st.booleans(),
-    twice=st.booleans(),
-    factor=st.integers(2, 3),
+forms = st.fixed_dictionaries(
+    {
+        "activation": st.sampled_from(ACTIVATIONS),
+        "norm": st.sampled_from(["layer", "rms", "batch"]),
+    }
 )
-def test_self_fusion_of_strangers(width, depth, gate, twice, factor):
+composites = st.fixed_dictionaries(
+    {
+        "depth": st.integers(1, 2),
+        "gate": st.booleans(),
+        "attend": st.booleans(),
+        "form": forms,
+    }
+)
+strangers = st.fixed_dictionaries(
+    {
+        "blocks": st.lists(composites, min_size=1, max_size=3),
+        "twice": st.booleans(),
+        "features": st.booleans(),
+    }
+)
+
+
+def stranger(spec, heads, count=4):
+    """A built model of a class, with a frozen part, and a batch for it."""
     keras.utils.set_random_seed(0)
-    model, x = Stranger(width, depth, gate, twice), batch({"ids": True})
+    model, x = Stranger(HEAD * heads, spec), {"ids": batch({"ids": True}, count)}
+    if spec["features"]:
+        x["features"] = batch({"ids": False}, count)
     model(x)
     perturbed(model)
     model.blocks[0].trainable = False
+    return model, x
+
+
+@search
+@given(spec=strangers, heads=st.integers(1, 3), factor=st.integers(2, 3))
+def test_self_fusion_of_strangers(spec, heads, factor):
+    model, x = stranger(spec, heads)
     expected = results_of(model, x)
     for mode in ("zeros", "paired"):
         fused = fuse(model, factor=factor, off_diagonal=mode, seed=0)
@@ -278,77 +344,22 @@ def test_self_fusion_of_strangers(width, depth, gate, twice, factor):
     keras.utils.clear_session()
 
 
-def test_what_mixes_features_is_refused_by_name():
-    """A Lambda is a black box; an activation is tried."""
-    inputs = keras.Input((FEATURES,))
-    for layer, name in (
-        (layers.Activation("softmax", name="weights"), "'softmax' of layer 'weights'"),
-        (layers.Dense(4, activation="log_softmax", name="b"), "softmax' of layer 'b'"),
-        (layers.Lambda(lambda h: 2 * h, name="twice"), "'twice' of class Lambda"),
-    ):
-        x = layer(layers.Dense(4)(inputs))
-        with pytest.raises(keras_fusion.FusionError, match=name):
-            fuse(keras.Model(inputs, layers.Dense(2)(x)), factor=2)
-    # What does not grow may be anything.
-    x = layers.Dense(2, activation="softmax")(layers.Dense(4)(inputs))
-    assert fuse(keras.Model(inputs, x), factor=2).layers[1].units == 8
+# In float32 this one makes 8e-5 of a rounding (found by the search).
+_AMPLIFIER = {"depth": 1, "gate": False, "attend": True}
+_AMPLIFIER |= {"form": {"activation": "gelu", "norm": "layer"}}
+AMPLIFYING = {"blocks": [_AMPLIFIER] * 2, "twice": False, "features": False}
 
 
-def test_weights_tied_by_hand_are_refused():
-    class Tied(layers.Dense):
-        """A dense layer with the kernel of another one."""
-
-        def __init__(self, units, like=None, **kwargs):
-            super().__init__(units, use_bias=False)
-            self._like = [like]
-
-        def build(self, input_shape):
-            if self._like[0] is None:
-                super().build(input_shape)
-            else:
-                self._kernel = self._like[0].kernel
-
-    inputs = keras.Input((4,))
-    first = layers.Dense(4)
-    x = Tied(4, first)(first(inputs))
-    model = keras.Model(inputs, layers.Dense(2)(x))
-    with pytest.raises(keras_fusion.FusionError, match="tied by hand.*into"):
-        fuse(model, factor=2)
-
-
-def test_a_lambda_in_a_live_model_leaves_it_as_it_is():
-    inputs = keras.Input((FEATURES,))
-    x = layers.Dense(4)(inputs)
-    x = layers.Lambda(lambda h: keras.ops.softmax(h), output_shape=(4,))(x)
-    model = keras.Model(inputs, layers.Dense(2)(x))
-    model.compile("sgd", "mse")
-    x = np.random.default_rng(0).standard_normal((8, FEATURES))
-    before = outputs(model, x)
-    with pytest.raises(keras_fusion.FusionError, match=r"Lambda|outputs changed"):
-        grow = DeepFusion(at_step=1, verbose=0)
-        model.fit(x, x[:, :2], batch_size=4, verbose=0, callbacks=[grow])
-    assert model.layers[1].units == 4 and outputs(model, x).shape == before.shape
-
-
-def test_quantized_and_lora_layers_are_refused():
-    def dense_model():
-        inputs = keras.Input((8,))
-        x = layers.Dense(8, activation="relu", name="hidden")(inputs)
-        return keras.Model(inputs, layers.Dense(2)(x))
-
-    quantized = dense_model()
-    quantized.quantize("int8")
-    lora = dense_model()
-    lora.get_layer("hidden").enable_lora(2)
-    for model, word in ((quantized, "quantized"), (lora, "LoRA")):
-        with pytest.raises(keras_fusion.FusionError, match=word):
-            fuse(model, factor=2)
-    # Merged, as the message says, it can be fused.
-    hidden = lora.get_layer("hidden")
-    merged = dense_model()
-    merged.get_layer("hidden").kernel.assign(hidden.kernel)
-    merged.get_layer("hidden").bias.assign(hidden.bias)
-    x = np.ones((2, 8), "float32")
-    assert (
-        relative_change(outputs(merged, x), outputs(fuse(merged, factor=2), x)) < 1e-5
-    )
+# The config of a class does not tell what is frozen in it, so that Keras builds another
+# optimizer when it loads.
+@pytest.mark.filterwarnings("ignore:Skipping variable loading")
+@pytest.mark.slow
+@few
+@given(spec=strangers, heads=st.integers(1, 2))
+@example(spec=AMPLIFYING, heads=1)
+def test_growth_in_fit_of_strangers(spec, heads, tmp_path_factory):
+    model, x = stranger(spec, heads, 8)
+    y = {name: np.zeros(t.shape) for name, t in model(x).items()}
+    grown_in_fit(model, x, y, {name: "mse" for name in y}, tmp_path_factory)
+    frozen = {id(v) for v in model.blocks[0].variables}
+    assert not frozen & {id(v) for v in model.trainable_variables}
