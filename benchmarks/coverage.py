@@ -18,7 +18,6 @@ import keras_fusion
 from keras_fusion import probe
 
 OUTPUT = pathlib.Path(__file__).parents[1] / "docs" / "coverage.md"
-ALL = [*families.FAMILIES, *families.TOWERS, "CLIP", "SigLIP"]
 HEADER = f"""# Which keras-hub models can be fused
 
 Written by `python benchmarks/coverage.py`, with Keras {keras.__version__}, keras-hub
@@ -39,6 +38,9 @@ factor for all tokens; it does better on wider models. A mixture of experts is f
 expert by expert, with the mean of the parents' routing: exact for copies, not for
 distinct parents.
 
+CLIP and its kin compare embeddings of unit length, so that their logits are not the mean
+of the parents' even where both of their towers' outputs are.
+
 DINOV2 can lose what its position embeddings have learned when it is saved, fused or not:
 keras-hub writes them only if their sum has fallen, and not if it has risen
 (`DINOV2Embedding._is_interpolated_position_embeddings_updated`).
@@ -54,13 +56,13 @@ def main():
     parser.add_argument("families", nargs="*", help="defaults to all, into docs/")
     chosen = parser.parse_args().families
     rows, fused = [], 0
-    for family in chosen or ALL:
+    for family in chosen or families.ALL:
         lines = [row(family, name, model) for name, model in pairs(family).items()]
         fused += not any("refused" in line for line in lines)
         rows += lines
         print("\n".join(lines), flush=True)
     if not chosen:
-        count = f"\n{fused} of {len(ALL)} families are fused.\n"
+        count = f"\n{fused} of {len(families.ALL)} families are fused.\n"
         OUTPUT.write_text(HEADER + "\n".join(rows) + "\n" + count)
 
 

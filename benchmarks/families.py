@@ -12,6 +12,7 @@ FAMILIES = [
     "Bloom",
     "DebertaV3",
     "DistilBert",
+    "EdRec",
     "Electra",
     "ESM",
     "ESM2",
@@ -19,6 +20,7 @@ FAMILIES = [
     "Falcon",
     "Gemma",
     "Gemma3",
+    "Gemma4",
     "GPT2",
     "GPTNeoX",
     "GptOss",
@@ -32,11 +34,14 @@ FAMILIES = [
     "QwenMoe",
     "Qwen3",
     "Qwen3Moe",
+    "Qwen3_5",
+    "Qwen3_5Moe",
     "Roberta",
     "RoformerV2",
     "SmolLM3",
     "T5",
     "T5Gemma",
+    "T5Gemma2",
     "XLMRoberta",
     "XLNet",
     "Whisper",
@@ -48,9 +53,13 @@ FAMILIES = [
 TOWERS = [
     "CLIPVisionEncoder",
     "CLIPTextEncoder",
+    "MetaCLIP2VisionEncoder",
+    "MetaCLIP2TextEncoder",
     "SigLIPVisionEncoder",
     "SigLIPTextEncoder",
 ]
+PAIRS = ["CLIP", "MetaCLIP2", "SigLIP"]  # of two towers
+ALL = [*FAMILIES, *TOWERS, *PAIRS]
 TASKS = ("TextClassifier", "MaskedLM", "CausalLM", "Seq2SeqLM", "ImageClassifier")
 LENGTH = 8
 # Sizes by the names that keras-hub uses; `scale` multiplies what is a width.
@@ -61,6 +70,7 @@ WIDTHS = {
     "mlp_dim": 24,
     "moe_intermediate_dim": 8,
     "shared_expert_intermediate_dim": 8,
+    "shared_expert_intermediate_size": 8,
     "num_heads": 2,
     "num_attention_heads": 2,
     "num_query_heads": 2,
@@ -70,6 +80,8 @@ SIZES = {
     "vocabulary_size": 24,
     "vocab_size": 24,
     "num_layers": 2,
+    "num_layers_enc": 2,
+    "num_layers_dec": 2,
     "head_dim": 8,
     "head_size": 8,
     "key_value_dim": 8,
@@ -119,18 +131,18 @@ def backbone(family: str, scale: int = 1, seed: int = 0) -> keras.Model:
 
 
 def two_towers(family: str, seed: int = 0) -> keras.Model:
-    """CLIP or SigLIP: both towers under the comparison of their embeddings."""
+    """CLIP and its kin: both towers under the comparison of their embeddings."""
     cls = getattr(keras_hub.models, f"{family}Backbone")
     encoders = {
         "vision_encoder": backbone(f"{family}VisionEncoder", seed=seed),
         "text_encoder": backbone(f"{family}TextEncoder", seed=seed + 1),
     }
-    return cls(**encoders, **({"projection_dim": 16} if family == "CLIP" else {}))
+    return cls(**encoders, **({} if family == "SigLIP" else {"projection_dim": 16}))
 
 
 def models(family: str, scale: int = 1, seed: int = 0) -> dict[str, keras.Model]:
     """The backbone under a readout of Keras, and the family's tasks."""
-    if family in ("CLIP", "SigLIP"):
+    if family in PAIRS:
         return {"backbone": two_towers(family, seed)}
     built = {"backbone": _with_readout(backbone(family, scale, seed))}
     for name in TASKS:

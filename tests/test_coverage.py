@@ -23,10 +23,9 @@ REFUSED = {
     "Bloom": "ALiBi slopes",
     "Falcon": "ALiBi slopes",
 }
-ALL = [*families.FAMILIES, *families.TOWERS, "CLIP", "SigLIP"]
 
 
-@pytest.mark.parametrize("family", ALL)
+@pytest.mark.parametrize("family", families.ALL)
 def test_family(family):
     for name, model in families.models(family).items():
         perturbed(model)
@@ -44,7 +43,7 @@ def test_family(family):
 
 def test_every_rule_is_in_a_family():
     seen = set()
-    for family in ALL:
+    for family in families.ALL:
         for model in families.models(family).values():
             for _, layer in structure.walk(model):
                 seen |= {f"keras_hub>{cls.__name__}" for cls in type(layer).__mro__}

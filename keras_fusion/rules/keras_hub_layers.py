@@ -18,6 +18,7 @@ _WIDTHS = (
     "projection_dim",
     "moe_intermediate_dim",
     "shared_expert_intermediate_dim",
+    "shared_expert_intermediate_size",
     "cross_attention_hidden_size",
     "num_heads",
     "num_attention_heads",
@@ -101,13 +102,18 @@ register(
     scalable=lambda layer: ("scale",) if _is_norm(layer) else (),
     norm=lambda layer: Norm("mean_square", "scale") if _is_norm(layer) else None,
 )
-# Gemma's multiplies with 1 + scale.
-register(
-    "keras_hub>RMSNormalization",
-    roles={"scale": ("out",)},
-    scalable=("scale",),
-    norm=Norm("mean_square", "scale", offset=1.0),
-)
+# These multiply with 1 + scale; of the same name is Gemma 4's, which does not.
+for _name in ("RMSNormalization", "Qwen3_5LayerNorm", "EdRecRMSNormalization"):
+    register(
+        f"keras_hub>{_name}",
+        roles={"scale": ("out",)},
+        scalable=("scale",),
+        norm=lambda layer: Norm(
+            "mean_square",
+            "scale",
+            offset=0.0 if ".gemma4." in type(layer).__module__ else 1.0,
+        ),
+    )
 register(
     "keras_hub>T5LayerNorm",
     roles={"weight": ("out",)},
@@ -135,8 +141,8 @@ register(
     "keras_hub>MixtralMoeExperts",
     roles=_EXPERTS | {"expert_feedforward_gate_dense": (None, "in", "out")},
 )
-register("keras_hub>QwenMoeExperts", roles=_EXPERTS | _HALVES)
-register("keras_hub>Qwen3MoeExperts", roles=_EXPERTS | _HALVES)
+for _name in ("QwenMoeExperts", "Qwen3MoeExperts", "Qwen3_5MoeExperts"):
+    register(f"keras_hub>{_name}", roles=_EXPERTS | _HALVES)
 register(
     "keras_hub>GptOssExperts",
     # Gate and up alternate, so that pairs lie side by side.
@@ -199,7 +205,7 @@ def _gemma_multipliers(backbone):
     return {"token_embedding": backbone.hidden_dim**0.5}
 
 
-for _name in ("GemmaBackbone", "Gemma3Backbone"):
+for _name in ("GemmaBackbone", "Gemma3Backbone", "Gemma4Backbone"):
     register(
         f"keras_hub>{_name}",
         widths=_widths,
@@ -209,21 +215,22 @@ for _name in ("GemmaBackbone", "Gemma3Backbone"):
         last_norm="layer_norm",
         input_multipliers=_gemma_multipliers,
     )
-register(
-    "keras_hub>T5GemmaBackbone",
-    widths=_widths,
-    output_width="decoder_hidden_dim",
-    equal={"head size": lambda config: config["decoder_head_dim"]},
-    depth=_depth,
-    last_norm=_last_norm,
-    input_multipliers=lambda backbone: {
-        "token_embedding": backbone.encoder_hidden_dim**0.5,
-        "decoder_token_embedding": backbone.decoder_hidden_dim**0.5,
-    },
-)
+for _name in ("T5GemmaBackbone", "T5Gemma2Backbone"):
+    register(
+        f"keras_hub>{_name}",
+        widths=_widths,
+        output_width="decoder_hidden_dim",
+        equal={"head size": lambda config: config["decoder_head_dim"]},
+        depth=_depth,
+        last_norm=_last_norm,
+        input_multipliers=lambda backbone: {
+            "token_embedding": backbone.encoder_hidden_dim**0.5,
+            "decoder_token_embedding": backbone.decoder_hidden_dim**0.5,
+        },
+    )
 
 # Two towers, whose embeddings are compared; what they are projected to stays as it is.
-for _name in ("CLIPBackbone", "SigLIPBackbone"):
+for _name in ("CLIPBackbone", "MetaCLIP2Backbone", "SigLIPBackbone"):
     register(f"keras_hub>{_name}", nested=("vision_encoder", "text_encoder"))
 
 # Every task is grown around its backbone. What it adds is a readout, and perhaps a layer
