@@ -6,7 +6,7 @@ import time
 import warnings
 from pathlib import Path
 
-from keras_fusion.demo import requirements
+from keras_fusion.t5 import requirements
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -20,7 +20,7 @@ def main(arguments: list[str] | None = None) -> int:
     """
     options = _parse(arguments)
     try:
-        requirements.check()
+        requirements.check("keras_fusion.demo", ("tensorflow",))
     except (ImportError, RuntimeError) as error:
         print(error, file=sys.stderr)
         return 1

@@ -7,6 +7,7 @@ before, and hosts share a batch out without speaking to each other.
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
@@ -77,19 +78,35 @@ class TrainingBatches:
         Args:
             start: int. The step of the first batch. Defaults to 0.
         """
-        like = self(start)
-        types = [a.dtype for a in tf.nest.flatten(like)]
+        return streamed(self, start)
 
-        def batch(step):
-            arrays = tf.numpy_function(
-                lambda i: tf.nest.flatten(self(int(i))), [step], types
-            )
-            for array, known in zip(arrays, tf.nest.flatten(like), strict=True):
-                array.set_shape(known.shape)
-            return tf.nest.pack_sequence_as(like, arrays)
 
-        steps = tf.data.Dataset.range(start, _ENDLESS)
-        return steps.map(batch, num_parallel_calls=2).prefetch(tf.data.AUTOTUNE)
+def streamed(
+    batch: Callable[[int], tuple], start: int = 0, stop: int = _ENDLESS
+) -> tf.data.Dataset:
+    """The batches of some steps, made in the background.
+
+    Args:
+        batch: function from a step to a nest of arrays, always of the same shapes.
+        start: int. The first step. Defaults to 0.
+        stop: int. The step after the last one. Defaults to none.
+
+    Returns:
+        A dataset of the nests.
+    """
+    like = batch(start)
+    types = [a.dtype for a in tf.nest.flatten(like)]
+
+    def of_step(step):
+        arrays = tf.numpy_function(
+            lambda i: tf.nest.flatten(batch(int(i))), [step], types
+        )
+        for array, known in zip(arrays, tf.nest.flatten(like), strict=True):
+            array.set_shape(known.shape)
+        return tf.nest.pack_sequence_as(like, arrays)
+
+    steps = tf.data.Dataset.range(start, stop)
+    return steps.map(of_step, num_parallel_calls=2).prefetch(tf.data.AUTOTUNE)
 
 
 @functools.lru_cache(maxsize=4)  # computed once an epoch, not once a batch

@@ -49,7 +49,7 @@ class Rows:
     def _ends(self) -> np.ndarray:
         # One row less than would fit, so that an epoch may begin at any shift.
         return np.cumsum(
-            [(len(s) - self.length + 1) // self.length for s in self.streams]
+            [max(0, (len(s) - self.length + 1) // self.length) for s in self.streams]
         )
 
     def take(self, indices: np.ndarray, shift: int = 0) -> np.ndarray:

@@ -4,13 +4,13 @@ Tokens on disk are what makes a run resumable at any step, and a batch the same 
 host: the place of a row is computed, and nothing before it is read.
 """
 
-import os
 from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
 
 from keras_fusion.t5.documents import Source
+from keras_fusion.t5.files import whole
 from keras_fusion.t5.vocabulary import Vocabulary
 
 _DOCUMENTS_AT_ONCE = 256
@@ -35,7 +35,6 @@ def prepare(
         host: int. This host's number: it writes each `hosts`-th shard. Defaults to 0.
         hosts: int. Defaults to 1.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     for name, shards, most in (
         ("training", source.training, None),
         ("validation", source.validation, validation_tokens),
@@ -43,7 +42,8 @@ def prepare(
         for number, shard in list(enumerate(shards))[host::hosts]:
             path = folder / f"{name}-{number:05}.npy"
             if not path.exists():
-                _write(path, tokens(shard(), vocabulary, most))
+                with whole(path) as unfinished:
+                    np.save(unfinished, tokens(shard(), vocabulary, most))
 
 
 def tokens(
@@ -90,11 +90,3 @@ def read(folder: Path, name: str) -> list[np.ndarray]:
             f"There are no files {name}-*.npy in {str(folder)!r}. Prepare the data first."
         )
     return [np.load(path, mmap_mode="r") for path in paths]
-
-
-def _write(path, array):
-    # Under its own name only when it is whole.
-    unfinished = path.with_suffix(f".{os.getpid()}.tmp")
-    with unfinished.open("wb") as file:
-        np.save(file, array)
-    unfinished.replace(path)

@@ -1,0 +1,86 @@
+"""Results as curves: validation loss against training FLOPs."""
+
+from pathlib import Path
+
+import numpy as np
+
+from keras_fusion.t5.results import settings_with_runs
+
+# Okabe and Ito's palette, told apart by the colour-blind too.
+_COLOURS = (
+    "#D55E00",
+    "#0072B2",
+    "#009E73",
+    "#CC79A7",
+    "#56B4E9",
+    "#E69F00",
+    "#000000",
+    "#999999",
+)
+
+
+def draw(results: dict, folder: Path) -> list[Path]:
+    """Draws a picture for each table.
+
+    On the left the FLOPs of a tree's root count alone; on the right its parents' come
+    first. The line is the mean over the seeds, the band goes from the least to the most.
+
+    Args:
+        results: what `results.collect` returns.
+        folder: `Path`. Gets `t5_SCALE_TABLE.png`.
+
+    Returns:
+        List of the `Path`s that were written.
+    """
+    paths = []
+    for name, table in results["tables"].items():
+        if list(settings_with_runs(table)):
+            paths.append(folder / f"t5_{results['scale']}_{name}.png")
+            _draw(f"{name}, {results['scale']} scale", table, paths[-1])
+    return paths
+
+
+def _draw(title, table, path):
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4.8), dpi=120, layout="constrained")
+    sides = figure.subplots(1, 2, sharey=True)
+    for axes, with_parents in zip(sides, (False, True), strict=True):
+        for (name, setting), colour in zip(
+            settings_with_runs(table), _COLOURS, strict=False
+        ):
+            _curve(axes, name, setting["runs"], colour, with_parents)
+        axes.set_xlabel(
+            "training TFLOP, "
+            + ("those of the parents first" if with_parents else "without the parents'")
+        )
+        axes.set_xlim(left=0)
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    sides[0].set_ylabel("validation loss (nats a token)")
+    sides[0].set_ylim(*_limits(table))
+    sides[1].legend(frameon=False, fontsize=8)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+
+
+def _curve(axes, name, runs, colour, with_parents):
+    losses = np.array([[p["loss"] for p in run["points"]] for run in runs])
+    steps = np.array([p["step"] for p in runs[0]["points"]])
+    cost = runs[0]["cost"]
+    before = (cost["flops"] - cost["own_flops"]) * with_parents
+    flops = (before + steps * runs[0]["step_flops"]) / 1e12
+    axes.plot(flops, losses.mean(axis=0), color=colour, label=name, linewidth=1.6)
+    axes.fill_between(
+        flops, losses.min(axis=0), losses.max(axis=0), color=colour, alpha=0.15
+    )
+
+
+def _limits(table):
+    """Leaves out the first fall of trainings from scratch, which hides all else."""
+    runs = [run for _, s in settings_with_runs(table) for run in s["runs"]]
+    ends = [run["loss"] for run in runs]
+    upper = max(max(ends), *(run["points"][0]["loss"] for run in runs if run["start"]))
+    spread = upper - min(ends)
+    return min(ends) - 0.05 * spread, upper + 0.15 * spread

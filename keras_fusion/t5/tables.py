@@ -1,0 +1,168 @@
+"""Results as tables in Markdown."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from keras_fusion.t5.results import Statistics, flops_to_reach, settings_with_runs
+
+BEGIN, END = "<!-- tables begin -->", "<!-- tables end -->"
+
+
+def markdown(results: dict) -> str:
+    """All tables of a recipe's results.
+
+    Args:
+        results: what `results.collect` returns.
+
+    Returns:
+        Text in Markdown, with a heading for each table.
+    """
+    parts = []
+    for name, table in results["tables"].items():
+        if not list(settings_with_runs(table)):
+            continue
+        parts += [f"### {name}: pre-training", pretraining(table)]
+        parts += [f"### {name}: cost", costs(table)]
+        finetuned = finetuning(table)
+        if finetuned:
+            parts += [f"### {name}: fine-tuning", finetuned]
+    return "\n\n".join(parts) + "\n"
+
+
+def insert(text: str, page: Path) -> None:
+    """Puts tables between the marks of a page, in place of what is there.
+
+    Args:
+        text: string.
+        page: `Path` of a Markdown file with the lines `BEGIN` and `END`.
+
+    Raises:
+        ValueError: if the page does not have both marks.
+    """
+    content = page.read_text(encoding="utf-8")
+    before, begin, rest = content.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"The page {str(page)!r} needs the lines {BEGIN} and {END}.")
+    page.write_text(f"{before}{BEGIN}\n\n{text}\n{END}{after}", encoding="utf-8")
+
+
+def pretraining(table: dict) -> str:
+    """Validation loss and token accuracy of each setting, and what fusion kept.
+
+    Args:
+        table: one of `results["tables"]`.
+    """
+    rows = []
+    for name, setting in settings_with_runs(table):
+        runs = setting["runs"]
+        starts = [run["points"][0]["loss"] for run in runs]
+        changes = [r["start"]["mean_change"] for r in runs if r["start"]]
+        rows.append(
+            (
+                name,
+                f"`{setting['tree']}`",
+                str(len(runs)),
+                _of(starts, 3) if changes else "",
+                f"{max(changes):.0e}" if changes else "",
+                _of([run["loss"] for run in runs], 3),
+                _of([100 * run["accuracy"] for run in runs], 2),
+            )
+        )
+    head = (
+        "setting",
+        "tree",
+        "seeds",
+        "loss after the fusion",
+        "mean change by it",
+        "validation loss",
+        "token accuracy, %",
+    )
+    return _markdown(head, rows)
+
+
+def costs(table: dict) -> str:
+    """What each setting cost, with its parents and without.
+
+    Args:
+        table: one of `results["tables"]`.
+    """
+    baseline = table["settings"][table["baseline"]]["runs"]
+    loss = Statistics.of([r["loss"] for r in baseline]).mean if baseline else None
+    whole = baseline[0]["cost"]["flops"] if baseline else None
+    rows = []
+    for name, setting in settings_with_runs(table):
+        cost = [run["cost"] for run in setting["runs"]]
+        reached = [flops_to_reach(r, loss) for r in setting["runs"]] if baseline else []
+        rows.append(
+            (
+                name,
+                f"{cost[0]['flops'] / 1e12:.2f}",
+                f"{cost[0]['own_flops'] / 1e12:.2f}",
+                _share([r and r[0] for r in reached], whole),
+                _share([r and r[1] for r in reached], whole),
+                _of([60 * c["accelerator_hours"] for c in cost], 1),
+                _of([60 * c["own_accelerator_hours"] for c in cost], 1),
+                _of([60 * c["hours_in_series"] for c in cost], 1),
+                _of([60 * c["hours_in_parallel"] for c in cost], 1),
+            )
+        )
+    head = (
+        "setting",
+        "TFLOP",
+        "without parents",
+        "to the baseline's loss",
+        "without parents",
+        "device minutes",
+        "without parents",
+        "wall minutes, in series",
+        "in parallel",
+    )
+    return _markdown(head, rows)
+
+
+def finetuning(table: dict) -> str:
+    """What each setting's model scores on the tasks it was fine-tuned on.
+
+    Args:
+        table: one of `results["tables"]`.
+
+    Returns:
+        Text, empty if nothing was fine-tuned.
+    """
+    columns, majority = {}, {}
+    for name, setting in settings_with_runs(table):
+        for run in setting["runs"]:
+            for task, scores in run["finetuned"].items():
+                for part, metrics in scores["metrics"].items():
+                    for metric, value in metrics.items():
+                        key = f"{task} {part}, {metric}"
+                        columns.setdefault(key, {}).setdefault(name, []).append(value)
+                        majority[key] = scores["majority"][part][metric]
+    if not columns:
+        return ""
+    rows = [
+        (name, *(_of(values.get(name, []), 3) for values in columns.values()))
+        for name, _ in settings_with_runs(table)
+    ]
+    rows.append(("most frequent answer", *(f"{majority[key]:.3f}" for key in columns)))
+    return _markdown(("setting", *columns), rows)
+
+
+def _of(values, digits):
+    return Statistics.of(values).text(digits) if values else ""
+
+
+def _share(flops, whole):
+    """The mean share of the baseline's FLOPs; how many never got there."""
+    found = [f for f in flops if f is not None]
+    if not found:
+        return "never"
+    text = f"{sum(found) / len(found) / whole:.0%}"
+    missing = len(flops) - len(found)
+    return text + (f" ({missing} of {len(flops)} never)" if missing else "")
+
+
+def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
