@@ -242,6 +242,8 @@ def test_console_and_record(capsys):
     fit(functional(), "functional", grow)
     shown = capsys.readouterr().out
     assert shown.count("keras_fusion: step 2 (epoch 1): self-fusion x2") == 1
+    # The one-line form of the report.
+    assert "same argmax 100.0%" in shown and "function change" in shown
     record = grow.events[0].to_dict()
     assert record["params_after"] > record["params_before"] and record["seconds"] > 0
     quiet = DeepFusion(at_step=2, verbose=0)
