@@ -19,13 +19,22 @@ export TF_CPP_MIN_LOG_LEVEL := 2
 # cores anyway, and the output stays in one piece.
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint format test-tensorflow test-jax test-torch clean
+.PHONY: help demo reproduce test lint format test-tensorflow test-jax test-torch clean
 
 help:  ## Show the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' Makefile
 
 demo: $(VENV)/.demo-installed  ## Train two small models, fuse them, compare.
 	KERAS_BACKEND=tensorflow $(BIN)/python -m keras_fusion.demo
+
+# Finished trainings are not run again. A second `make reproduce` beside the first shares
+# the work.
+T5 := KERAS_BACKEND=tensorflow $(BIN)/python -m keras_fusion.t5
+reproduce: $(VENV)/.demo-installed  ## Train the T5 tables of docs/t5.md (an hour or two).
+	$(T5) pretrain --scale tiny
+	$(T5) finetune --scale tiny
+	$(T5) table --scale tiny --results benchmarks/results/t5_tiny.json --docs docs/t5.md
+	$(T5) plot --scale tiny --results benchmarks/results/t5_tiny.json --docs docs/t5.md
 
 test: lint test-tensorflow test-jax test-torch  ## Run all checks and tests.
 

@@ -67,18 +67,18 @@ def test_noise_density_and_span_length_are_as_asked(length):
 
 
 def test_a_row_worked_by_hand():
-    """The example of the T5 paper's figure 2, with spans fixed by a mask."""
+    """The sentence of the T5 paper's figure 2, with spans fixed by a mask."""
     text = "Thank you for inviting me to your party last week"
     task = SpanCorruption(10, 99, EOS_ID, noise_density=0.3, mean_span_length=1.5)
     mask = np.zeros((1, 10), bool)
-    mask[0, [2, 3, 8]] = True
+    mask[0, [2, 3, 9]] = True  # a row ends with a span, as in T5's code
     object.__setattr__(task, "noise_mask", lambda rows, rng: mask)
     inputs, targets = task.corrupt(np.arange(10, 20)[None], None)
     spell = {99: "<X>", 98: "<Y>", EOS_ID: "</s>"} | dict(enumerate(text.split(), 10))
     assert " ".join(spell[t] for t in inputs[0]) == (
-        "Thank you <X> me to your party <Y> week </s>"
+        "Thank you <X> me to your party last <Y> </s>"
     )
-    assert " ".join(spell[t] for t in targets[0]) == "<X> for inviting <Y> last </s>"
+    assert " ".join(spell[t] for t in targets[0]) == "<X> for inviting <Y> week </s>"
 
 
 def test_lengths_are_those_of_t5():

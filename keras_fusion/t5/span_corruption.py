@@ -1,8 +1,8 @@
 """T5's training task: cut random spans out of a text and predict them.
 
     tokens   Thank you for inviting me to your party last week
-    inputs   Thank you <0> me to your party <1> week </s>
-    targets  <0> for inviting <1> last </s>
+    inputs   Thank you <0> me to your party last <1> </s>
+    targets  <0> for inviting <1> week </s>
 
 Pure functions on NumPy arrays. All rows of a batch have the same length, hence the same
 number of noise tokens and spans, so inputs and targets have fixed lengths too and need

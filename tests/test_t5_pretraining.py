@@ -1,0 +1,133 @@
+"""The T5 command line: a whole tree, real kills, and what comes of it."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+
+import keras
+import pytest
+
+from keras_fusion.t5 import __main__ as command_line
+from keras_fusion.t5 import recipe
+
+TREES = ["--tree", "M(S, S)", "--tree", "M(2*S)"]
+NUMBERS = {
+    "vocabulary_size": 400,
+    "sentinels": 16,
+    "input_length": 40,
+    "validation_batches": 2,
+    "batch_size": 4,
+    "evaluate_every": 10,
+    "checkpoint_every": 7,
+    "steps": 40,
+    "seeds": 1,
+}
+
+
+@pytest.fixture(scope="module")
+def scale(tmp_path_factory):
+    """The tiny recipe with smaller numbers."""
+    text = (recipe.FOLDER / "tiny.toml").read_text()
+    for key, value in NUMBERS.items():
+        text = re.sub(rf"(?m)^{key} = \d+", f"{key} = {value}", text)
+    path = tmp_path_factory.mktemp("recipe") / "smoke.toml"
+    path.write_text(text)
+    return str(path)
+
+
+def run(*words):
+    return command_line.main([*map(str, words)])
+
+
+def start(*words):
+    environment = os.environ | {"PYTHONUNBUFFERED": "1"}
+    command = [sys.executable, "-m", "keras_fusion.t5", *map(str, words)]
+    return subprocess.Popen(
+        command,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+
+
+def finish(process):
+    """Waits for a process, and returns what it showed."""
+    shown, _ = process.communicate()
+    assert process.returncode == 0
+    return shown
+
+
+def kill_at(pattern, *words):
+    """Starts a process and kills it when it shows a line."""
+    process = start(*words)
+    for line in process.stdout:
+        if re.search(pattern, line):
+            os.kill(process.pid, signal.SIGKILL)
+            break
+    process.stdout.close()
+    return process.wait()
+
+
+def losses(folder):
+    found = {}
+    for path in folder.glob("seed-*/*/result.json"):
+        result = json.loads(path.read_text())
+        found[result["node"]] = [(p["step"], p["loss"]) for p in result["points"]]
+    return found
+
+
+@pytest.mark.slow
+def test_a_killed_tree_ends_as_one_that_ran_through(tmp_path, scale):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    words = "pretrain", "--scale", scale, *TREES, "--output"
+    through = start(*words, whole)  # at the same time, in a process of its own
+    # In the middle of a training from scratch, between two states; then of a fused one.
+    assert kill_at(r"S1 +step +10/40", *words, killed) == -signal.SIGKILL
+    assert kill_at(r"M\(S1,S2\) +step +30/40", *words, killed) == -signal.SIGKILL
+    assert "M(2*S1)" in finish(start(*words, killed))
+    finish(through)
+    expected, found = losses(whole), losses(killed)
+    assert set(found) == set(expected) == {"S1", "S2", "M(S1,S2)", "M(2*S1)"}
+    for node, points in expected.items():
+        assert dict(found[node]) == pytest.approx(dict(points), abs=1e-6)
+        assert points[-1][1] < points[0][1]
+    assert finish(start(*words, killed)) == ""  # nothing is run again
+
+
+@pytest.mark.slow
+def test_from_a_tree_to_tables_and_curves(tmp_path, scale, capsys):
+    output = "--scale", scale, "--output", tmp_path / "out"
+    assert run("pretrain", *output, "--tree", "M(S2, S1)", "--only") == 1
+    assert "starts from 'S2', which has not finished" in capsys.readouterr().err
+    assert run("pretrain", *output, "--tree", "M(S, S)", "--dry-run") == 0
+    assert "to do           40 steps  M(S1,S2)" in capsys.readouterr().out
+    assert run("pretrain", *output, "--tree", "M", *TREES) == 0
+    assert run("finetune", *output, "--tree", "M(S, S)") == 0
+    page = tmp_path / "page.md"
+    page.write_text("<!-- tables begin -->\n<!-- tables end -->\n")
+    assert run("table", *output, "--docs", page) == 0
+    text = page.read_text()
+    assert "| self-fused | `M(2*S1)` | 1 |" in text
+    assert "builtin validation, accuracy" in text
+    assert run("plot", *output) == 0
+    assert (tmp_path / "out" / "t5_smoke_T5-M.png").stat().st_size > 10_000
+    # A self-fusion keeps the function; and the file loads as any other.
+    (folder,) = (tmp_path / "out" / "seed-0").glob("M-2-S1-*")
+    result = json.loads((folder / "result.json").read_text())
+    assert result["start"]["largest_change"] < 1e-5
+    model = keras.saving.load_model(folder / "model.keras", compile=False)
+    assert model.count_params() == result["parameters"]
+
+
+def test_words_that_do_not_fit_are_refused(tmp_path, capsys):
+    for words, message in (
+        (["--scale", "huge"], "scale='huge'"),
+        (["--tree", "M(S"], "cannot be read at position 3"),
+        (["--source", "nowhere", "--output", str(tmp_path)], "source='nowhere'"),
+    ):
+        assert run("pretrain", *words) == 1
+        assert message in capsys.readouterr().err
