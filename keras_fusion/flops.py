@@ -67,18 +67,34 @@ def _refuse(operation):
     )
 
 
+def _loss(model, trainable, others, x, y, sample_weight):
+    """The loss as a function of all that it depends on."""
+    state = [
+        *zip(model.trainable_variables, trainable, strict=True),
+        *zip(model.non_trainable_variables, others, strict=True),
+    ]
+    # Variables may be spread over devices, and cannot be read from a graph of one.
+    with keras.StatelessScope(state_mapping=state):
+        outputs = model(x, training=True)
+        return model.compute_loss(x, y, outputs, sample_weight)
+
+
 def _in_tensorflow(model, batch):
     import tensorflow as tf
 
-    def step(x, y, sample_weight):
+    def step(trainable, others, *batch):
         with tf.GradientTape() as tape:
-            outputs = model(x, training=True)
-            loss = model.compute_loss(x, y, outputs, sample_weight)
-        return tape.gradient(loss, [v.value for v in model.trainable_variables])
+            tape.watch(trainable)
+            loss = _loss(model, trainable, others, *batch)
+        return tape.gradient(loss, trainable)
 
     tensors = tf.nest.map_structure(tf.convert_to_tensor, batch)
     specs = tf.nest.map_structure(tf.TensorSpec.from_tensor, tensors)
-    graph = tf.function(step).get_concrete_function(*specs).graph
+    variables = [
+        [tf.TensorSpec(v.shape, v.dtype) for v in group]
+        for group in (model.trainable_variables, model.non_trainable_variables)
+    ]
+    graph = tf.function(step).get_concrete_function(*variables, *specs).graph
     return sum(map(_tensorflow_flops, graph.get_operations()))
 
 
@@ -114,11 +130,8 @@ def _einsum_flops(operation):
 def _in_jax(model, batch):
     import jax
 
-    def loss(trainable, other, x, y, sample_weight):
-        outputs, other = model.stateless_call(trainable, other, x, training=True)
-        mapping = zip(model.trainable_variables, trainable, strict=True)
-        with keras.StatelessScope(state_mapping=list(mapping)):
-            return model.compute_loss(x, y, outputs, sample_weight)
+    def loss(*arguments):
+        return _loss(model, *arguments)
 
     variables = [
         [jax.ShapeDtypeStruct(v.shape, v.dtype) for v in group]

@@ -43,7 +43,7 @@ def draw(results: dict, folder: Path) -> list[Path]:
 def _draw(title, table, path):
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 4.8), dpi=120, layout="constrained")
+    figure = Figure(figsize=(11, 5.2), dpi=120, layout="constrained")
     sides = figure.subplots(1, 2, sharey=True)
     for axes, with_parents in zip(sides, (False, True), strict=True):
         for (name, setting), colour in zip(
@@ -59,7 +59,8 @@ def _draw(title, table, path):
         axes.spines[["top", "right"]].set_visible(False)
     sides[0].set_ylabel("validation loss (nats a token)")
     sides[0].set_ylim(*_limits(table))
-    sides[1].legend(frameon=False, fontsize=8)
+    handles = sides[1].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", ncols=4, frameon=False)
     figure.suptitle(title, x=0.01, ha="left", fontsize=11)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)

@@ -81,7 +81,7 @@ def train(
     """
     entry = store.entry(seed, node)
     model, start = starting_point(node, seed, recipe, data, store)
-    _compile(model, node, recipe)
+    compiled(model, node, recipe)
     batches = data.batches(node.seed(seed), *strategy.host())
     steps = recipe.steps(node)
     figures = {
@@ -166,7 +166,8 @@ def starting_point(
     return fused, {"largest_change": difference.largest, "mean_change": difference.mean}
 
 
-def _compile(model, node, recipe):
+def compiled(model: keras.Model, node: Node, recipe: Recipe) -> keras.Model:
+    """Compiles a node's model for pre-training, and returns it."""
     training = recipe.training
     factor = training.fused_rate if node.parents else 1.0
     rate = InverseSquareRoot(
@@ -181,6 +182,7 @@ def _compile(model, node, recipe):
         metrics=[],
         weighted_metrics=[keras.metrics.SparseCategoricalAccuracy(name="accuracy")],
     )
+    return model
 
 
 class _Keeper(keras.callbacks.Callback):
