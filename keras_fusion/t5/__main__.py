@@ -9,7 +9,7 @@ from pathlib import Path
 import keras
 
 from keras_fusion.errors import FusionError
-from keras_fusion.t5 import requirements
+from keras_fusion.t5 import requirements, strategy
 
 _EPILOG = """
 A whole table at tiny scale, some hours on two cores, or less with a second process
@@ -85,7 +85,7 @@ def _parser():
     )
     pretrain.add_argument(
         "--strategy",
-        choices=("none", "mirrored", "tpu"),
+        choices=strategy.STRATEGIES,
         default="none",
         help="which devices; with JAX, mirrored and tpu are all there are",
     )

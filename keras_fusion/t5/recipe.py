@@ -158,7 +158,7 @@ class Recipe:
             for seed in range(min(table.seeds, seeds or table.seeds)):
                 for node in trainings(table.trees.values()):
                     found.setdefault((seed, node.name), node)
-        # Seed by seed, small models first: a run that is cut off has whole results.
+        # Seed by seed, parents first: a run that is cut off has whole results.
         rows = [(seed, node) for (seed, _), node in found.items()]
         return sorted(rows, key=lambda row: row[0])
 
