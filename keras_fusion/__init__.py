@@ -15,7 +15,7 @@ from keras_fusion.fusion import fuse
 from keras_fusion.growth_operators import FusionOperator
 from keras_fusion.learning_rate import GrownSchedule
 from keras_fusion.operator import Axis, fuse_arrays
-from keras_fusion.plotting import plot_dynamics, plot_run
+from keras_fusion.plotting import plot_dynamics, plot_fusion, plot_run
 from keras_fusion.registry import Norm, register, registered
 from keras_fusion.report import FusionReport, fusion_report
 from keras_fusion.schedules import AtEpoch, AtStep, GrowthSchedule, Moment, OnPlateau
@@ -49,6 +49,7 @@ __all__ = [
     "fusion_report",
     "layers",
     "plot_dynamics",
+    "plot_fusion",
     "plot_run",
     "register",
     "register_optimizer",

@@ -1,6 +1,7 @@
 """Where the parents' parameters lie in a grown model, and how fast they were trained."""
 
 import dataclasses
+import weakref
 
 import keras
 import numpy as np
@@ -10,8 +11,15 @@ from keras_fusion.operator import Axis, block_index, is_readout
 
 
 @dataclasses.dataclass(frozen=True)
-class _Place:
-    """One trainable variable: its shape, axes, and scales of value and gradient."""
+class Place:
+    """How the parents lie in one variable of a grown model.
+
+    Args:
+        shape: tuple of ints.
+        axes: tuple of `Axis`, one per dimension.
+        value_scale: float. The factor on the parents' values.
+        gradient_scale: float. How much smaller its gradient is than a parent's.
+    """
 
     shape: tuple[int, ...]
     axes: tuple[Axis, ...]
@@ -19,7 +27,8 @@ class _Place:
     gradient_scale: float
 
     @property
-    def grown(self):
+    def grown(self) -> bool:
+        """Whether the parents lie side by side in this variable."""
         return any(axis.grown for axis in self.axes)
 
 
@@ -31,6 +40,10 @@ class Blocks:
     Args:
         layouts: the `VariableLayout`s of the growth.
         model: the grown model.
+
+    Attributes:
+        count: int. How many parents there are.
+        places: list of `Place`, one a weight of the model.
 
     Example:
 
@@ -47,9 +60,10 @@ class Blocks:
 
     def __init__(self, layouts: list[VariableLayout], model: keras.Model):
         by_target = {id(item.target): item for item in layouts}
-        found = [by_target[id(v)] for v in model.trainable_variables]
+        places = {id(v): _place(by_target[id(v)]) for v in model.weights}
         self.count = len(layouts[0].sources)
-        self._places = [_place(item) for item in found]
+        self.places = [places[id(v)] for v in model.weights]
+        self._trainable = [places[id(v)] for v in model.trainable_variables]
 
     def masks(self) -> list[np.ndarray]:
         """Ones at the parents' own parameters, zeros at off-diagonals and new capacity.
@@ -57,7 +71,7 @@ class Blocks:
         Returns:
             List of float32 arrays, one a trainable variable and of its shape.
         """
-        return [self._mask(place) for place in self._places]
+        return [self._mask(place) for place in self._trainable]
 
     def speeds(self, degree: int = 1) -> list[np.ndarray]:
         """How fast the parents' own training moves the parameters, by the grown gradient.
@@ -75,7 +89,7 @@ class Blocks:
         """
         return [
             self._mask(place) * place.value_scale / place.gradient_scale**degree
-            for place in self._places
+            for place in self._trainable
         ]
 
     def split(self, values: list[np.ndarray]) -> list[np.ndarray]:
@@ -89,7 +103,7 @@ class Blocks:
         """
         rows = [
             (place, np.asarray(value, "float64"))
-            for place, value in zip(self._places, values, strict=True)
+            for place, value in zip(self._trainable, values, strict=True)
             if place.grown
         ]
         return [
@@ -110,4 +124,19 @@ def _place(item):
     scale = float(np.mean(item.scales))
     if is_readout(item.axes):
         scale /= len(item.sources)
-    return _Place(tuple(item.target.shape), item.axes, scale, item.gradient_scale)
+    return Place(tuple(item.target.shape), item.axes, scale, item.gradient_scale)
+
+
+# By model, and no longer than it lives: neither a model nor a file holds it.
+_MADE: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+
+
+def remember(layouts: list[VariableLayout], model: keras.Model) -> Blocks:
+    """Makes the `Blocks` of a growth, which `of` finds while the model lives."""
+    _MADE[model] = Blocks(layouts, model)
+    return _MADE[model]
+
+
+def of(model: keras.Model) -> Blocks | None:
+    """The `Blocks` of a model's last growth, or `None`."""
+    return _MADE.get(model)

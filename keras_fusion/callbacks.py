@@ -7,6 +7,7 @@ import keras
 
 from keras_fusion import (
     arguments,
+    blocks,
     fusion,
     graft,
     learning_rate,
@@ -14,7 +15,6 @@ from keras_fusion import (
     rate_multipliers,
     slots,
 )
-from keras_fusion.blocks import Blocks
 from keras_fusion.errors import FusionError, GrowthError
 from keras_fusion.events import GrowthEvent
 from keras_fusion.learning_rate import GrownSchedule, Ramp
@@ -238,7 +238,7 @@ class GrowModel(keras.callbacks.Callback):
         with graft.scope(model):
             plan, optimizer, difference = self._prepare(model)
             graft.graft(model, plan.fused, optimizer, plan.weights_adapter())
-        self.blocks = Blocks(plan.layouts, model)
+        self.blocks = blocks.remember(plan.layouts, model)
         self._ramp()
         event = GrowthEvent(
             step=self._step,

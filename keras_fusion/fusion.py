@@ -9,6 +9,7 @@ import numpy as np
 from keras_fusion import (
     architecture,
     arguments,
+    blocks,
     calibration,
     capacity,
     depth,
@@ -297,6 +298,7 @@ def fuse(
     plan.fill()
     if plan.settings.is_exact:
         _check_function(plan)
+    blocks.remember(plan.layouts, plan.fused)
     return plan.fused
 
 

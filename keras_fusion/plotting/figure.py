@@ -1,0 +1,49 @@
+"""What all pictures share: a figure without a window, and colours for all eyes."""
+
+from typing import Any
+
+# Okabe and Ito's palette, which people with any colour vision can tell apart.
+PARENTS = ("#0072B2", "#E69F00", "#CC79A7", "#56B4E9")
+NEW_CAPACITY = "#009E73"
+INK = "#333333"
+# Lines in one panel also differ in their dashes, for prints in grey.
+LINES = (
+    {"color": "#0072B2", "linestyle": "-"},
+    {"color": "#D55E00", "linestyle": (0, (5, 1.5))},
+    {"color": "#009E73", "linestyle": (0, (1, 1))},
+    {"color": "#CC79A7", "linestyle": (0, (5, 1, 1, 1))},
+)
+
+
+def new_figure(width: float, height: float) -> Any:
+    """A matplotlib `Figure` of a size in inches.
+
+    Raises:
+        ImportError: without matplotlib, which `pip install keras-fusion[plot]` brings.
+    """
+    try:
+        # The figure itself, not pyplot: no backend is chosen and no window opened.
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError(
+            "Pictures need matplotlib: pip install keras-fusion[plot]"
+        ) from error
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def tidy(axes: Any) -> None:
+    """Takes away what a curve's panel does not need, and lays a light grid."""
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(color="0.92", linewidth=0.8)
+    axes.set_axisbelow(True)
+
+
+def mark_growth(axes: Any, x: float) -> None:
+    """Draws the vertical line of a growth."""
+    axes.axvline(x, color=INK, linestyle="--", linewidth=1)
+
+
+def save(figure: Any, path: str | None) -> None:
+    """Writes the picture, if it is to be written."""
+    if path is not None:
+        figure.savefig(path, dpi=150)
