@@ -261,17 +261,3 @@ def test_configs_round_trip():
         again = keras.saving.deserialize_keras_object(config)
         assert type(again) is type(grow)
         assert keras.saving.serialize_keras_object(again) == config
-
-
-def test_plot_of_a_run(tmp_path):
-    grow = DeepFusion(at_epoch=1, verbose=0)
-    history = fit(functional(), "functional", grow)
-    path = tmp_path / "run.png"
-    figure = keras_fusion.plot_run(history, grow.events, path=str(path))
-    (axes,) = figure.axes
-    assert path.stat().st_size > 1000
-    assert [
-        line.get_xdata()[0] for line in axes.lines if line.get_linestyle() == "--"
-    ] == [1]
-    with pytest.raises(ValueError, match="names nothing"):
-        keras_fusion.plot_run(history, grow.events, values=("accuracy",))

@@ -63,8 +63,12 @@ def plot_fusion(
     figure = new_figure(max(2.3 * columns, 5), 2.5 * rows + 0.5)
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
     owners = set()
-    for axes, (variable, place) in zip(panels, drawn, strict=False):
+    titles = _titles([variable.path for variable, _ in drawn])
+    for axes, title, (variable, place) in zip(panels, titles, drawn, strict=False):
         owners |= _draw(axes, variable, place, count)
+        if is_readout(place.axes):
+            title += f"\nreadout, each over {count}"
+        axes.set_title(title, fontsize=8, color=INK)
     for axes in panels[len(drawn) :]:
         axes.remove()
     _add_legend(figure, count, owners)
@@ -82,8 +86,7 @@ def _chosen(model, pattern, most):
             "`DeepFusion` has grown; a file does not hold it."
         )
     weights = model.weights
-    shapes = [tuple(v.shape) for v in weights]
-    if shapes != [place.shape for place in found.places]:
+    if [tuple(v.shape) for v in weights] != [place.shape for place in found.places]:
         raise FusionError(
             f"The weights of {model.name!r} have other shapes than right after its last "
             "fusion; draw a model before it is changed by other means."
@@ -91,22 +94,31 @@ def _chosen(model, pattern, most):
     pairs = [
         (variable, place)
         for variable, place in zip(weights, found.places, strict=True)
-        if place.grown and len(place.axes) > 1
+        if _is_kernel(place)
     ]
     if pattern is not None:
         pairs = [pair for pair in pairs if re.search(pattern, pair[0].path)]
     else:
-        # Repeated blocks have one name but for its numbers.
+        # Repeated blocks have equal shapes, and one name but for its numbers.
         once = {}
         for variable, place in pairs:
-            once.setdefault(re.sub(r"_?\d+", "", variable.path), (variable, place))
+            alike = re.sub(r"_?\d+", "", variable.path), place.shape
+            once.setdefault(alike, (variable, place))
         pairs = list(once.values())
     if not pairs:
         raise FusionError(
             f"No kernel that grew in {model.name!r} matches kernels={pattern!r}. It has, "
             f"for example, {[v.path for v in weights[:3]]}."
         )
-    return pairs[:most]
+    # The last one is often the readout.
+    return pairs if len(pairs) <= most else [*pairs[: most - 1], pairs[-1]]
+
+
+def _is_kernel(place):
+    """Whether a variable grew and maps inputs to outputs: no bias, no norm's gamma."""
+    first, *rest = place.axes
+    has_inputs = any(axis.role == "in" for axis in place.axes)
+    return place.grown and bool(rest) and (has_inputs or not first.grown)
 
 
 def _draw(axes, variable, place, count):
@@ -119,7 +131,6 @@ def _draw(axes, variable, place, count):
     value, owner = value[np.ix_(rows, columns)], owner[np.ix_(rows, columns)]
     axes.imshow(_colours(value, owner), aspect="auto", interpolation="nearest")
     _add_numbers(axes, owner, count)
-    axes.set_title(_title(variable, place, count), fontsize=8, color=INK)
     axes.set_ylabel(f"inputs, {full[0]:,}", fontsize=7, color=INK)
     axes.set_xlabel(f"outputs, {full[1]:,}", fontsize=7, color=INK)
     axes.set_xticks([])
@@ -201,10 +212,14 @@ def _add_numbers(axes, owner, count):
             )
 
 
-def _title(variable, place, count):
-    name = "/".join(variable.path.split("/")[-2:])
-    name = name if len(name) <= 26 else f"…{name[-25:]}"
-    return f"{name}\nreadout, each over {count}" if is_readout(place.axes) else name
+def _titles(paths):
+    """The ends of the paths, as long as it takes to tell them apart."""
+    parts = [path.split("/") for path in paths]
+    for length in range(2, max(map(len, parts)) + 1):
+        ends = ["/".join(p[-length:]) for p in parts]
+        if len(set(ends)) == len(ends):
+            break
+    return [end if len(end) <= 30 else f"…{end[-29:]}" for end in ends]
 
 
 def _add_legend(figure, count, owners):
