@@ -26,15 +26,32 @@ class AnnealBlockNorms(keras.callbacks.Callback):
 
     Example:
 
-    ```python
-    model.fit(
-        dataset,
-        callbacks=[
-            keras_fusion.DeepFusion(at_step=1000, partners=[other], norms="block"),
-            keras_fusion.AnnealBlockNorms(steps=2000),
-        ],
-    )
-    ```
+    >>> import keras, keras_fusion, numpy as np
+    >>> def build():
+    ...     return keras.Sequential(
+    ...         [
+    ...             keras.Input((4,)),
+    ...             keras.layers.Dense(8),
+    ...             keras.layers.LayerNormalization(),
+    ...             keras.layers.Dense(1),
+    ...         ]
+    ...     )
+    >>> model, other = build(), build()
+    >>> model.compile("adam", "mse")
+    >>> callbacks = [
+    ...     keras_fusion.DeepFusion(
+    ...         at_step=2,
+    ...         partners=[other],
+    ...         norms="block",
+    ...         optimizer_state="reset",
+    ...         verbose=0,
+    ...     ),
+    ...     keras_fusion.AnnealBlockNorms(steps=4),
+    ... ]
+    >>> x = np.random.default_rng(0).standard_normal((64, 4)).astype("float32")
+    >>> _ = model.fit(x, x[:, :1], batch_size=8, verbose=0, callbacks=callbacks)
+    >>> type(model.layers[1]).__name__, model.layers[0].units
+    ('LayerNormalization', 16)
 
     The annealing is this package's own.
     """

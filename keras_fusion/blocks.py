@@ -43,7 +43,8 @@ class Blocks:
 
     Attributes:
         count: int. How many parents there are.
-        places: list of `Place`, one a weight of the model.
+        places: list of `Place`, one a weight of the model; `None` for a weight that no
+            parent has (a block norm's blend).
 
     Example:
 
@@ -60,9 +61,9 @@ class Blocks:
 
     def __init__(self, layouts: list[VariableLayout], model: keras.Model):
         by_target = {id(item.target): item for item in layouts}
-        places = {id(v): _place(by_target[id(v)]) for v in model.weights}
+        places = {key: _place(item) for key, item in by_target.items()}
         self.count = len(layouts[0].sources)
-        self.places = [places[id(v)] for v in model.weights]
+        self.places = [places.get(id(v)) for v in model.weights]
         self._trainable = [places[id(v)] for v in model.trainable_variables]
 
     def masks(self) -> list[np.ndarray]:

@@ -37,15 +37,26 @@ class DeepFusion(GrowModel):
         **kwargs: `optimizer_state`, `learning_rate_factor`, `learning_rate_multipliers`,
             `rewarmup_steps`, `probe`, `tolerance` and `verbose`, see `GrowModel`.
 
+    Raises:
+        FusionError: for arguments that cannot work, at once where they are enough to
+            tell, on the first batch at the latest.
+
     Example:
 
-    ```python
-    model.fit(
-        dataset,
-        epochs=10,
-        callbacks=[keras_fusion.DeepFusion(at_step=1000, partners=[other])],
-    )
-    ```
+    >>> import keras, keras_fusion, numpy as np
+    >>> def build():
+    ...     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8)])
+    ...     model.add(keras.layers.Dense(1))
+    ...     return model
+    >>> model, other = build(), build()
+    >>> x = np.ones((32, 4), "float32")
+    >>> for parent in (model, other):  # trained apart
+    ...     parent.compile("adam", "mse")
+    ...     _ = parent.fit(x, x[:, :1], verbose=0)
+    >>> grow = keras_fusion.DeepFusion(at_step=3, partners=[other], verbose=0)
+    >>> _ = model.fit(x, x[:, :1], batch_size=8, verbose=0, callbacks=[grow])
+    >>> model.layers[0].units
+    16
 
     Source: Mazzawi et al., ICML 2024.
     """

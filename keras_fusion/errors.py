@@ -2,16 +2,60 @@
 
 
 class FusionError(ValueError):
-    """A model, partner or option that cannot be fused; nothing was changed."""
+    """A model, partner or option that cannot be fused; nothing was changed.
+
+    Example:
+
+    >>> import keras_fusion
+    >>> try:
+    ...     keras_fusion.AtStep(0)
+    ... except keras_fusion.FusionError as error:
+    ...     print(error)
+    `at_step` must be a positive integer, ... Received: at_step=0.
+    """
 
 
 class UnregisteredLayerError(FusionError):
-    """A layer with weights of its own that no rule describes."""
+    """A layer with weights of its own that no rule describes.
+
+    Example:
+
+    >>> import keras, keras_fusion
+    >>> model = keras.Sequential([keras.Input((3, 4)), keras.layers.GRU(8)])
+    >>> try:
+    ...     keras_fusion.fuse(model, factor=2)
+    ... except keras_fusion.UnregisteredLayerError as error:
+    ...     print("Register it" in str(error))
+    True
+    """
 
 
 class StructureError(FusionError):
-    """Parents whose layers do not correspond one to one."""
+    """Parents whose layers do not correspond one to one.
+
+    Example:
+
+    >>> import keras, keras_fusion
+    >>> a = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8)])
+    >>> b = keras.Sequential([keras.Input((4,)), keras.layers.EinsumDense("ab,bc->ac", 8)])
+    >>> try:
+    ...     keras_fusion.fuse([a, b])
+    ... except keras_fusion.StructureError as error:
+    ...     print("differ" in str(error))
+    True
+    """
 
 
 class GrowthError(RuntimeError):
-    """A growth that failed in mid-training; the live model trains on as it was."""
+    """A growth that failed in mid-training; the live model trains on as it was.
+
+    Example: to train on to the end without it.
+
+    >>> import keras_fusion
+    >>> class Lenient(keras_fusion.DeepFusion):
+    ...     def grow(self):
+    ...         try:
+    ...             return super().grow()
+    ...         except keras_fusion.GrowthError as error:
+    ...             print(f"Not grown: {error}")
+    """

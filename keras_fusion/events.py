@@ -18,6 +18,19 @@ class GrowthEvent:
         mean_change: float. Mean change of the outputs, relative to their mean size.
         argmax_agreement: float. Share of the probe's outputs with the same argmax.
         operator: string. What was done.
+
+    Example:
+
+    >>> import keras, keras_fusion, numpy as np
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8)])
+    >>> model.add(keras.layers.Dense(1))
+    >>> model.compile("adam", "mse")
+    >>> grow = keras_fusion.DeepFusion(at_step=2, verbose=0)
+    >>> x = np.ones((32, 4), "float32")
+    >>> _ = model.fit(x, x[:, :1], batch_size=8, verbose=0, callbacks=[grow])
+    >>> event = grow.events[0]
+    >>> event.step, event.params_before, event.params_after
+    (2, 49, 97)
     """
 
     step: int

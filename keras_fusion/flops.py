@@ -17,6 +17,8 @@ import keras
 
 from keras_fusion.errors import FusionError
 
+__all__ = ["training_step_flops"]
+
 # Products that `_tensorflow_flops` does not know: better an error than a wrong count.
 _UNCOUNTED = (
     "Conv",

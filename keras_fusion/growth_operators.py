@@ -26,6 +26,18 @@ class FusionOperator:
         seed: int or `None`, see `fuse`.
         norms: `"joint"`, `"block"` or `"calibrated"`, see `fuse`.
         batch: inputs for `norms="calibrated"`, see `fuse`.
+
+    Raises:
+        FusionError: if `partners` is empty; from `plan`, for anything that `fuse` refuses.
+
+    Example:
+
+    >>> import keras, keras_fusion
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8)])
+    >>> model.add(keras.layers.Dense(1))
+    >>> plan = keras_fusion.FusionOperator(factor=2).plan(model)
+    >>> plan.fill().layers[0].units
+    16
     """
 
     def __init__(

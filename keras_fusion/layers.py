@@ -12,6 +12,8 @@ from keras import ops
 
 from keras_fusion.errors import FusionError
 
+__all__ = ["BlockLayerNormalization", "BlockRMSNormalization"]
+
 
 class _BlockNorm:
     """What both norms share: the blocks, their statistics and the blend."""

@@ -100,6 +100,15 @@ class GrownSchedule(keras.optimizers.schedules.LearningRateSchedule):
             growth. It may be a `GrownSchedule` itself: the ramps of several growths
             multiply.
         ramp: `Ramp`.
+
+    Example: half the rate, with a re-warm-up over 10 steps from step 100 on.
+
+    >>> import keras, keras_fusion
+    >>> from keras_fusion.learning_rate import Ramp
+    >>> decay = keras.optimizers.schedules.PolynomialDecay(1.0, 1000, 0.0)
+    >>> schedule = keras_fusion.GrownSchedule(decay, Ramp(0.5, 10, start=100))
+    >>> [round(float(schedule(step)), 3) for step in (100, 104, 500)]
+    [0.045, 0.224, 0.25]
     """
 
     def __init__(self, schedule, ramp):

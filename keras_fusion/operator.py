@@ -27,6 +27,13 @@ class Axis:
             layer's output) or `None` (not a width).
         blocks: tuple with, for each parent, an integer array of the positions its
             entries take along this axis; `None` if the axis did not grow.
+
+    Example: a bias of 3 units beside one of 2.
+
+    >>> import keras_fusion, numpy as np
+    >>> axis = keras_fusion.Axis(5, "out", (np.arange(3), np.arange(3, 5)))
+    >>> axis.grown, axis.positions(1)
+    (True, array([3, 4]))
     """
 
     size: int
@@ -138,6 +145,23 @@ def fuse_arrays(
 
     Returns:
         Array of shape `tuple(axis.size for axis in axes)`.
+
+    Example: the kernels of two dense layers, and of their readout.
+
+    >>> import keras_fusion, numpy as np
+    >>> blocks = (np.arange(1), np.arange(1, 2))
+    >>> inputs = keras_fusion.Axis(2, "in", blocks)
+    >>> outputs = keras_fusion.Axis(2, "out", blocks)
+    >>> kernels = [np.array([[4.0]]), np.array([[6.0]])]
+    >>> keras_fusion.fuse_arrays(kernels, [inputs, outputs])
+    array([[4., 0.],
+           [0., 6.]])
+    >>> keras_fusion.fuse_arrays(kernels, [inputs, keras_fusion.Axis(1, "out")])
+    array([[2.],
+           [3.]])
+
+    Source: the FUSION operator of Mazzawi et al., ICML 2024; `"paired"`, parents of
+    unequal width and new capacity are this package's own.
     """
     arrays = [_working(array) for array in arrays]
     count = len(arrays)

@@ -19,6 +19,19 @@ class Norm:
         shift: name of the variable that is added, or `None`.
         offset: float. What is added to `scale` before it multiplies: 1 for a norm that
             computes with `1 + scale` (Gemma's). Defaults to 0.
+
+    Example:
+
+    >>> import keras, keras_fusion
+    >>> class MyRMSNorm(keras.layers.Layer):
+    ...     def build(self, input_shape):
+    ...         self.gain = self.add_weight(shape=input_shape[-1:], name="gain")
+    >>> _ = keras_fusion.register(
+    ...     MyRMSNorm,
+    ...     roles={"gain": ("out",)},
+    ...     scalable=("gain",),
+    ...     norm=keras_fusion.Norm("mean_square", scale="gain"),
+    ... )
     """
 
     statistic: str
@@ -163,17 +176,24 @@ def register(
 
     Example:
 
-    ```python
-    class Block(keras.Layer):
-        def __init__(self, units, **kwargs):
-            super().__init__(**kwargs)
-            self.units = units
-            self.dense = keras.layers.Dense(units)
-        ...
-
-    keras_fusion.register(Block, widths=("units",), output_width="units")
-    keras_fusion.testing.run_rule_test(Block(8), input_shape=(2, 4))
-    ```
+    >>> import keras, keras_fusion
+    >>> @keras.saving.register_keras_serializable("example")
+    ... class Block(keras.layers.Layer):
+    ...     def __init__(self, units, **kwargs):
+    ...         super().__init__(**kwargs)
+    ...         self.units = units
+    ...         self.dense = keras.layers.Dense(units)
+    ...
+    ...     def build(self, input_shape):
+    ...         self.dense.build(input_shape)
+    ...
+    ...     def call(self, x):
+    ...         return self.dense(x)
+    ...
+    ...     def get_config(self):
+    ...         return super().get_config() | {"units": self.units}
+    >>> _ = keras_fusion.register(Block, widths=("units",), output_width="units")
+    >>> fused = keras_fusion.testing.run_rule_test(Block(8), input_shape=(2, 4))
     """
     _check_registration(cls, widths, roles, output_width)
     _RULES[cls] = Rule(
@@ -251,7 +271,17 @@ def find_for_weights(layer: keras.Layer) -> Rule | None:
 
 
 def registered() -> dict[type | str, Rule]:
-    """All rules by class, for the tests that every rule must pass."""
+    """All rules by class, for the tests that every rule must pass.
+
+    Returns:
+        Dict from a class, or its name as `"package>ClassName"`, to its `Rule`.
+
+    Example:
+
+    >>> import keras, keras_fusion
+    >>> keras_fusion.registered()[keras.layers.Dense].widths
+    ('units',)
+    """
     _load_rules()
     return dict(_RULES)
 

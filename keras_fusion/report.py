@@ -39,6 +39,16 @@ class FusionReport:
         parent_losses: list of K floats; empty without targets.
         ensemble_loss: float or `None`. Loss of the mean of the parents' outputs.
         fused_loss: float or `None`.
+
+    Example:
+
+    >>> import keras, keras_fusion, numpy as np
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8)])
+    >>> model.add(keras.layers.Dense(2))
+    >>> fused = keras_fusion.fuse(model, factor=2)
+    >>> report = keras_fusion.fusion_report([model], fused, np.ones((3, 4)))
+    >>> print(report.first_departure())
+    None
     """
 
     difference: probe.Difference

@@ -17,6 +17,13 @@ class Moment:
         epoch: int. Epochs done so far.
         growths: int. Growths done so far by the callback that asks.
         logs: dict of metrics at the end of an epoch, `None` within one.
+
+    Example:
+
+    >>> import keras_fusion
+    >>> moment = keras_fusion.Moment(step=7, epoch=0, growths=0)
+    >>> keras_fusion.AtStep(7).should_grow(moment)
+    True
     """
 
     step: int
@@ -26,7 +33,24 @@ class Moment:
 
 
 class GrowthSchedule:
-    """Base class of schedules: subclass it and answer `should_grow`."""
+    """Base class of schedules: subclass it and answer `should_grow`.
+
+    Example:
+
+    >>> import keras_fusion
+    >>> class AtLoss(keras_fusion.GrowthSchedule):
+    ...     def __init__(self, loss):
+    ...         self.loss = loss
+    ...
+    ...     def should_grow(self, moment):
+    ...         if moment.logs is None or moment.growths:
+    ...             return False
+    ...         return moment.logs["loss"] < self.loss
+    ...
+    ...     def get_config(self):
+    ...         return {"loss": self.loss}
+    >>> grow = keras_fusion.DeepFusion(schedule=AtLoss(0.5))
+    """
 
     def reset(self) -> None:
         """Called when a training run begins."""
@@ -40,7 +64,14 @@ class GrowthSchedule:
         """
 
     def should_grow(self, moment: Moment) -> bool:
-        """Whether to grow now."""
+        """Whether to grow now.
+
+        Args:
+            moment: `Moment`. Where the run stands.
+
+        Returns:
+            bool.
+        """
         raise NotImplementedError
 
     def get_config(self) -> dict:
@@ -87,6 +118,15 @@ class AtStep(GrowthSchedule):
         steps: int or increasing list of ints, counted from 1: a growth at step s
             happens after step s. Under `steps_per_execution=n` it happens at the end of
             the execution that holds step s.
+
+    Raises:
+        FusionError: if `steps` is not made of positive integers; when training begins,
+            for steps that have passed or that it will not reach.
+
+    Example:
+
+    >>> import keras_fusion
+    >>> grow = keras_fusion.DeepFusion(schedule=keras_fusion.AtStep([1000, 5000]))
     """
 
     def __init__(self, steps):
@@ -113,6 +153,15 @@ class AtEpoch(GrowthSchedule):
 
     Args:
         epochs: int or increasing list of ints, counted from 1 as the progress bar does.
+
+    Raises:
+        FusionError: if `epochs` is not made of positive integers; when training begins,
+            for epochs that have passed or that it will not reach.
+
+    Example:
+
+    >>> import keras_fusion
+    >>> grow = keras_fusion.DeepFusion(schedule=keras_fusion.AtEpoch(3))
     """
 
     def __init__(self, epochs):
@@ -143,6 +192,16 @@ class OnPlateau(GrowthSchedule):
         min_delta: float. Smallest change that counts as an improvement.
         mode: `"min"` or `"max"`: which way is better.
         max_growths: int. How often to grow in all.
+
+    Raises:
+        FusionError: if `mode`, `patience` or `max_growths` is none of these; in training,
+            if the logs have no value named `monitor`.
+
+    Example:
+
+    >>> import keras_fusion
+    >>> schedule = keras_fusion.OnPlateau("val_loss", patience=3, min_delta=0.01)
+    >>> grow = keras_fusion.DeepFusion(schedule=schedule)
     """
 
     def __init__(

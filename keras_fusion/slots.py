@@ -41,6 +41,14 @@ class Slot:
             that were applied before.
         dual: function `(optimizer, slots, value) -> array` for a slot that determines
             the weights and so must agree with them (Ftrl's `linears`).
+
+    Example: the two moments of an optimizer such as Adam.
+
+    >>> import keras_fusion
+    >>> moments = {
+    ...     "momentums": keras_fusion.Slot(1, decay="beta_1"),
+    ...     "velocities": keras_fusion.Slot(2, positive=True, decay="beta_2"),
+    ... }
     """
 
     degree: float | None = 1.0
@@ -69,6 +77,18 @@ def register_optimizer(cls: type | str, slots: Mapping[str, Slot]) -> None:
         cls: the optimizer class, or its name. Holds for subclasses too.
         slots: dict from the name of the attribute that holds the slot's list (leading
             underscores left out) to a `Slot`.
+
+    Returns:
+        None.
+
+    Example:
+
+    >>> import keras, keras_fusion
+    >>> class MyMomentum(keras.optimizers.SGD):
+    ...     pass
+    >>> keras_fusion.register_optimizer(
+    ...     MyMomentum, {"momentums": keras_fusion.Slot(1)}
+    ... )
     """
     _SLOTS[getattr(cls, "__name__", cls)] = dict(slots)
 

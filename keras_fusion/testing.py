@@ -15,6 +15,8 @@ from keras_fusion import fusion, layout, probe, registry
 from keras_fusion.deep_fusion import DeepFusion
 from keras_fusion.operator import fuse_slot
 
+__all__ = ["run_growth_test", "run_rule_test"]
+
 
 def run_rule_test(
     layer: keras.Layer,
@@ -50,6 +52,14 @@ def run_rule_test(
     Raises:
         AssertionError: naming what does not hold.
         FusionError: if the layer cannot be fused at all.
+
+    Example:
+
+    >>> import keras
+    >>> from keras_fusion.testing import run_rule_test
+    >>> fused = run_rule_test(keras.layers.Dense(8), input_shape=(2, 4))
+    >>> fused.layers[2].units
+    16
     """
     model = _embed(layer, input_shape, input_dtype, call or (lambda f, x: f(x)))
     _perturb(model)
@@ -183,6 +193,17 @@ def run_growth_test(
 
     Raises:
         AssertionError: naming what does not hold.
+
+    Example:
+
+    >>> import keras, numpy as np
+    >>> from keras_fusion.testing import run_growth_test
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8, "relu")])
+    >>> model.add(keras.layers.Dense(1))
+    >>> x = np.random.default_rng(0).standard_normal((64, 4)).astype("float32")
+    >>> grow = run_growth_test(model, x, x[:, :1], loss="mse", steps_after=20)
+    >>> grow.model.layers[0].units
+    16
     """
     model.compile(optimizer=optimizer, loss=loss)
     count = len(keras.tree.flatten(x)[0])

@@ -109,6 +109,11 @@ def test_the_model_grown_in_fit_is_drawn():
     assert len(plot_fusion(model, most=6).axes) == 6
 
 
+def test_block_norms_have_a_weight_that_no_parent_has():
+    fused = fuse([functional(8, 0), functional(8, 1)], norms="block")
+    assert len(plot_fusion(fused).axes) > 3
+
+
 def test_models_without_blocks_are_refused(tmp_path):
     model = net()
     with pytest.raises(FusionError, match=f"'{model.name}' was not fused in this"):

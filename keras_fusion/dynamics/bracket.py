@@ -25,6 +25,12 @@ class Phases:
         small_rate: float. Their learning rate, h1.
         big_steps: int. Steps of the grown network, n2.
         big_rate: float. Their learning rate, h2.
+
+    Example:
+
+    >>> from keras_fusion.dynamics import Phases
+    >>> Phases(small_steps=10, small_rate=0.1, big_steps=20, big_rate=0.1).bracket_weight
+    1.0
     """
 
     small_steps: int = 1
@@ -154,6 +160,17 @@ class Field:
         bracket: vector `C H A g - A H C g`.
         of_small: vector `H A g`.
         of_big: vector `H C g`.
+
+    A vector is a list of arrays, one a trainable variable and of its shape.
+
+    Example: see `Bracket`, which returns it.
+
+    >>> import numpy as np
+    >>> from keras_fusion.dynamics import Field
+    >>> g, a = [np.array([3.0, 4.0])], [np.array([1.0, 0.0])]
+    >>> field = Field(1.0, g, a, [1.0], [0 * g[0]], g, g)
+    >>> field.small_descent, field.big_descent
+    (9.0, 25.0)
     """
 
     loss: float
@@ -218,6 +235,13 @@ class Field:
 
         Its error is of third order in the learning rates; of second order without the
         bracket.
+
+        Args:
+            phases: `Phases`. How long both train, and at which rate.
+            with_bracket: bool. Whether the bracket is in it. Defaults to `True`.
+
+        Returns:
+            List of arrays, one a trainable variable and of its shape.
         """
         h1, n1 = phases.small_rate, phases.small_steps
         h2, n2 = phases.big_rate, phases.big_steps

@@ -112,6 +112,16 @@ class Result:
         loss: float.
         gradient: list of arrays, one a trainable variable.
         products: list of such lists, one a direction.
+
+    Example: see `Derivatives`, which returns it.
+
+    >>> import keras, numpy as np
+    >>> from keras_fusion.dynamics import Derivatives
+    >>> model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+    >>> model.compile("sgd", "mse")
+    >>> result = Derivatives(model)(np.ones((4, 1)), np.ones((4, 1)))
+    >>> [g.shape for g in result.gradient], result.products
+    ([(1, 1), (1,)], [])
     """
 
     loss: float

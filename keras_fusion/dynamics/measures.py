@@ -14,10 +14,18 @@ def block_alignment(blocks: list[np.ndarray]) -> float:
     """The mean cosine of any two blocks' gradients: 1 for copies that have not parted.
 
     Args:
-        blocks: one flat array a parent, as `Blocks.split(gradient)` gives them.
+        blocks: list of arrays of shape `(n,)`, one a parent, as `Blocks.split(gradient)`
+            gives them.
 
     Returns:
         float, `nan` if the blocks' sizes differ.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from keras_fusion.dynamics import block_alignment
+    >>> float(block_alignment([np.array([3.0, 4.0]), np.array([6.0, 8.0])]))
+    1.0
     """
     return _mean_of_pairs(blocks, _cosine)
 
@@ -29,10 +37,18 @@ def asymmetry(blocks: list[np.ndarray]) -> float:
     all pairs.
 
     Args:
-        blocks: one flat array a parent, as `Blocks.split(weights)` gives them.
+        blocks: list of arrays of shape `(n,)`, one a parent, as `Blocks.split(weights)`
+            gives them.
 
     Returns:
         float, `nan` if the blocks' sizes differ.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from keras_fusion.dynamics import asymmetry
+    >>> round(asymmetry([np.array([1.0, 0.0]), np.array([0.0, 1.0])]), 6)
+    1.0
     """
     return _mean_of_pairs(blocks, _distance)
 
@@ -47,6 +63,15 @@ def activation_rms(model: keras.Model, inputs) -> dict[str, float]:
     Returns:
         Dict from a layer's address to a float; layers without one float tensor as their
         output are left out.
+
+    Example:
+
+    >>> import keras, numpy as np
+    >>> from keras_fusion.dynamics import activation_rms
+    >>> ones = keras.layers.Dense(4, kernel_initializer="ones")
+    >>> model = keras.Sequential([keras.Input((2,)), ones])
+    >>> activation_rms(model, np.ones((3, 2)))["layers[0]"]
+    2.0
     """
     layers = {
         address: layer
@@ -70,7 +95,13 @@ def activation_jump(before: dict[str, float], after: dict[str, float]) -> float:
         after: what it gave for the grown one.
 
     Returns:
-        float of at least 1.
+        float of at least 1; `nan` if no layer can be compared.
+
+    Example:
+
+    >>> from keras_fusion.dynamics import activation_jump
+    >>> activation_jump({"dense": 1.0, "head": 3.0}, {"dense": 1.5, "head": 1.0})
+    3.0
     """
     ratios = [
         after[address] / value

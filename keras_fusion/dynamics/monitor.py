@@ -34,6 +34,16 @@ class Record:
         asymmetry: float. How far the blocks' weights have parted, from 0 to about 1.
         activation_jump: float. The largest factor by which the last growth changed the
             root mean square of a layer's output; `nan` but right after a growth.
+
+    Example: see `DynamicsMonitor`, which makes them.
+
+    >>> from keras_fusion.dynamics import Record
+    >>> record = Record(
+    ...     step=1, growths=0, parameters=9, loss=0.5, gradient_norm=2.0,
+    ...     implicit_regularization=0.1,
+    ... )
+    >>> record.to_dict()["asymmetry"]
+    nan
     """
 
     step: int
@@ -88,12 +98,17 @@ class DynamicsMonitor(keras.callbacks.Callback):
 
     Example:
 
-    ```python
-    grow = keras_fusion.DeepFusion(at_step=1000)
-    monitor = keras_fusion.dynamics.DynamicsMonitor(grow, x[:64], y[:64], every=100)
-    model.fit(x, y, epochs=10, callbacks=[monitor, grow])
-    keras_fusion.plot_dynamics(monitor.records, path="dynamics.png")
-    ```
+    >>> import keras, keras_fusion, numpy as np
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8)])
+    >>> model.add(keras.layers.Dense(1))
+    >>> model.compile("adam", "mse")
+    >>> x = np.random.default_rng(0).standard_normal((64, 4)).astype("float32")
+    >>> y = x[:, :1]
+    >>> grow = keras_fusion.DeepFusion(at_step=4, verbose=0)
+    >>> monitor = keras_fusion.dynamics.DynamicsMonitor(grow, x[:8], y[:8], every=2)
+    >>> _ = model.fit(x, y, batch_size=8, verbose=0, callbacks=[monitor, grow])
+    >>> [(record.step, record.growths) for record in monitor.records]
+    [(2, 0), (4, 0), (4, 0), (4, 1), (6, 1), (8, 1)]
     """
 
     def __init__(

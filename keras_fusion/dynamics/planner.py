@@ -119,6 +119,16 @@ class Proposal:
         loss: float. The loss that is expected at the end of the budget.
         losses: dict from growth steps to the loss that is expected with them.
         reason: string.
+
+    Example: see `propose`, which returns it.
+
+    >>> from keras_fusion.dynamics import LossCurve, propose
+    >>> small = LossCurve(floor=3.0, scale=30.0, exponent=0.5)
+    >>> found = propose(
+    ...     1e12, small=small, small_cost=1e8, big_cost=4e8, parameters_ratio=3.5
+    ... )
+    >>> found.losses[found.step] == found.loss
+    True
     """
 
     step: int
@@ -225,16 +235,18 @@ class WhenItPays(GrowthSchedule):
         monitor: string. Name of the loss in the epoch's logs.
         min_epochs: int. Epochs before the first decision, at least 3.
 
+    Raises:
+        FusionError: for arguments that cannot work; in training, if the logs have no value
+            named `monitor`.
+
     Attributes:
         curve: `LossCurve` of the last fit, or `None`.
 
     Example:
 
-    ```python
-    grow = keras_fusion.DeepFusion(
-        schedule=keras_fusion.dynamics.WhenItPays(cost_ratio=3.6, parameters_ratio=3.2)
-    )
-    ```
+    >>> import keras_fusion
+    >>> schedule = keras_fusion.dynamics.WhenItPays(cost_ratio=3.6, parameters_ratio=3.2)
+    >>> grow = keras_fusion.DeepFusion(schedule=schedule)
     """
 
     def __init__(

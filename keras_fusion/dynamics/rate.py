@@ -33,12 +33,15 @@ class BracketRate:
         smallest: float. The least factor. Defaults to 0.1.
         largest: float. The largest factor. Defaults to 2.
 
+    Raises:
+        FusionError: if the bounds are not positive and in order.
+
     Example:
 
-    ```python
-    rate = keras_fusion.dynamics.BracketRate(x[:64], y[:64])
-    grow = keras_fusion.DeepFusion(at_step=1000, learning_rate_factor=rate)
-    ```
+    >>> import keras_fusion, numpy as np
+    >>> x, y = np.ones((64, 4)), np.ones((64, 1))
+    >>> rate = keras_fusion.dynamics.BracketRate(x, y)
+    >>> grow = keras_fusion.DeepFusion(at_step=1000, learning_rate_factor=rate)
     """
 
     def __init__(
@@ -102,6 +105,17 @@ def rate_factor(field: Field, time: float) -> float:
 
     Returns:
         float, 1 where nothing descends.
+
+    Example: a network whose bias was added, so that the loss falls faster.
+
+    >>> import keras, numpy as np
+    >>> from keras_fusion.dynamics import Bracket, rate_factor
+    >>> model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+    >>> model.compile("sgd", "mse")
+    >>> mask = [np.ones((1, 1)), np.zeros(1)]
+    >>> field = Bracket(model, mask)(np.ones((4, 1)), np.ones((4, 1)))
+    >>> round(rate_factor(field, time=0.0), 3)
+    0.5
     """
     curvature = field.small_curvature
     if curvature > 0:

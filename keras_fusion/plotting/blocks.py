@@ -66,7 +66,7 @@ def plot_fusion(
     titles = _titles([variable.path for variable, _ in drawn])
     for axes, title, (variable, place) in zip(panels, titles, drawn, strict=False):
         owners |= _draw(axes, variable, place, count)
-        if is_readout(place.axes):
+        if is_readout(place.axes) and count > 1:
             title += f"\nreadout, each over {count}"
         axes.set_title(title, fontsize=8, color=INK)
     for axes in panels[len(drawn) :]:
@@ -86,16 +86,15 @@ def _chosen(model, pattern, most):
             "`DeepFusion` has grown; a file does not hold it."
         )
     weights = model.weights
-    if [tuple(v.shape) for v in weights] != [place.shape for place in found.places]:
+    pairs = list(zip(weights, found.places, strict=False))
+    if len(weights) != len(found.places) or any(
+        place and place.shape != tuple(variable.shape) for variable, place in pairs
+    ):
         raise FusionError(
             f"The weights of {model.name!r} have other shapes than right after its last "
             "fusion; draw a model before it is changed by other means."
         )
-    pairs = [
-        (variable, place)
-        for variable, place in zip(weights, found.places, strict=True)
-        if _is_kernel(place)
-    ]
+    pairs = [(variable, place) for variable, place in pairs if _is_kernel(place)]
     if pattern is not None:
         pairs = [pair for pair in pairs if re.search(pattern, pair[0].path)]
     else:
@@ -116,6 +115,8 @@ def _chosen(model, pattern, most):
 
 def _is_kernel(place):
     """Whether a variable grew and maps inputs to outputs: no bias, no norm's gamma."""
+    if place is None:
+        return False
     first, *rest = place.axes
     has_inputs = any(axis.role == "in" for axis in place.axes)
     return place.grown and bool(rest) and (has_inputs or not first.grown)
