@@ -1,0 +1,39 @@
+"""Runs of the scripts in `tests/runs`, each in a process of its own."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+RUNS = Path(__file__).resolve().parent / "runs"
+
+
+def start(script, *arguments, **environment):
+    """Starts a script; several can run at once."""
+    command = [sys.executable, str(RUNS / script), *map(str, arguments)]
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | environment,
+    )
+
+
+def result(process, timeout=300):
+    """What a script has printed as JSON on its last line."""
+    try:
+        out, err = process.communicate(timeout=timeout)
+    finally:
+        process.kill()  # Nothing, if it has ended.
+    assert process.returncode == 0, err[-3000:]
+    return json.loads(out.splitlines()[-1])
+
+
+def free_port():
+    """A port of this machine that nobody uses."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return probe.getsockname()[1]
