@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import keras
 
-from keras_fusion import alignment, probe, registry, structure, widths
+from keras_fusion import alignment, placement, probe, registry, structure, widths
 from keras_fusion import graph as graphs
 from keras_fusion.errors import FusionError, StructureError
 from keras_fusion.layers import can_be_block_norm, is_block_norm, norm_like
@@ -330,7 +330,12 @@ def _from_config(layer, config):
 def _build_weights(model, like):
     """Creates the weights of a subclassed model, by a call on inputs like its parent's."""
     try:
-        model(probe.batch(like))
+        inputs = probe.batch(like)
+        if placement.is_distributed():  # Without values to compute with.
+            inputs = keras.tree.map_structure(
+                lambda x: keras.KerasTensor(x.shape, str(x.dtype)), inputs
+            )
+        model(inputs)
     except Exception as error:
         raise FusionError(
             f"The bigger {type(model).__name__} could not be built by a call on inputs "

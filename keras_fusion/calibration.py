@@ -17,7 +17,7 @@ import dataclasses
 import keras
 import numpy as np
 
-from keras_fusion import probe, registry, structure, trials
+from keras_fusion import placement, probe, registry, structure, trials
 from keras_fusion.architecture import skipped_attributes
 from keras_fusion.errors import FusionError
 from keras_fusion.layers import is_block_norm
@@ -130,7 +130,7 @@ def _centered_writers(parent, norms, inputs):
         if rule.norm.centered
     }
     own = [
-        (variable, np.array(keras.ops.convert_to_numpy(variable)))
+        (variable, np.array(placement.read(variable)))
         for variable in parent.trainable_variables
         if len(variable.shape) and variable.shape[-1] in widths
     ]
@@ -145,7 +145,7 @@ def _centered_writers(parent, norms, inputs):
         yield trials.keep_harmless(change, values, tolerance=1e-5)
     finally:
         for variable, value in own:
-            variable.assign(value)
+            placement.write(variable, value)
 
 
 def _centered(value):
@@ -184,7 +184,7 @@ def _norm_corrections(layers, calls):
         if scale is not None:
             found[id(scale)] = Correction(factor, offset=norm.offset)
         if scale is not None and shift is not None:
-            gamma = np.asarray(keras.ops.convert_to_numpy(scale)) + norm.offset
+            gamma = placement.read(scale) + norm.offset
             found[id(shift)] = Correction(shift=gamma * moved)
     return found
 

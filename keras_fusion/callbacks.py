@@ -11,6 +11,7 @@ from keras_fusion import (
     fusion,
     graft,
     learning_rate,
+    placement,
     probe,
     rate_multipliers,
     slots,
@@ -252,7 +253,7 @@ class GrowModel(keras.callbacks.Callback):
             operator=str(self.operator),
         )
         self.events.append(event)
-        if self.verbose:
+        if self.verbose and placement.is_chief():
             print(f"\n{event}")
         for watcher in self.watchers:
             watcher.after_growth(self)

@@ -9,17 +9,16 @@ is a layer norm's, a new feature that is the mean of the others does not count. 
 must be is found by trying, on the model itself.
 """
 
-import keras
 import numpy as np
 
-from keras_fusion import probe, registry, structure, trials
+from keras_fusion import placement, probe, registry, structure, trials
 from keras_fusion.architecture import skipped_attributes
 from keras_fusion.errors import FusionError
 
 
 def is_new(layouts: list) -> bool:
     """Whether some axis has entries that belong to no parent."""
-    return any(_has_new(layout) for layout in layouts)
+    return any(layout.has_new for layout in layouts)
 
 
 def settle(plan) -> None:
@@ -34,7 +33,7 @@ def settle(plan) -> None:
     """
     if not (plan.corrections or any(i.before_tied_readout for i in plan.layouts)):
         return  # New outputs that nothing reads: with no joint norm that is enough.
-    model, numpy = plan.parents[0], keras.ops.convert_to_numpy
+    model, numpy = plan.parents[0], placement.read
     fresh = [np.array(numpy(item.target)) for item in plan.layouts]
     inputs = _varied_inputs(plan)
     expected = probe.outputs(model, inputs)
@@ -46,7 +45,7 @@ def settle(plan) -> None:
     def outputs():
         return _old_part(probe.outputs(plan.fused, inputs), expected)
 
-    plan.fresh_roles = {i: () for i, item in enumerate(plan.layouts) if _has_new(item)}
+    plan.fresh_roles = {i: () for i, item in enumerate(plan.layouts) if item.has_new}
     unused = _without_use(plan, value, outputs, expected)
     for role in ("out", "in"):
         before = dict(plan.fresh_roles)
@@ -86,7 +85,7 @@ def _without_use(plan, value, outputs, expected):
     for mean_outputs in (frozenset(), frozenset(means)):
         plan.mean_outputs = mean_outputs
         for index, item in enumerate(plan.layouts):
-            item.target.assign(value(index))
+            placement.write(item.target, value(index))
         found = outputs()
         changes.append(probe.change(expected, found))
         if changes[-1] <= probe.tolerance(plan.fused):
@@ -111,8 +110,8 @@ def _norm_weights(model):
     }
 
 
-def _has_new(layout, role=None):
-    return any(axis.unused().size and role in (None, axis.role) for axis in layout.axes)
+def _has_new(layout, role):
+    return any(axis.unused().size and axis.role == role for axis in layout.axes)
 
 
 def _old_part(outputs, expected):

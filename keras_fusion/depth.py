@@ -13,7 +13,15 @@ deepest one.
 
 import keras
 
-from keras_fusion import alignment, architecture, probe, registry, structure, trials
+from keras_fusion import (
+    alignment,
+    architecture,
+    placement,
+    probe,
+    registry,
+    structure,
+    trials,
+)
 from keras_fusion import graph as graphs
 from keras_fusion.errors import FusionError, StructureError
 from keras_fusion.widths import Widths
@@ -138,7 +146,7 @@ def _copy(old, new, address):
                 f"{address!r} changes its shape from {tuple(source.shape)} to "
                 f"{tuple(target.shape)} with the depth. Use parents of equal depth."
             )
-        target.assign(keras.ops.convert_to_numpy(source))
+        placement.write(target, placement.read(source))
 
 
 def _make_identities(model, deep, new):
@@ -149,9 +157,9 @@ def _make_identities(model, deep, new):
         for v in structure.own_variables(layer)
         if v.trainable and len(v.shape) > 1
     }
-    initial = {key: keras.ops.convert_to_numpy(v) for key, v in variables.items()}
+    initial = {key: placement.read(v) for key, v in variables.items()}
     for key, variable in variables.items():
-        variable.assign(0 * initial[key])
+        placement.write(variable, 0 * initial[key])
     inputs = probe.accepted(model)
     expected = probe.outputs(model, inputs)
 

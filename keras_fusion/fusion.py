@@ -15,6 +15,7 @@ from keras_fusion import (
     depth,
     graft,
     layout,
+    placement,
     probe,
     structure,
 )
@@ -78,24 +79,29 @@ class Plan:
     def fill(self) -> keras.Model:
         """Gives the fused model its weights, variable by variable, and returns it."""
         for index, item in enumerate(self.layouts):
-            arrays = [keras.ops.convert_to_numpy(v) for v in item.sources]
-            fresh = keras.ops.convert_to_numpy(item.target)
-            item.target.assign(self.values(index, arrays, fresh))
+            arrays = [placement.read(v) for v in item.sources]
+            placement.write(item.target, self.values(index, arrays, self._fresh(item)))
         for _, layer in structure.walk(self.fused):
             if hasattr(layer, "finalize_state"):
                 layer.finalize_state()  # Normalization computes with copies.
         return self.fused
 
-    def values(self, index: int, arrays: list, fresh: np.ndarray) -> np.ndarray:
+    @staticmethod
+    def _fresh(item):
+        """Initial values for new capacity; where there is none they may not exist."""
+        return placement.read(item.target) if item.has_new else None
+
+    def values(self, index: int, arrays: list, fresh: np.ndarray | None) -> np.ndarray:
         """The fused value of one variable, the same whenever it is asked for.
 
         Args:
             index: int. Which of `layouts`.
             arrays: K arrays, the parents' values.
-            fresh: array of the fused shape, initial values for new capacity.
+            fresh: array of the fused shape, initial values for new capacity; `None` if
+                there is none.
 
         Returns:
-            Array of the fused shape and dtype.
+            Array of the fused shape, in the first parent's dtype.
         """
         item, settings = self.layouts[index], self.settings
         if item.is_state:
@@ -106,11 +112,11 @@ class Plan:
             off_diagonal=settings.off_diagonal,
             off_diagonal_scale=settings.off_diagonal_scale,
             rng=np.random.default_rng([settings.seed, index]),
-            fresh=np.asarray(fresh),
+            fresh=fresh,
             fresh_roles=self.fresh_roles.get(index, ("out",)),
             mean_outputs=index in self.mean_outputs,
         )
-        return fused.astype(np.asarray(fresh).dtype)
+        return fused.astype(np.asarray(arrays[0]).dtype)
 
     def _prepared(self, item, k, array):
         """A parent's value, corrected and at its scale in the mean."""
@@ -129,7 +135,7 @@ class Plan:
             `get_weights()` of the model that would have been fused from them.
         """
         old = {id(v): i for i, v in enumerate(self.parents[0].weights)}
-        numpy = keras.ops.convert_to_numpy
+        numpy = placement.read
 
         def adapt(weights):
             grown = {}
@@ -138,7 +144,7 @@ class Plan:
                 if id(first) in old:
                     own = weights[old[id(first)]]
                     arrays = [own if s is first else numpy(s) for s in item.sources]
-                    value = self.values(index, arrays, numpy(item.target))
+                    value = self.values(index, arrays, self._fresh(item))
                     grown[id(item.target)] = value
             return [grown.get(id(v), numpy(v)) for v in self.fused.weights]
 
@@ -176,20 +182,20 @@ def make_plan(
     arguments.check_norms(norms, batch)
     if seed is None:
         # From the generator that keras.utils.set_random_seed governs.
-        seed = int(np.random.randint(2**31))
+        seed = placement.agreed(int(np.random.randint(2**31)))
     settings = Settings(off_diagonal, off_diagonal_scale, seed, copies, norms)
     block_norms = norms == "block"
-    fused, widths = architecture.build(
-        models, into, block_norms=block_norms, capacity=larger
-    )
+    with graft.without_values():
+        fused, widths = architecture.build(
+            models, into, block_norms=block_norms, capacity=larger
+        )
     if any(fused is model for model in models):
         raise FusionError(
             "`into` is one of the parents. The fused model must be a new one; pass a "
             "function that builds it."
         )
     plan = Plan(models, fused, layout.plan(models, fused, widths), settings)
-    plan.copy_trainability()
-    graft.keep_names(models[0], fused)
+    _settle(plan)
     if block_norms:
         _check_block_norms(plan)
     if norms == "calibrated" and not copies:
@@ -205,9 +211,19 @@ def replacement(model: keras.Model, twin: keras.Model) -> Plan:
     settings = Settings("zeros", 0.0, 0, copies=True)
     layouts = layout.plan([model], twin, Widths(), must_grow=False)
     plan = Plan([model], twin, layouts, settings)
-    plan.copy_trainability()
-    graft.keep_names(model, twin)
+    _settle(plan)
     return plan
+
+
+def _settle(plan):
+    """Gives the bigger model what it has in common with the first parent."""
+    plan.copy_trainability()
+    graft.keep_names(plan.parents[0], plan.fused)
+    for item in plan.layouts:
+        placement.check_layout(item.sources[0], item.target, item.address)
+    graft.adopt_layouts([(item.sources[0], item.target) for item in plan.layouts])
+    if capacity.is_new(plan.layouts):
+        graft.give_values([item.target for item in plan.layouts])
 
 
 def fuse(

@@ -42,6 +42,11 @@ class VariableLayout:
         return any(axis.grown for axis in self.axes)
 
     @property
+    def has_new(self) -> bool:
+        """Whether some entries belong to no parent."""
+        return any(axis.unused().size for axis in self.axes)
+
+    @property
     def is_state(self) -> bool:
         """Whether the variable counts (a seed's state) and is copied, not averaged."""
         return not keras.backend.is_float_dtype(self.target.dtype)

@@ -11,6 +11,7 @@ over that. It comes out as the pattern of maximal-update parametrization: for Ad
 import keras
 import numpy as np
 
+from keras_fusion import placement
 from keras_fusion.errors import FusionError
 from keras_fusion.layout import VariableLayout
 from keras_fusion.operator import is_readout
@@ -101,7 +102,7 @@ def _size(variable):
 
 
 def _rms(variable):
-    value = np.asarray(keras.ops.convert_to_numpy(variable), "float64")
+    value = placement.read(variable).astype("float64")
     return max(float(np.sqrt(np.mean(value**2))), 1e-3)
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 import keras
 import numpy as np
 
+from keras_fusion import placement
 from keras_fusion.errors import FusionError
 from keras_fusion.layout import VariableLayout
 from keras_fusion.operator import Axis, fuse_arrays, fuse_slot
@@ -257,8 +258,10 @@ def transfer(
     known = _find(fresh.optimizer) or not reset
     rules = describe(fresh.optimizer) if known else _COMMON
     index = [parent.positions() for parent in parents]
-    # What depends on other slots comes last.
-    names = sorted(set(fresh.lists) & set(rules), key=lambda n: bool(rules[n].dual))
+    # What depends on other slots comes last; the same order in all processes.
+    names = sorted(
+        set(fresh.lists) & set(rules), key=lambda n: (bool(rules[n].dual), n)
+    )
     for item in layouts:
         where = [p.get(id(s)) for p, s in zip(index, item.sources, strict=True)]
         if where[0] is None:
@@ -286,12 +289,12 @@ def transfer(
                 done=done,
                 copies=copies,
             )
-            target.assign(done[name])
+            placement.write(target, done[name])
 
 
 def _numpy(variable):
     """The value, in a dtype that differences are exact enough in."""
-    array = np.asarray(keras.ops.convert_to_numpy(variable))
+    array = placement.read(variable)
     return array.astype(np.promote_types(array.dtype, "float32"))
 
 

@@ -7,8 +7,9 @@ outputs does not.
 import re
 from collections.abc import Callable
 
-import keras
 import numpy as np
+
+from keras_fusion import placement
 
 
 def keep_harmless(
@@ -31,14 +32,14 @@ def keep_harmless(
     kept = []
 
     def passes(some):
-        before = [np.array(keras.ops.convert_to_numpy(v)) for v, _ in some]
+        before = [np.array(placement.read(v)) for v, _ in some]
         for variable, value in some:
-            variable.assign(value)
+            placement.write(variable, value)
         if change() <= tolerance:
             kept.extend(variable for variable, _ in some)
             return True
         for (variable, _), value in zip(some, before, strict=True):
-            variable.assign(value)
+            placement.write(variable, value)
         return False
 
     for group in _alike(values):

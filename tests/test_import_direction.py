@@ -17,7 +17,7 @@ SOURCES = Path(__file__).resolve().parents[1] / PACKAGE
 LEVELS = (
     ("errors",),
     ("layers",),
-    ("operator", "structure", "registry", "schedules", "events"),
+    ("operator", "structure", "registry", "schedules", "events", "placement"),
     ("rules", "graph", "probe", "observation", "trials", "flops"),
     ("widths", "alignment"),
     ("architecture",),

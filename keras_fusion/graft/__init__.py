@@ -3,6 +3,7 @@
 This package is the only place that touches Keras's private state.
 """
 
+from keras_fusion.graft.deferral import adopt_layouts, give_values, without_values
 from keras_fusion.graft.live import graft, keep_names, scope, sync
 from keras_fusion.graft.optimizer import (
     check_optimizers,
@@ -15,7 +16,9 @@ from keras_fusion.graft.optimizer import (
 )
 
 __all__ = [
+    "adopt_layouts",
     "check_optimizers",
+    "give_values",
     "graft",
     "grown_optimizer",
     "keep_names",
@@ -26,4 +29,5 @@ __all__ = [
     "scope",
     "steps",
     "sync",
+    "without_values",
 ]

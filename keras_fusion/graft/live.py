@@ -13,6 +13,7 @@ import numpy as np
 from keras_fusion import structure
 from keras_fusion.architecture import skipped_attributes
 from keras_fusion.errors import GrowthError
+from keras_fusion.graft import deferral
 from keras_fusion.graft import optimizer as optimizers
 
 # What belongs to the training run and not to the network.
@@ -180,7 +181,8 @@ def _initial_attributes(live):
     if getattr(live, "outputs", None):
         return {}  # The network is in the graph, and building a twin would cost weights.
     try:
-        return vars(type(live).from_config(live.get_config()))
+        with deferral.without_values():
+            return vars(type(live).from_config(live.get_config()))
     except Exception:
         return {}  # Without a config the fused model's attributes count.
 

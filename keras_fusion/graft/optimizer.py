@@ -9,6 +9,7 @@ import keras
 from keras_fusion import rate_multipliers
 from keras_fusion import slots as slot_rules
 from keras_fusion.errors import FusionError
+from keras_fusion.graft import deferral
 from keras_fusion.graft import multipliers as rates
 
 # Attributes of optimizers that count, and go on counting after a reset.
@@ -190,7 +191,8 @@ def grown_optimizer(
         rates.hand_on(old, new, pairs, added)
     if not live.built:
         return fresh
-    fresh.build([targets[id(v)] for v in _trainables(live)])
+    with deferral.sharded_values():
+        fresh.build([targets[id(v)] for v in _trainables(live)])
     for old, new in zip(family(live), family(fresh), strict=True):
         for name, variable in _scalars(old).items():
             if name in _COUNTERS or not reset:
