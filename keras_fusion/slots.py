@@ -272,8 +272,8 @@ def transfer(
             target, rule = fresh.lists[name][where[0]], rules[name]
             if target is None or tuple(target.shape) == () != tuple(item.target.shape):
                 continue  # a placeholder
-            done[name] = _numpy(target)
             if reset and not (rule.kept or rule.dual):
+                done[name] = _numpy(target)
                 continue
             arrays = [
                 _slot_of(parents, k, name, where[k], rule, item, weights[k])

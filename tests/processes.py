@@ -7,12 +7,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-RUNS = Path(__file__).resolve().parent / "runs"
+TESTS = Path(__file__).resolve().parent
+SOURCES = (TESTS, TESTS.parent / "benchmarks", *filter(None, [os.getenv("PYTHONPATH")]))
 
 
 def start(script, *arguments, **environment):
     """Starts a script; several can run at once."""
-    command = [sys.executable, str(RUNS / script), *map(str, arguments)]
+    command = [sys.executable, str(TESTS / "runs" / script), *map(str, arguments)]
+    environment["PYTHONPATH"] = os.pathsep.join(map(str, SOURCES))
     return subprocess.Popen(
         command,
         stdout=subprocess.PIPE,

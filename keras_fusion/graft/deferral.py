@@ -41,21 +41,8 @@ def without_values():
         yield
 
 
-@contextlib.contextmanager
-def sharded_values():
-    """In this scope, first values of variables are made shard by shard.
-
-    Only under a `keras.distribution`; else the scope does nothing.
-    """
-    if not _can_defer():
-        yield
-        return
-    with _replaced(_initialize_with_initializer=_initialize_sharded):
-        yield
-
-
 def give_values(variables: list) -> None:
-    """Makes first values for variables that have none."""
+    """Makes first values for variables that have none, shard by shard."""
     for variable in variables:
         if variable._value is None:
             _initialize_sharded(variable, variable._initializer)

@@ -191,8 +191,10 @@ def grown_optimizer(
         rates.hand_on(old, new, pairs, added)
     if not live.built:
         return fresh
-    with deferral.sharded_values():
+    with deferral.without_values():
         fresh.build([targets[id(v)] for v in _trainables(live)])
+    if reset:
+        deferral.give_values(fresh.variables)
     for old, new in zip(family(live), family(fresh), strict=True):
         for name, variable in _scalars(old).items():
             if name in _COUNTERS or not reset:
@@ -204,6 +206,7 @@ def grown_optimizer(
         slot_rules.transfer(
             parents, read_state(leaf), plan.layouts, copies=copies, reset=reset
         )
+    deferral.give_values(fresh.variables)
     return fresh
 
 

@@ -7,15 +7,11 @@ collectives of each anew, and they would meet.
 
 import json
 import sys
-from pathlib import Path
 
 import keras
+import models
 import numpy as np
 import tensorflow as tf
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-import models
 
 import keras_fusion
 

@@ -1,0 +1,112 @@
+"""A process that grows models under `keras.distribution`, on 8 simulated devices.
+
+Prints, case by case, how far the final weights are from those of a run without
+distribution, how the grown variables lie, and what was refused.
+"""
+
+import json
+
+import keras
+import models
+import numpy as np
+import sharded_growth
+
+import keras_fusion
+
+BATCH, STEPS = 8, 4
+
+
+def model_parallel(*patterns):
+    """Variables whose paths match lie over 4 devices, by their last axis."""
+    mesh = keras.distribution.DeviceMesh((2, 4), ("batch", "model"))
+    layouts = keras.distribution.LayoutMap(mesh)
+    for pattern in patterns:
+        layouts[pattern] = (None, "model")
+    return keras.distribution.ModelParallel(layout_map=layouts)
+
+
+# Of the unnamed layers of a model: a second build would number them anew.
+KERNELS = ("embedding/embeddings", "dense/kernel", "dense_1/kernel", "logits/kernel")
+SUBCLASSED = ("subclassed/embedding/embeddings", "subclassed/dense/kernel")
+
+
+def train(make, distribution=None):
+    """One epoch with a growth in its middle, from names numbered from the start."""
+    keras.backend.clear_session()
+    keras.distribution.set_distribution(distribution)
+    model = make()
+    model.compile(keras.optimizers.SGD(0.05, momentum=0.9), models.loss())
+    grow = keras_fusion.DeepFusion(at_step=2, seed=0, verbose=0)
+    x, y = models.data_for("functional", BATCH * STEPS)
+    model.fit(x, y, batch_size=BATCH, shuffle=False, verbose=0, callbacks=[grow])
+    return model, grow
+
+
+def specs(model):
+    """How each sharded variable and slot lies."""
+    variables = [*model.variables, *model.optimizer.variables]
+    found = {v.path: str(v.value.sharding.spec) for v in variables}
+    return {path: spec for path, spec in found.items() if "model" in spec}
+
+
+def difference(model, expected):
+    pairs = zip(models.values(model), expected, strict=True)
+    return max(float(np.max(np.abs(one - other))) for one, other in pairs)
+
+
+def compared(make, distribution):
+    expected = models.values(train(make)[0])
+    model, grow = train(make, distribution)
+    return {
+        "difference": difference(model, expected),
+        "change": grow.events[0].function_change,
+        "specs": specs(model),
+    }
+
+
+def refused():
+    """A growth from 8 to 12 features under a mesh of 8: nothing may have changed."""
+    mesh = keras.distribution.DeviceMesh((1, 8), ("batch", "model"))
+    layouts = keras.distribution.LayoutMap(mesh)
+    layouts["dense_1/kernel"] = (None, "model")
+    distribution = keras.distribution.ModelParallel(layout_map=layouts)
+    steps = []
+
+    class Steps(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            steps.append(batch)
+
+    class Refused(keras_fusion.DeepFusion):
+        def on_train_begin(self, logs=None):
+            before = models.values(self.model)
+            try:
+                super().on_train_begin(logs)
+            finally:
+                self.same = difference(self.model, before) == 0.0
+
+    keras.backend.clear_session()
+    keras.distribution.set_distribution(distribution)
+    model = models.functional()
+    model.compile("sgd", models.loss())
+    x, y = models.data_for("functional")
+    partner = models.functional(width=4, seed=1)
+    grow = Refused(at_step=2, partners=[partner], optimizer_state="reset", verbose=0)
+    try:
+        model.fit(x, y, verbose=0, callbacks=[grow, Steps()])
+    except keras_fusion.FusionError as error:
+        return {"error": str(error), "steps": steps, "same": grow.same}
+
+
+def main():
+    reports = {
+        "data_parallel": compared(models.sequential, keras.distribution.DataParallel()),
+        "functional": compared(models.functional, model_parallel(*KERNELS)),
+        "subclassed": compared(models.subclassed, model_parallel(*SUBCLASSED)),
+        "refused": refused(),
+        "memory": sharded_growth.measure(width=256),
+    }
+    print(json.dumps(reports))
+
+
+if __name__ == "__main__":
+    main()
