@@ -20,7 +20,7 @@ def sharded():
     return result(start("sharded.py", XLA_FLAGS=flags))
 
 
-@pytest.mark.parametrize("case", ["data_parallel", "functional", "subclassed"])
+@pytest.mark.parametrize("case", ["data_parallel", "sequential", "subclassed"])
 def test_growth_on_eight_devices_equals_that_on_one(sharded, case):
     report = sharded[case]
     assert report["difference"] < 1e-6 and report["change"] < 1e-5
@@ -30,7 +30,7 @@ def test_growth_on_eight_devices_equals_that_on_one(sharded, case):
     ("case", "paths"),
     [
         # Names that a second build would number anew.
-        ("functional", ["embedding/embeddings", "dense/kernel", "logits/kernel"]),
+        ("sequential", ["sequential/embedding/embeddings", "sequential/dense/kernel"]),
         ("subclassed", ["subclassed/embedding/embeddings", "subclassed/dense/kernel"]),
     ],
 )
