@@ -24,14 +24,19 @@ def start(script, *arguments, **environment):
     )
 
 
-def result(process, timeout=300):
+def result(process):
     """What a script has printed as JSON on its last line."""
+    return json.loads(lines(process)[-1])
+
+
+def lines(process, timeout=300):
+    """What a script has printed."""
     try:
         out, err = process.communicate(timeout=timeout)
     finally:
         process.kill()  # Nothing, if it has ended.
     assert process.returncode == 0, err[-3000:]
-    return json.loads(out.splitlines()[-1])
+    return out.splitlines()
 
 
 def free_port():

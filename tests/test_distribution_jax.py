@@ -1,8 +1,11 @@
 """Growth under `keras.distribution` on JAX, in processes of their own."""
 
+import json
+
 import keras
+import numpy as np
 import pytest
-from processes import result, start
+from processes import free_port, lines, result, start
 
 pytestmark = [
     pytest.mark.core,
@@ -13,11 +16,15 @@ pytestmark = [
 ]
 
 
+def flags(devices):
+    """What makes XLA take the processor for several devices."""
+    return f"--xla_force_host_platform_device_count={devices}"
+
+
 @pytest.fixture(scope="module")
 def sharded():
     """What `runs/sharded.py` has seen, by case."""
-    flags = "--xla_force_host_platform_device_count=8"
-    return result(start("sharded.py", XLA_FLAGS=flags))
+    return result(start("sharded.py", XLA_FLAGS=flags(8)))
 
 
 @pytest.mark.parametrize("case", ["data_parallel", "sequential", "subclassed"])
@@ -54,3 +61,40 @@ def test_a_layout_that_does_not_divide_is_refused_before_training(sharded):
     assert "'dense_1/kernel') has shape (24, 12), and its layout" in report["error"]
     assert "'model' of 8 devices, which does not divide 12" in report["error"]
     assert report["steps"] == [] and report["same"]
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory):
+    """Weights of one process and of two, and what each of the two has printed."""
+    folder, port = tmp_path_factory.mktemp("processes"), free_port()
+    files = [folder / "one.npz", folder / "two.npz"]
+    runs = [(files[0], port, 1, 0), (files[1], port, 2, 0), (files[1], port, 2, 1)]
+    script = "processes_of_one_run.py"
+    processes = [start(script, *run, XLA_FLAGS=flags(4 // run[2])) for run in runs]
+    outputs = [lines(process) for process in processes]
+    return [dict(np.load(file)) for file in files], outputs
+
+
+@pytest.mark.parametrize("distribution", ["data", "model"])
+def test_two_processes_equal_one(together, distribution):
+    (one, two), outputs = together
+    keys = [key for key in one if key.startswith(distribution)]
+    assert len(keys) == len([key for key in two if key.startswith(distribution)]) > 4
+    for key in keys:
+        np.testing.assert_allclose(two[key], one[key], rtol=0, atol=1e-6)
+    for *_, last in outputs:
+        assert json.loads(last)[distribution]["change"] < 1e-5
+
+
+def test_shards_may_lie_in_other_processes(together):
+    _, outputs = together
+    report = json.loads(outputs[1][-1])["model"]
+    assert report["specs"]["sequential/embedding/embeddings"] == "P(None, 'model')"
+    assert report["specs"]["sequential/dense/kernel"] == "P('model', None)"
+    assert not any(report["whole"])
+
+
+def test_only_the_first_process_speaks(together):
+    _, outputs = together
+    told = [sum("keras_fusion: step 2" in line for line in out) for out in outputs]
+    assert told == [2, 2, 0]

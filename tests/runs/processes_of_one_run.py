@@ -1,0 +1,82 @@
+"""One of the processes of a run on JAX, four devices together, with a growth in `fit`.
+
+Usage: python processes_of_one_run.py OUTPUT.npz PORT COUNT RANK. Trains under
+`DataParallel`, then under a `ModelParallel` whose shards lie in all processes, and saves
+the final weights. Each process must be given its share of the devices (`XLA_FLAGS`).
+"""
+
+import json
+import sys
+
+import jax
+import keras
+import models
+import numpy as np
+from jax.experimental import multihost_utils
+
+import keras_fusion
+
+OUTPUT, PORT, COUNT, RANK = sys.argv[1], *map(int, sys.argv[2:])
+DEVICES, BATCH, STEPS = 4, 8, 4
+
+
+def data_parallel():
+    return keras.distribution.DataParallel(auto_shard_dataset=False)
+
+
+def model_parallel():
+    """Kernels over all devices, and so over all processes."""
+    mesh = keras.distribution.DeviceMesh((1, DEVICES), ("batch", "model"))
+    layouts = keras.distribution.LayoutMap(mesh)
+    layouts["sequential/embedding/embeddings"] = (None, "model")
+    layouts["sequential/dense/kernel"] = ("model", None)
+    return keras.distribution.ModelParallel(
+        layout_map=layouts, auto_shard_dataset=False
+    )
+
+
+def own_part(array):
+    """This process's examples of each batch."""
+    batches = array.reshape(STEPS, COUNT, BATCH // COUNT, *array.shape[1:])
+    return batches[:, RANK].reshape(-1, *array.shape[1:])
+
+
+def train(distribution):
+    keras.backend.clear_session()
+    keras.distribution.set_distribution(distribution)
+    model = models.sequential()
+    model.compile(keras.optimizers.SGD(0.05, momentum=0.9), models.loss())
+    # The processes draw different seeds for the noise, and must agree on one.
+    np.random.seed(RANK)
+    grow = keras_fusion.DeepFusion(at_step=2)
+    x, y = models.data_for("sequential", BATCH * STEPS)
+    batch_size = BATCH
+    if distribution.num_model_replicas > 1:
+        x, y, batch_size = own_part(x), own_part(y), BATCH // COUNT
+    options = {"batch_size": batch_size, "shuffle": False, "verbose": 0}
+    model.fit(x, y, callbacks=[grow], **options)
+    weights = [
+        multihost_utils.process_allgather(v.value, tiled=True) for v in model.weights
+    ]
+    return weights, {
+        "change": grow.events[0].function_change,
+        "specs": {v.path: str(v.value.sharding.spec) for v in model.weights},
+        "whole": [v.value.is_fully_addressable for v in model.weights],
+    }
+
+
+def main():
+    if COUNT > 1:
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")
+        keras.distribution.initialize(f"localhost:{PORT}", COUNT, RANK)
+    weights, reports = {}, {}
+    for name, make in ("data", data_parallel), ("model", model_parallel):
+        values, reports[name] = train(make())
+        weights |= {f"{name}/{i}": value for i, value in enumerate(values)}
+    if RANK == 0:
+        np.savez(OUTPUT, **weights)
+    print(json.dumps(reports))
+
+
+if __name__ == "__main__":
+    main()
