@@ -12,7 +12,12 @@ from keras_fusion.errors import (
 )
 from keras_fusion.events import GrowthEvent
 from keras_fusion.fusion import fuse
-from keras_fusion.growth_operators import FusionOperator
+from keras_fusion.growth_operators import (
+    FusionOperator,
+    GrowthOperator,
+    known_operators,
+    register_operator,
+)
 from keras_fusion.learning_rate import GrownSchedule
 from keras_fusion.operator import Axis, fuse_arrays
 from keras_fusion.plotting import plot_dynamics, plot_fusion, plot_run
@@ -20,6 +25,12 @@ from keras_fusion.registry import Norm, register, registered
 from keras_fusion.report import FusionReport, fusion_report
 from keras_fusion.schedules import AtEpoch, AtStep, GrowthSchedule, Moment, OnPlateau
 from keras_fusion.slots import Slot, register_optimizer
+from keras_fusion.width_operators import (
+    HyperCloning,
+    Net2Net,
+    StagedTraining,
+    ZeroPadding,
+)
 
 __version__ = "0.1.0"
 
@@ -36,22 +47,29 @@ __all__ = [
     "GrownSchedule",
     "GrowthError",
     "GrowthEvent",
+    "GrowthOperator",
     "GrowthSchedule",
+    "HyperCloning",
     "Moment",
+    "Net2Net",
     "Norm",
     "OnPlateau",
     "Slot",
+    "StagedTraining",
     "StructureError",
     "UnregisteredLayerError",
+    "ZeroPadding",
     "dynamics",
     "fuse",
     "fuse_arrays",
     "fusion_report",
+    "known_operators",
     "layers",
     "plot_dynamics",
     "plot_fusion",
     "plot_run",
     "register",
+    "register_operator",
     "register_optimizer",
     "registered",
     "testing",

@@ -26,6 +26,7 @@ def build(
     *,
     block_norms: bool = False,
     capacity: float = 1.0,
+    of_copies: bool = False,
 ) -> tuple[keras.Model, widths.Widths]:
     """Builds the model that the parents will be fused into.
 
@@ -36,6 +37,8 @@ def build(
         block_norms: bool. Whether norms over what grew get one statistic a parent.
         capacity: float of at least 1. How much larger than the sum of the parents each
             width is to be.
+        of_copies: bool. Whether that capacity will hold copies of units; by default it
+            starts at zero, and the epsilons of joint norms are made smaller for it.
 
     Returns:
         The model, built, with fresh weights, and where the parents' features lie.
@@ -48,6 +51,7 @@ def build(
     plain = graphs.is_plain(parents[0])
     found = widths.analyse(parents, capacity) if plain else widths.Widths()
     found.block_norms, found.capacity = block_norms, capacity
+    found.epsilon_divisor = 1.0 if of_copies else capacity
     if into is not None:
         model = into if isinstance(into, keras.Model) else into()
         if not isinstance(model, keras.Model):
@@ -142,7 +146,7 @@ def _grow_norm(layers, found):
     placement = found.entries.get(id(first))
     block_wise = found.block_norms or any(is_block_norm(layer) for layer in layers)
     if placement is None or not block_wise:
-        return norm_like(first, None, epsilon=first.epsilon / found.capacity)
+        return norm_like(first, None, epsilon=first.epsilon / found.epsilon_divisor)
     if not placement.is_contiguous:
         raise FusionError(
             f"The norm {first.name!r} reads features of the parents that do not lie side "
@@ -288,12 +292,12 @@ def _enlarged(value, twice, capacity, name, key=None):
 
 
 def _scaled_epsilons(config, rule, found):
-    """New capacity starts at zero, and lowers what a joint norm adds its epsilon to."""
     composite = bool(rule.widths) and not rule.roles
-    if found.capacity == 1.0 or found.block_norms or not (rule.norm or composite):
+    has_norm = not found.block_norms and (rule.norm or composite)
+    if found.epsilon_divisor == 1.0 or not has_norm:
         return {}
     keys = (k for k, v in config.items() if "eps" in k and isinstance(v, float))
-    return {k: config[k] / found.capacity for k in keys}
+    return {k: config[k] / found.epsilon_divisor for k in keys}
 
 
 def _sum(values):

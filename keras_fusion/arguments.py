@@ -3,8 +3,9 @@
 from collections.abc import Callable
 
 import keras
+import numpy as np
 
-from keras_fusion import structure
+from keras_fusion import placement, structure
 from keras_fusion.architecture import skipped_attributes
 from keras_fusion.errors import FusionError
 from keras_fusion.operator import OFF_DIAGONALS
@@ -14,12 +15,14 @@ NORMS = ("joint", "block", "calibrated")
 
 
 def resolve_parents(
-    parents: list[keras.Model] | keras.Model, factor: float | None
+    parents: list[keras.Model] | keras.Model,
+    factor: float | None,
+    copies: int | None = None,
 ) -> tuple[list[keras.Model], float]:
     """The K parents, and how much larger than their sum the target is to be.
 
     In a self-fusion they are K times the same model: once for a factor of 1.5, whose
-    other half is new capacity.
+    other half is new capacity; or as often as `copies` says.
 
     Raises:
         FusionError: naming the argument.
@@ -35,8 +38,8 @@ def resolve_parents(
             raise FusionError(
                 f"`factor` must be a number above 1. Received: factor={factor!r}."
             )
-        models = [parents] * int(factor)
-        capacity = factor / int(factor)
+        models = [parents] * (copies or int(factor))
+        capacity = factor / len(models)
     else:
         if factor is not None:
             raise FusionError(
@@ -100,6 +103,13 @@ def check_noise(off_diagonal: str, scale: float, copies: bool) -> None:
             "`off_diagonal_scale` must be a number of at least 0. Received: "
             f"off_diagonal_scale={scale!r}."
         )
+
+
+def drawn_seed(seed: int | None) -> int:
+    """The seed, or one from the generator that keras.utils.set_random_seed governs."""
+    if seed is None:
+        return placement.agreed(int(np.random.randint(2**31)))
+    return seed
 
 
 def check_norms(norms: str, batch) -> None:

@@ -124,7 +124,7 @@ class Blocks:
 def _place(item):
     scale = float(np.mean(item.scales))
     if is_readout(item.axes):
-        scale /= len(item.sources)
+        scale /= item.copies
     return Place(tuple(item.target.shape), item.axes, scale, item.gradient_scale)
 
 

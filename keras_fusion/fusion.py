@@ -35,6 +35,7 @@ class Settings:
         seed: int. Seed of the noise.
         copies: bool. Whether the parents are copies of one model.
         norms: one of `arguments.NORMS`.
+        promised: bool. Whether the method keeps the function at all.
     """
 
     off_diagonal: str
@@ -42,10 +43,13 @@ class Settings:
     seed: int
     copies: bool
     norms: str = "joint"
+    promised: bool = True
 
     @property
     def is_exact(self) -> bool:
         """Whether the fused function must equal the parents' but for rounding."""
+        if not self.promised:
+            return False
         if self.copies:
             return self.off_diagonal != "random"
         return self.norms == "block" and self.off_diagonal == "zeros"
@@ -172,17 +176,19 @@ def make_plan(
     norms: str = "joint",
     batch=None,
     seed: int | None = None,
+    copies_of_one: int | None = None,
 ) -> Plan:
-    """Checks the arguments of `fuse` and lays out the fusion, changing nothing."""
-    models, larger = arguments.resolve_parents(parents, factor)
+    """Checks the arguments of `fuse` and lays out the fusion, changing nothing.
+
+    `copies_of_one` says how many copies a self-fusion holds, if not as many as fit.
+    """
+    models, larger = arguments.resolve_parents(parents, factor, copies_of_one)
     if into is None:
         models = depth.equalized(models)
     copies = all(model is models[0] for model in models)
     arguments.check_noise(off_diagonal, off_diagonal_scale, copies)
     arguments.check_norms(norms, batch)
-    if seed is None:
-        # From the generator that keras.utils.set_random_seed governs.
-        seed = placement.agreed(int(np.random.randint(2**31)))
+    seed = arguments.drawn_seed(seed)
     settings = Settings(off_diagonal, off_diagonal_scale, seed, copies, norms)
     block_norms = norms == "block"
     with graft.without_values():
@@ -195,7 +201,7 @@ def make_plan(
             "function that builds it."
         )
     plan = Plan(models, fused, layout.plan(models, fused, widths), settings)
-    _settle(plan)
+    adopt(plan)
     if block_norms:
         _check_block_norms(plan)
     if norms == "calibrated" and not copies:
@@ -211,11 +217,11 @@ def replacement(model: keras.Model, twin: keras.Model) -> Plan:
     settings = Settings("zeros", 0.0, 0, copies=True)
     layouts = layout.plan([model], twin, Widths(), must_grow=False)
     plan = Plan([model], twin, layouts, settings)
-    _settle(plan)
+    adopt(plan)
     return plan
 
 
-def _settle(plan):
+def adopt(plan: Plan) -> None:
     """Gives the bigger model what it has in common with the first parent."""
     plan.copy_trainability()
     graft.keep_names(plan.parents[0], plan.fused)

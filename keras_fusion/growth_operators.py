@@ -1,18 +1,89 @@
 """How to grow: operators, of which `GrowModel` asks for a plan when the time comes."""
 
+import dataclasses
+from collections.abc import Callable
+
 import keras
 
 from keras_fusion import arguments, depth, fusion
 from keras_fusion.errors import FusionError
 
 
-@keras.saving.register_keras_serializable(package="keras_fusion")
-class FusionOperator:
-    """Grows a model by fusing it with partners, or with itself.
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """A growth operator as the literature knows it, for `known_operators`.
 
-    An operator has two methods: `parents(model)`, the models whose state goes into the
-    grown one, and `plan(model)`, a filled-in-later `fusion.Plan`. Subclass this one to
-    grow in another way.
+    Args:
+        cls: the operator's class.
+        grows: `"width"`, `"depth"` or `"both"`.
+        exact: string. When the function is preserved.
+        source: string. Who published it.
+    """
+
+    cls: type
+    grows: str
+    exact: str
+    source: str
+
+
+_METHODS: dict[str, Method] = {}
+
+
+def register_operator(grows: str, *, exact: str, source: str) -> Callable[[type], type]:
+    """Decorator that puts an operator class into the table of `known_operators`.
+
+    It is made serializable too, and every test of operators runs on it.
+
+    Args:
+        grows: `"width"`, `"depth"` or `"both"`.
+        exact: string. When the function is preserved.
+        source: string. Who published the method.
+    """
+
+    def register(cls):
+        _METHODS[cls.__name__] = Method(cls, grows, exact, source)
+        return keras.saving.register_keras_serializable(package="keras_fusion")(cls)
+
+    return register
+
+
+def known_operators() -> dict[str, Method]:
+    """All growth operators by the names of their classes."""
+    return dict(_METHODS)
+
+
+class GrowthOperator:
+    """Base of all operators: how a model grows, whatever the moment.
+
+    Subclass it to grow in another way: `plan` says how, and `get_config` makes the
+    operator serializable.
+    """
+
+    def parents(self, model: keras.Model) -> list[keras.Model]:
+        """The models whose state goes into the grown one, the live model first."""
+        return [model]
+
+    def plan(self, model: keras.Model) -> fusion.Plan:
+        """Lays out the growth of a model; changes nothing."""
+        raise NotImplementedError(f"{type(self).__name__} has no `plan` yet.")
+
+    def get_config(self) -> dict:
+        """The constructor's arguments."""
+        return {}
+
+    @classmethod
+    def from_config(cls, config):
+        """Rebuilds the operator from `get_config`."""
+        return cls(**config)
+
+
+@register_operator(
+    "width",
+    exact="for copies; for distinct parents with block norms or none",
+    source="Mazzawi et al., Deep Fusion, ICML 2024",
+)
+class FusionOperator(GrowthOperator):
+    """Grows a model by fusing it with partners, or with itself.
 
     Args:
         partners: list of built models of the live model's architecture, whose widths
@@ -127,8 +198,3 @@ class FusionOperator:
             "seed": self.seed,
             "norms": self.norms,
         }
-
-    @classmethod
-    def from_config(cls, config):
-        """Rebuilds the operator from `get_config`."""
-        return cls(**config)

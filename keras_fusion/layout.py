@@ -7,6 +7,7 @@ import numpy as np
 
 from keras_fusion import readout, registry, structure
 from keras_fusion.architecture import skipped_attributes
+from keras_fusion.copying import NOTHING
 from keras_fusion.errors import FusionError, StructureError
 from keras_fusion.operator import Axis, contiguous, is_readout
 from keras_fusion.widths import Widths
@@ -26,6 +27,8 @@ class VariableLayout:
         offset: float. What the layer adds to the value before it multiplies with it.
         before_tied_readout: bool. Whether the variable carries the factor of the mean,
             for a readout that cannot.
+        copied: for a widening by copies of units, for each axis the old position that
+            each new one copies, or `None` (see `copying`); `None` for a fusion.
     """
 
     address: str
@@ -35,6 +38,7 @@ class VariableLayout:
     scales: tuple[float, ...]
     offset: float = 0.0
     before_tied_readout: bool = False
+    copied: tuple | None = None
 
     @property
     def grown(self) -> bool:
@@ -44,12 +48,23 @@ class VariableLayout:
     @property
     def has_new(self) -> bool:
         """Whether some entries belong to no parent."""
-        return any(axis.unused().size for axis in self.axes)
+        if self.copied is None:
+            return any(axis.unused().size for axis in self.axes)
+        sources = (source for source in self.copied if source is not None)
+        return any((source == NOTHING).any() for source in sources)
 
     @property
     def is_state(self) -> bool:
         """Whether the variable counts (a seed's state) and is copied, not averaged."""
         return not keras.backend.is_float_dtype(self.target.dtype)
+
+    @property
+    def copies(self) -> float:
+        """How many parents, or copies of the one, lie side by side."""
+        if self.copied is None:
+            return len(self.sources)
+        grown = (axis for axis in self.axes if axis.grown)
+        return max((axis.size / len(axis.blocks[0]) for axis in grown), default=1.0)
 
     @property
     def gradient_scale(self) -> float:
@@ -61,7 +76,7 @@ class VariableLayout:
         """
         if not self.grown or is_readout(self.axes):
             return 1.0
-        return 1.0 / (len(self.sources) * float(np.mean(self.scales)))
+        return 1.0 / (self.copies * float(np.mean(self.scales)))
 
 
 def plan(
@@ -106,7 +121,13 @@ def plan(
             )
             layouts.append(
                 VariableLayout(
-                    name, tuple(sources), target, axes, scale, offset, place in scales
+                    name,
+                    tuple(sources),
+                    target,
+                    axes,
+                    scale,
+                    offset,
+                    place in scales and key != "embeddings",
                 )
             )
     if must_grow and not any(layout.grown for layout in layouts):

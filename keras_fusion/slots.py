@@ -13,9 +13,10 @@ import keras
 import numpy as np
 
 from keras_fusion import placement
+from keras_fusion.copying import copy_array, copy_slot
 from keras_fusion.errors import FusionError
 from keras_fusion.layout import VariableLayout
-from keras_fusion.operator import Axis, fuse_arrays, fuse_slot
+from keras_fusion.operator import fuse_arrays, fuse_slot
 
 
 @dataclasses.dataclass(frozen=True)
@@ -355,18 +356,34 @@ def fused_slot(
     else:
         arrays = [a - start for a in arrays]
     if slot.degree is None:
-        return start + fuse_arrays(arrays, item.axes, scales=item.scales)
+        return start + _fused_distance(arrays, item)
+    axes, factor = _kept(item.axes, slot), item.gradient_scale**slot.degree
+    if item.copied is not None:
+        return start + copy_slot(
+            arrays[0],
+            axes,
+            _kept(item.copied, slot),
+            factor=factor,
+            degree=slot.degree,
+            split_outputs=item.before_tied_readout,
+        )
     return start + fuse_slot(
-        arrays,
-        _slot_axes(item.axes, slot),
-        factor=item.gradient_scale**slot.degree,
-        copies=copies,
-        second_moment=slot.positive,
+        arrays, axes, factor=factor, copies=copies, second_moment=slot.positive
     )
 
 
-def _slot_axes(axes: tuple[Axis, ...], slot: Slot) -> tuple[Axis, ...]:
+def _fused_distance(arrays, item):
+    """How far an average of the weights is from them."""
+    if item.copied is None:
+        return fuse_arrays(arrays, item.axes, scales=item.scales)
+    split = item.before_tied_readout
+    distance = copy_array(arrays[0], item.axes, item.copied, split_outputs=split)
+    return distance * (item.scales[0] * (item.copies if split else 1.0))
+
+
+def _kept(per_axis: tuple, slot: Slot) -> tuple:
+    """Of what there is one for each axis of a variable, what belongs to a slot's axes."""
     if slot.drop_axis is None:
-        return axes
-    dropped = len(axes) + slot.drop_axis
-    return tuple(axis for i, axis in enumerate(axes) if i != dropped)
+        return per_axis
+    dropped = len(per_axis) + slot.drop_axis
+    return tuple(entry for i, entry in enumerate(per_axis) if i != dropped)

@@ -12,8 +12,11 @@ import keras
 import numpy as np
 
 from keras_fusion import fusion, layout, probe, registry
+from keras_fusion.callbacks import GrowModel
 from keras_fusion.deep_fusion import DeepFusion
+from keras_fusion.growth_operators import GrowthOperator
 from keras_fusion.operator import fuse_slot
+from keras_fusion.schedules import AtStep
 
 __all__ = ["run_growth_test", "run_rule_test"]
 
@@ -231,6 +234,71 @@ def run_growth_test(
         _check_parted(model, [shape for _, shape in shapes["before"]])
     _check_reload(model, probe_batch)
     return grow
+
+
+def run_operator_test(
+    operator: GrowthOperator,
+    model: keras.Model,
+    x,
+    y,
+    *,
+    loss,
+    optimizer="adam",
+    batch_size: int = 8,
+    at_step: int = 3,
+    steps_after: int = 5,
+    tolerance: float = 1e-5,
+) -> GrowModel:
+    """Tests that an operator grows a model inside `fit()`, as its plan promises.
+
+    The operator must survive its config. The model is trained and grown at `at_step`:
+    its outputs must not have changed if the plan says so; the optimizer must count on and
+    hold state for all that it trains; the training must go on; and, saved and reloaded,
+    the model must predict the same.
+
+    Args:
+        operator: the operator.
+        model: a model, compiled or not.
+        x: arrays in the structure of the model's inputs.
+        y: targets.
+        loss: loss, as for `compile`.
+        optimizer: optimizer, as for `compile`. Defaults to `"adam"`.
+        batch_size: int. Defaults to 8.
+        at_step: int. Defaults to 3.
+        steps_after: int. Steps to train after the growth. Defaults to 5.
+        tolerance: float. Largest relative change of the outputs. Defaults to 1e-5.
+
+    Returns:
+        The callback, with its `events` and its `model`.
+
+    Raises:
+        AssertionError: naming what does not hold.
+    """
+    config = keras.saving.serialize_keras_object(operator)
+    operator = keras.saving.deserialize_keras_object(config)
+    again = keras.saving.serialize_keras_object(operator)
+    assert again == config, f"The config of {operator} changes: {config}, {again}."
+    model.compile(optimizer=optimizer, loss=loss)
+    exact = operator.plan(model).settings.is_exact
+    steps = at_step + steps_after
+    data = keras.tree.map_structure(lambda a: _rows(a, steps * batch_size), (x, y))
+    probe_batch = keras.tree.map_structure(lambda a: a[:batch_size], x)
+    grow = GrowModel(operator, AtStep(at_step), probe=probe_batch, verbose=0)
+    history = model.fit(*data, batch_size=batch_size, verbose=0, callbacks=[grow])
+    (event,) = grow.events
+    assert event.params_after == model.count_params() > event.params_before
+    assert not exact or event.function_change <= tolerance, f"{event}"
+    done = int(keras.ops.convert_to_numpy(model.optimizer.iterations))
+    assert done == steps, f"The optimizer counts {done} steps of {steps}."
+    losses = history.history["loss"]
+    assert np.isfinite(losses).all(), f"The loss is {losses}."
+    _check_reload(model, probe_batch)
+    return grow
+
+
+def _rows(array, count):
+    """An array's rows, again and again."""
+    return np.resize(array, (count, *array.shape[1:]))
 
 
 def _check_parted(model, shapes):

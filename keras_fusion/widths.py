@@ -49,6 +49,8 @@ class Widths:
             grow.
         block_norms: whether norms over what grew get one statistic a parent.
         capacity: how much larger than the sum of the parents each width is to be.
+        epsilon_divisor: what a joint norm's epsilon is divided by, since new capacity
+            starts at zero and lowers what the epsilon is added to.
         overrides: config entries to set, by the layer's id.
     """
 
@@ -58,6 +60,7 @@ class Widths:
     inputs: dict[int, list] = dataclasses.field(default_factory=dict)
     block_norms: bool = False
     capacity: float = 1.0
+    epsilon_divisor: float = 1.0
     overrides: dict[int, dict] = dataclasses.field(default_factory=dict)
 
 

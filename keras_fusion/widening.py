@@ -1,0 +1,232 @@
+"""The layout of a widening by copies of units: which unit is copied where.
+
+The bigger model is built as for a fusion; what lies on each axis is not the parents side
+by side but the one model and, behind it, copies of its units (`copying`).
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+
+import keras
+import numpy as np
+
+from keras_fusion import (
+    architecture,
+    arguments,
+    copying,
+    fusion,
+    graft,
+    probe,
+    registry,
+    structure,
+)
+from keras_fusion import layout as layouts
+from keras_fusion.layout import VariableLayout
+from keras_fusion.widths import Widths
+
+
+@dataclasses.dataclass
+class Widening(fusion.Plan):
+    """A laid-out widening by copies.
+
+    Args:
+        spread: float. How uneven the copies' shares are, see `copying.uneven_shares`.
+    """
+
+    spread: float = 0.0
+
+    def without_promise(self) -> "Widening":
+        """The same plan, which is allowed to change the function."""
+        settings = dataclasses.replace(self.settings, promised=False)
+        return dataclasses.replace(self, settings=settings)
+
+    def values(self, index: int, arrays: list, fresh: np.ndarray | None) -> np.ndarray:
+        """The grown value of one variable, the same whenever it is asked for."""
+        item, settings = self.layouts[index], self.settings
+        if item.copied is None or item.is_state:
+            return super().values(index, arrays, fresh)
+        split = item.before_tied_readout
+        scale = item.scales[0] * (item.copies if split else 1.0)
+        value = copying.copy_array(
+            (np.asarray(arrays[0]) + item.offset) * scale,
+            item.axes,
+            item.copied,
+            split_outputs=split,
+            spread=self.spread,
+            noise=settings.off_diagonal_scale,
+            rng=np.random.default_rng([settings.seed, index]),
+        )
+        return (value - item.offset).astype(np.asarray(arrays[0]).dtype)
+
+
+def make_plan(
+    model: keras.Model,
+    factor: float,
+    choose: Callable[[keras.Model, keras.Model, list], Callable],
+    *,
+    noise: float,
+    spread: float = 0.0,
+    seed: int | None = None,
+) -> Widening:
+    """Lays out a widening, changing nothing.
+
+    Args:
+        model: a built model.
+        factor: number above 1. How many times as wide the model becomes.
+        choose: function `(model, grown, layouts) -> mapping`, where `mapping(old, new)`
+            says which of `old` units each of `new` copies, see
+            `copying.source_positions`.
+        noise: float, see `copying.copy_array`.
+        spread: float, see `copying.uneven_shares`.
+        seed: int. Seed of the noise and the shares. Defaults to one drawn from NumPy's
+            global generator.
+
+    Returns:
+        A `Widening`.
+
+    Raises:
+        FusionError: for arguments or models that cannot be widened.
+    """
+    models, larger = arguments.resolve_parents(model, factor, copies=1)
+    arguments.check_noise("paired", noise, copies=True)
+    seed = arguments.drawn_seed(seed)
+    with graft.without_values():
+        grown, widths = architecture.build(models, capacity=larger, of_copies=True)
+    plain = layouts.plan(models, grown, widths)
+    mapping = choose(model, grown, plain)
+    mode = "paired" if noise else "zeros"
+    settings = fusion.Settings(mode, noise, seed, copies=True)
+    items = [_copied(item, mapping) for item in plain]
+    plan = Widening(models, grown, items, settings, spread=spread)
+    fusion.adopt(plan)
+    return plan
+
+
+def _copied(item, mapping):
+    """The layout of a variable, with the sources of its copies."""
+    if not item.grown:
+        return item
+    sources = tuple(copying.source_positions(axis, mapping) for axis in item.axes)
+    item = dataclasses.replace(item, copied=sources)
+    if item.before_tied_readout:
+        # The readout's factor lies here, as in a fusion.
+        scales = (item.scales[0] / item.copies,)
+        item = dataclasses.replace(item, scales=scales)
+    return item
+
+
+def has_even_norms(plan: Widening) -> bool:
+    """Whether all joint norms are over units that are copied equally often.
+
+    Only then is the norm's statistic that of the smaller model.
+    """
+    pairs = structure.lockstep(
+        [plan.parents[0], plan.fused], architecture.skipped_attributes
+    )
+    norms = {
+        id(variable)
+        for _, (layer, grown) in pairs
+        if (rule := registry.find_for_weights(layer)) is not None and rule.norm
+        for variable in structure.own_variables(grown)
+    }
+    return all(
+        np.ptp(copying.shares(source)) == 0
+        for item in plan.layouts
+        if id(item.target) in norms and item.copied is not None
+        for source in item.copied
+        if source is not None
+    )
+
+
+# Units. What may be copied by itself is found by trying.
+
+
+def common_groups(
+    model: keras.Model, grown: keras.Model, items: list[VariableLayout]
+) -> int:
+    """Into how many groups, equal on each axis, the units of a model can be put.
+
+    Copying whole groups, the same everywhere, keeps heads whole, each with its keys.
+
+    Args:
+        model: the model.
+        grown: the bigger model.
+        items: the layouts of the widening.
+    """
+    sizes = {old for item in items for _, old, _, new in _stretches(item) if old < new}
+    pairs = structure.lockstep([model, grown], architecture.skipped_attributes)
+    for _, (layer, wider) in pairs:
+        rule = registry.find(layer)
+        if rule is not None and rule.widths:
+            old, new = _whole_numbers(layer), _whole_numbers(wider)
+            sizes |= {old[k] for k in rule.widths if old.get(k, 0) < new.get(k, 0)}
+    return math.gcd(*sizes)
+
+
+def _whole_numbers(layer):
+    try:
+        config = layer.get_config()
+    except NotImplementedError:
+        return {}  # A model without config, which was given the bigger one.
+    return {key: value for key, value in config.items() if isinstance(value, int)}
+
+
+def _stretches(item):
+    for axis in item.axes:
+        if axis.grown:
+            yield from copying.stretches(axis)
+
+
+def free_sizes(model: keras.Model, items: list[VariableLayout]) -> set[int]:
+    """The widths whose units can change places one by one, and the function stays.
+
+    Units of such a width are independent of each other; those of others belong together
+    (the features of a head). It is tried on a twin of random weights, in which nothing
+    is too small to count.
+
+    Args:
+        model: a built model.
+        items: the layouts of its widening.
+
+    Returns:
+        Set of the sizes of axes.
+    """
+    twin = architecture.regrown(model, Widths())
+    rng = np.random.default_rng(0)
+    pairs = layouts.plan([model], twin, Widths(), must_grow=False)
+    for variable in twin.trainable_variables:
+        scale = 2.0 / np.sqrt(variable.shape[-2]) if len(variable.shape) > 1 else 0.5
+        variable.assign(scale * rng.standard_normal(variable.shape))
+    targets = {id(pair.sources[0]): pair.target for pair in pairs}
+    rows = [(targets[id(item.sources[0])], item.axes) for item in items]
+    inputs = probe.accepted(twin)
+    expected = probe.outputs(twin, inputs)
+    sizes = {old for item in items for _, old, _, _ in _stretches(item)}
+
+    def is_free(size):
+        moved = _moved(rows, rng.permutation(size))
+        for variable, _, new in moved:
+            variable.assign(new)
+        change = probe.change(expected, probe.outputs(twin, inputs))
+        for variable, old, _ in moved:
+            variable.assign(old)
+        return change <= probe.tolerance(twin) / 10
+
+    return {size for size in sorted(sizes) if is_free(size)}
+
+
+def _moved(rows, order):
+    """Values with all units of one width in another order."""
+    found = []
+    for variable, axes in rows:
+        old = new = np.array(keras.ops.convert_to_numpy(variable))
+        for dimension, axis in enumerate(axes):
+            for start, size, _, _ in copying.stretches(axis) if axis.grown else ():
+                if size == len(order):
+                    places = np.arange(old.shape[dimension])
+                    places[start : start + size] = start + order
+                    new = np.take(new, places, axis=dimension)
+        if new is not old:
+            found.append((variable, old, new))
+    return found
