@@ -38,6 +38,20 @@ def register_operator(grows: str, *, exact: str, source: str) -> Callable[[type]
         grows: `"width"`, `"depth"` or `"both"`.
         exact: string. When the function is preserved.
         source: string. Who published the method.
+
+    Returns:
+        The decorator.
+
+    Example:
+
+    ```python
+    @keras_fusion.register_operator("width", exact="always", source="me, 2026")
+    class Wider(keras_fusion.GrowthOperator): ...
+    ```
+
+    >>> import keras_fusion
+    >>> keras_fusion.known_operators()["HyperCloning"].grows
+    'width'
     """
 
     def register(cls):
@@ -48,7 +62,18 @@ def register_operator(grows: str, *, exact: str, source: str) -> Callable[[type]
 
 
 def known_operators() -> dict[str, Method]:
-    """All growth operators by the names of their classes."""
+    """All growth operators by the names of their classes.
+
+    Returns:
+        Dict from the name to a record with the class as `cls`, and `grows`, `exact` and
+        `source`.
+
+    Example:
+
+    >>> import keras_fusion
+    >>> keras_fusion.known_operators()["ZeroPadding"].exact
+    'always, or it is refused'
+    """
     return dict(_METHODS)
 
 
@@ -57,6 +82,14 @@ class GrowthOperator:
 
     Subclass it to grow in another way: `plan` says how, and `get_config` makes the
     operator serializable.
+
+    Example:
+
+    >>> import keras, keras_fusion
+    >>> class Tripled(keras_fusion.GrowthOperator):
+    ...     def plan(self, model):
+    ...         return keras_fusion.HyperCloning(factor=3).plan(model)
+    >>> grow = keras_fusion.GrowModel(Tripled(), keras_fusion.AtStep(1000))
     """
 
     def parents(self, model: keras.Model) -> list[keras.Model]:

@@ -27,8 +27,8 @@ class HyperCloning(GrowthOperator):
 
     The optimizer's state is carried as if the network had always been tiled: first
     moments times 1/factor and second moments times 1/factor**2 where the gradients are
-    that much smaller. The paper starts the optimizer afresh, with the learning rate of
-    the bigger model; for that give `GrowModel(..., optimizer_state="reset")`.
+    that much smaller. The paper carries none: it trains the cloned model as a new one,
+    at the rate of its size (`GrowModel(..., optimizer_state="reset")`).
 
     Args:
         factor: int. How many times as wide the model becomes. Defaults to 2.
@@ -36,6 +36,9 @@ class HyperCloning(GrowthOperator):
             again over the copies of each input, so that the function stays. Defaults
             to 0, the paper's symmetric form.
         seed: int. Seed of the noise.
+
+    Raises:
+        FusionError: if the factor is not whole.
 
     Example:
 
@@ -107,6 +110,20 @@ class Net2Net(GrowthOperator):
             part; it cancels over the copies of each input. Defaults to 0.01. The paper
             adds noise as well where no dropout is used; that ours cancels is ours.
         seed: int. Seed of the draws and the noise.
+
+    Raises:
+        FusionError: for an unknown `draw`; in training, for a growth that would change
+            the function.
+
+    Example:
+
+    >>> import keras, keras_fusion
+    >>> model = keras.Sequential(
+    ...     [keras.Input((4,)), keras.layers.Dense(8), keras.layers.Dense(1)]
+    ... )
+    >>> wide = keras_fusion.Net2Net(factor=1.5, seed=0).plan(model).fill()
+    >>> [layer.units for layer in wide.layers]
+    [12, 1]
 
     Source: Chen, Goodfellow and Shlens, Net2Net: Accelerating Learning via Knowledge
     Transfer, ICLR 2016; for transformers Chen et al., bert2BERT, ACL 2022.
@@ -209,6 +226,16 @@ class StagedTraining(GrowthOperator):
             taken off the diagonals. Defaults to 0, as in the paper.
         seed: int. Seed of the noise.
 
+    Example:
+
+    >>> import keras, keras_fusion
+    >>> model = keras.Sequential(
+    ...     [keras.Input((4,)), keras.layers.Dense(8), keras.layers.Dense(1)]
+    ... )
+    >>> wide = keras_fusion.StagedTraining().plan(model).fill()
+    >>> [layer.units for layer in wide.layers]
+    [16, 1]
+
     Source: Shen et al., Staged Training for Transformer Language Models, ICML 2022.
     """
 
@@ -258,6 +285,16 @@ class ZeroPadding(GrowthOperator):
     Args:
         factor: number above 1. How many times as wide the model becomes; heads and
             widths must stay whole. Defaults to 2.
+
+    Example:
+
+    >>> import keras, keras_fusion
+    >>> model = keras.Sequential(
+    ...     [keras.Input((4,)), keras.layers.Dense(8), keras.layers.Dense(1)]
+    ... )
+    >>> wide = keras_fusion.ZeroPadding(factor=1.5).plan(model).fill()
+    >>> [layer.units for layer in wide.layers]
+    [12, 1]
 
     Source: Yao et al., Masked Structural Growth for 2x Faster Language Model
     Pre-training, ICLR 2024; zeros for the new: Gesmundo and Maile, Composable
