@@ -76,7 +76,7 @@ def plot_run(
     for name, line in zip(drawn, itertools.cycle(LINES), strict=False):
         panels[0].plot(run.epochs, by_epoch[name], marker=".", label=name, **line)
     panels[0].set_ylabel(drawn[0] if len(drawn) == 1 else "value")
-    panels[0].legend(frameon=False)
+    panels[0].legend(frameon=False, loc="lower left")  # where a falling loss is not
     if run.events:
         _draw_parameters(panels[1], run)
     if step_flops is not None:
@@ -85,9 +85,10 @@ def plot_run(
         tidy(axes)
         for x in run.moments:
             mark_growth(axes, x)
-    for event, x in zip(run.events, run.moments, strict=True):
-        _tell(panels[0], event, x)
+    for i, (event, x) in enumerate(zip(run.events, run.moments, strict=True)):
+        _tell(panels[0], event, x, line=i % 3)
     panels[-1].set_xlabel("epoch")
+    panels[-1].xaxis.get_major_locator().set_params(integer=True)
     figure.align_ylabels()
     save(figure, path)
     return figure
@@ -149,16 +150,16 @@ def _short(value, position=None):
     return f"{value:.3g}"
 
 
-def _tell(axes, event, x):
+def _tell(axes, event, x, line):
     start, end = axes.get_xlim()
-    late = x > (start + end) / 2
+    late = x > start + 0.7 * (end - start)
     axes.annotate(
         f"step {event.step}\n{_short(event.params_before)} to "
         f"{_short(event.params_after)} parameters\n"
         f"outputs changed by {event.function_change:.0e}",
         (x, 1.0),
         xycoords=("data", "axes fraction"),
-        xytext=(-4 if late else 4, -4),
+        xytext=(-4 if late else 4, -4 - 42 * line),
         textcoords="offset points",
         ha="right" if late else "left",
         va="top",

@@ -1,0 +1,98 @@
+"""The code in README and in the pages of docs/ runs, block by block, as a reader would.
+
+What the pages take for granted (a model, its data) is made here; what a block defines
+stays for the later blocks of its page. A model is fresh in every block.
+"""
+
+import re
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+import keras_fusion
+
+ROOT = Path(__file__).parents[1]
+PAGES = ["README.md", "CONTRIBUTING.md"]
+PAGES += sorted(str(p.relative_to(ROOT)) for p in (ROOT / "docs").rglob("*.md"))
+STEPS = 600  # of an epoch: growth at step 5,000 lies within ten
+
+
+def code_blocks(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    return re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+
+
+WITH_CODE = [page for page in PAGES if code_blocks(page)]
+
+
+def build():
+    """A small network with a norm, compiled; many steps of it take a second."""
+    model = keras.Sequential(
+        [
+            keras.Input((4,)),
+            keras.layers.Dense(8, activation="relu"),
+            keras.layers.LayerNormalization(),
+            keras.layers.Dense(2),
+        ]
+    )
+    model.compile("adam", "mse", steps_per_execution=100)
+    return model
+
+
+@pytest.fixture(scope="module")
+def given():
+    """What the pages' code may use without defining it."""
+    import tensorflow as tf
+
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((STEPS, 4)).astype("float32")
+    y = np.stack([x.sum(axis=1), x[:, 0] * x[:, 1]], axis=1)
+    dataset = tf.data.Dataset.from_tensor_slices((x, y)).batch(1)
+
+    def trained():
+        model = build()
+        model.fit(x[:100], y[:100], batch_size=1, verbose=0)
+        return model
+
+    def make():
+        return {
+            "keras": keras,
+            "keras_fusion": keras_fusion,
+            "model": build(),
+            "other_model": trained(),
+            "a": trained(),
+            "b": trained(),
+            "x": x,
+            "y": y,
+            "batch": x[:8],
+            "dataset": dataset,
+        }
+
+    return make
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", WITH_CODE)
+def test_code_in_pages_runs(page, given, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # pages save pictures
+    defined = {"__name__": "a_page"}
+    for number, block in enumerate(code_blocks(page), 1):
+        names = given() | defined
+        before = dict(names)
+        exec(compile(block, f"{page}, block {number}", "exec"), names)
+        defined |= {k: v for k, v in names.items() if before.get(k) is not v}
+
+
+def test_pages_name_what_exists():
+    for page in PAGES:
+        text = (ROOT / page).read_text(encoding="utf-8")
+        names = re.findall(r"\bkeras_fusion\.((?:\w+\.)*\w+)", text)
+        for name in set(names) - {"demo", "t5"}:
+            found = keras_fusion
+            for part in name.split("."):
+                found = getattr(found, part, None)
+            assert found is not None or name.startswith(("t5.", "demo.")), (
+                f"{page} names keras_fusion.{name}, which does not exist."
+            )
