@@ -19,7 +19,8 @@ export TF_CPP_MIN_LOG_LEVEL := 2
 # cores anyway, and the output stays in one piece.
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo reproduce test lint format test-tensorflow test-jax test-torch clean
+.PHONY: help demo reproduce test lint format test-tensorflow test-jax test-torch \
+	tutorials docs clean
 
 help:  ## Show the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' Makefile
@@ -55,8 +56,15 @@ test-jax: $(VENV)/.test-installed  ## Run the core suite on JAX.
 test-torch: $(VENV)/.test-installed  ## Run the core suite on PyTorch.
 	KERAS_BACKEND=torch $(BIN)/python -m pytest $(PYTEST_ARGS) -m core
 
+# The numbers of the notebooks' steps and widths, small enough for a test.
+tutorials: $(VENV)/.test-installed  ## Execute the notebooks, at a small size.
+	KERAS_BACKEND=tensorflow $(BIN)/python -m pytest tests/test_tutorials.py -p no:xdist
+
+docs: $(VENV)/.docs-installed  ## Build the documentation's site into site/.
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 clean:  ## Remove .venv and everything else that was built.
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist site *.egg-info .pytest_cache .ruff_cache .hypothesis
 
 # Stamps: a file is made when its step has succeeded. The packages are asked for again
 # when the metadata changes. The test extra includes what the demo needs.
@@ -71,6 +79,11 @@ $(VENV)/.created:
 $(VENV)/.demo-installed: setup.cfg pyproject.toml | $(VENV)/.created
 	@echo "Installing the demo's packages into $(VENV) (once; a few minutes)."
 	$(BIN)/python -m pip install --editable '.[nlp,plot]'
+	@touch $@
+
+$(VENV)/.docs-installed: setup.cfg pyproject.toml | $(VENV)/.created
+	@echo "Installing the documentation's packages into $(VENV) (once)."
+	$(BIN)/python -m pip install --editable '.[docs]'
 	@touch $@
 
 $(VENV)/.test-installed: setup.cfg pyproject.toml | $(VENV)/.created
