@@ -74,7 +74,7 @@ def test_noise_is_seen_off_the_diagonal():
 def test_new_capacity_has_its_own_colour():
     figure = plot_fusion(fuse(net(), factor=1.5))
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert labels == ["parent 1", "new capacity"]
+    assert labels == ["parent 1", "new units"]
     assert hue_is(image(figure.axes[0])[:, 8:], (0x00, 0x9E, 0x73))
 
 

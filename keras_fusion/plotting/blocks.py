@@ -26,7 +26,7 @@ def plot_fusion(
     """Draws whose block is where in the kernels of a fused model.
 
     A colour is a parent, grey an off-diagonal block, which joins one parent's inputs to
-    another's outputs, and green new capacity, which is no parent's. The larger a weight
+    another's outputs, and green the units that no parent had. The larger a weight
     is, the darker it is drawn: off-diagonal zeros are white, and after some training one
     sees what has grown there. Rows are inputs, columns are outputs.
 
@@ -226,7 +226,7 @@ def _titles(paths):
 def _add_legend(figure, count, owners):
     from matplotlib.patches import Patch
 
-    labels = {_OFF_DIAGONAL: "off-diagonal", _NEW: "new capacity"}
+    labels = {_OFF_DIAGONAL: "off-diagonal", _NEW: "new units"}
     labels |= {k: f"parent {k + 1}" for k in range(count)}
     order = [*range(count), _OFF_DIAGONAL, _NEW]
     handles = [
