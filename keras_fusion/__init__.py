@@ -4,6 +4,7 @@ from keras_fusion import dynamics, layers, testing
 from keras_fusion.annealing import AnnealBlockNorms
 from keras_fusion.callbacks import GrowModel
 from keras_fusion.deep_fusion import DeepFusion
+from keras_fusion.depth_operators import Chain, DepthStacking
 from keras_fusion.errors import (
     FusionError,
     GrowthError,
@@ -39,7 +40,9 @@ __all__ = [
     "AtEpoch",
     "AtStep",
     "Axis",
+    "Chain",
     "DeepFusion",
+    "DepthStacking",
     "FusionError",
     "FusionOperator",
     "FusionReport",

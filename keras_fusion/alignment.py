@@ -202,42 +202,68 @@ def _with_inputs(call, moved, name):
     return dataclasses.replace(call, name=name, inputs=inputs)
 
 
-def _blocks(graph: Graph) -> list[Block]:
-    """All that lies between two tensors of one shape and can be repeated.
+class Cutter:
+    """Cuts blocks out of a graph, which can be repeated.
 
-    Nothing inside may be used outside but the exit, and no layer inside called outside.
+    Nothing inside a block may be used outside but its exit, and no layer inside may be
+    called outside.
+
+    Args:
+        graph: the graph.
+
+    Attributes:
+        order: the calls, in an order that depends on the wiring only.
+        kinds: the `signature` of each.
+        tensors: dict from the key of each tensor of features to its `Tensor`.
+        users: dict from the key to the indices of the calls that use the tensor.
     """
-    order = wiring(graph).calls
-    index = {(c.name, c.index): i for i, c in enumerate(order)}
-    kinds = [signature(call) for call in order]
-    tensors = {t.key: t for call in order for t in call.inputs if t.is_float}
-    tensors |= {t.key: t for t in graph.outputs if t.is_float}
-    users = {key: set() for key in tensors}
-    for i, call in enumerate(order):
-        for t in call.inputs:
-            if t.key in users:
-                users[t.key].add(i)
-    ends = {t.key for t in graph.outputs}
-    calls_of = Counter(call.name for call in order)
-    needed = {
-        key: _needed(order, index, index[key[:2]])
-        for key in tensors
-        if key[:2] in index
-    }
+
+    def __init__(self, graph: Graph):
+        self.order = wiring(graph).calls
+        self.index = {(c.name, c.index): i for i, c in enumerate(self.order)}
+        self.kinds = [signature(call) for call in self.order]
+        self.tensors = {t.key: t for c in self.order for t in c.inputs if t.is_float}
+        self.tensors |= {t.key: t for t in graph.outputs if t.is_float}
+        self.users = {key: set() for key in self.tensors}
+        for i, call in enumerate(self.order):
+            for t in call.inputs:
+                if t.key in self.users:
+                    self.users[t.key].add(i)
+        self._ends = {t.key for t in graph.outputs}
+        self._calls_of = Counter(call.name for call in self.order)
+        self._needed = {
+            key: _needed(self.order, self.index, self.index[key[:2]])
+            for key in self.tensors
+            if key[:2] in self.index
+        }
+
+    def reached(self, entry: Key) -> set[int]:
+        """Indices of the calls that depend on a tensor."""
+        return _reached(self.order, self.index, self.users[entry])
+
+    def block(self, entry: Key, exit_key: Key, reached: set[int]) -> Block | None:
+        """What lies between two tensors, if it is a block."""
+        start, end = self.tensors[entry], self.tensors[exit_key]
+        if self.index.get(exit_key[:2]) not in reached or start.shape != end.shape:
+            return None
+        inside = reached & self._needed[exit_key]
+        if not _is_closed(inside, exit_key, self.users, self._ends, self.index):
+            return None
+        calls = Counter(self.order[i].name for i in inside)
+        if any(n != self._calls_of[name] for name, n in calls.items()):
+            return None
+        keys = frozenset((self.order[i].name, self.order[i].index) for i in inside)
+        return Block(keys, entry, exit_key, Counter(self.kinds[i] for i in inside))
+
+
+def _blocks(graph: Graph) -> list[Block]:
+    """All that lies between two tensors of one shape and can be repeated."""
+    cutter = Cutter(graph)
     found = []
-    for entry, start in tensors.items():
-        reached = _reached(order, index, users[entry])
-        for exit_key, end in tensors.items():
-            if index.get(exit_key[:2]) not in reached or start.shape != end.shape:
-                continue
-            inside = reached & needed[exit_key]
-            if _is_closed(inside, exit_key, users, ends, index) and all(
-                n == calls_of[name]
-                for name, n in Counter(order[i].name for i in inside).items()
-            ):
-                keys = frozenset((order[i].name, order[i].index) for i in inside)
-                content = Counter(kinds[i] for i in inside)
-                found.append(Block(keys, entry, exit_key, content))
+    for entry in cutter.tensors:
+        reached = cutter.reached(entry)
+        blocks = (cutter.block(entry, key, reached) for key in cutter.tensors)
+        found += [block for block in blocks if block is not None]
     # The largest first: they need the fewest repetitions, and parts of a block joined in
     # another order are not tried before the whole.
     return sorted(found, key=lambda block: -len(block.calls))

@@ -49,7 +49,7 @@ def resolve_parents(
         models, capacity = list(parents), 1.0
         _check_count(models)
     for i, model in enumerate(models):
-        _check_parent(i, model)
+        check_parent(i, model)
     return models, capacity
 
 
@@ -61,7 +61,16 @@ def _check_count(models):
         )
 
 
-def _check_parent(i, model):
+def check_parent(i: int, model: keras.Model) -> None:
+    """Checks that a model can be grown.
+
+    Args:
+        i: int. Which of `parents`.
+        model: the model.
+
+    Raises:
+        FusionError: naming what it is or lacks.
+    """
     if not isinstance(model, keras.Model):
         raise FusionError(
             f"`parents[{i}]` must be a keras.Model. Received: {model!r} of type "

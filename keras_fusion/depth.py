@@ -12,6 +12,7 @@ deepest one.
 """
 
 import keras
+import numpy as np
 
 from keras_fusion import (
     alignment,
@@ -45,7 +46,7 @@ def equalized(parents: list[keras.Model]) -> list[keras.Model]:
     if all(graphs.is_plain(parent) for parent in parents):
         deepest = max(parents, key=lambda parent: len(graphs.read(parent).calls))
         return [_as_deep_as(deepest, parent) for parent in parents]
-    depths = [_depths(parent) for parent in parents]
+    depths = [counts(parent) for parent in parents]
     if any(d.keys() != depths[0].keys() for d in depths):
         return parents  # Not of one architecture; that is told elsewhere.
     deepest = {key: max(d[key] for d in depths) for key in depths[0]}
@@ -86,18 +87,30 @@ def _like(deepest, parent, rows):
             like = own[source[entry["name"]]]
             entry["config"] = like["config"] | {"name": entry["name"]}
             entry["build_config"] = like.get("build_config")
-    # Classes that nobody has registered with Keras are known from the parent.
-    layers = structure.walk(parent, architecture.skipped_attributes)
-    classes = {type(layer).__name__: type(layer) for _, layer in layers}
-    model = type(graphs.as_functional(deepest)).from_config(config, classes)
-    model.name = parent.name
-    if isinstance(parent, keras.Sequential):
-        return keras.Sequential(model.layers, name=parent.name)
-    return model
+    return rewired(parent, config)
 
 
-def _depths(model):
-    """How many blocks there are, by where they are counted."""
+def rewired(model: keras.Model, config: dict) -> keras.Model:
+    """A plain model of another graph.
+
+    Args:
+        model: a plain functional or Sequential model, whose name and classes are taken.
+        config: a functional model's config.
+    """
+    # Classes that nobody has registered with Keras are known from the model. Keras's own
+    # are left out: a layer and an operation of it may have one name (`Add`).
+    layers = structure.walk(model, architecture.skipped_attributes)
+    classes = {type(layer) for _, layer in layers}
+    classes = {c.__name__: c for c in classes if c.__module__.split(".")[0] != "keras"}
+    made = type(graphs.as_functional(model)).from_config(config, classes)
+    made.name = model.name
+    if isinstance(model, keras.Sequential):
+        return keras.Sequential(made.layers, name=model.name)
+    return made
+
+
+def counts(model: keras.Model) -> dict[tuple[str, str], int]:
+    """How many blocks there are, by `(address, config key)` of where they are counted."""
     found = {}
     for address, layer in structure.by_attribute(
         model, architecture.skipped_attributes
@@ -124,12 +137,8 @@ def deepened(model: keras.Model, depths: dict) -> keras.Model:
         FusionError: if a block cannot be made an identity.
     """
     skip = architecture.skipped_attributes
-    found = Widths()
     places = dict(structure.by_attribute(model, skip))
-    for (address, key), count in depths.items():
-        found.overrides.setdefault(id(places[address]), {})[key] = count
-    deep = architecture.regrown(model, found)
-    new = {}
+    deep, new = with_counts(model, depths), {}
     for address, layer in structure.by_attribute(deep, skip):
         if address in places:
             _copy(places[address], layer, address)
@@ -137,6 +146,15 @@ def deepened(model: keras.Model, depths: dict) -> keras.Model:
             new[address] = layer
     _make_identities(model, deep, new)
     return deep
+
+
+def with_counts(model: keras.Model, depths: dict) -> keras.Model:
+    """A model with other numbers of blocks and fresh weights, see `counts`."""
+    places = dict(structure.by_attribute(model, architecture.skipped_attributes))
+    found = Widths()
+    for (address, key), count in depths.items():
+        found.overrides.setdefault(id(places[address]), {})[key] = count
+    return architecture.regrown(model, found)
 
 
 def _copy(old, new, address):
@@ -150,16 +168,25 @@ def _copy(old, new, address):
 
 
 def _make_identities(model, deep, new):
-    """Zeroes in new blocks the weights that write to the stream, and no others."""
-    variables = {
-        (address, structure.stable_name(v)): v
-        for address, layer in new.items()
-        for v in structure.own_variables(layer)
-        if v.trainable and len(v.shape) > 1
-    }
-    initial = {key: placement.read(v) for key, v in variables.items()}
-    for key, variable in variables.items():
-        placement.write(variable, 0 * initial[key])
+    """Zeroes in new blocks the kernels that write to the stream, and no others."""
+    variables = (v for layer in new.values() for v in structure.own_variables(layer))
+    quiet(model, deep, [v for v in variables if v.trainable and len(v.shape) > 1])
+
+
+def quiet(model: keras.Model, deep: keras.Model, variables: list) -> None:
+    """Makes new blocks identities: zeroes what of their weights writes to the stream.
+
+    Args:
+        model: the shallower model.
+        deep: the deeper one, which holds the weights of both.
+        variables: list of the variables of `deep` that may become zero.
+
+    Raises:
+        FusionError: if the blocks change the stream even when all of them are zero.
+    """
+    initial = [(v, np.array(placement.read(v))) for v in variables]
+    for variable, value in initial:
+        placement.write(variable, 0 * value)
     inputs = probe.accepted(model)
     expected = probe.outputs(model, inputs)
 
@@ -170,10 +197,10 @@ def _make_identities(model, deep, new):
         raise FusionError(
             f"{model.name!r} cannot continue as an identity in more blocks: they change "
             "the stream even when they add nothing to it (norms after the residual sum). "
-            "Use parents of equal depth."
+            "Use parents of equal depth, or DepthStacking with identity=False."
         )
     # A weight stays zero if its block would write to the stream with it.
-    trials.keep_harmless(change, [(v, initial[key]) for key, v in variables.items()])
+    trials.keep_harmless(change, initial)
 
 
 def check_live(live: keras.Model, parents: list[keras.Model]) -> None:

@@ -80,6 +80,11 @@ class Plan:
     fresh_roles: dict = dataclasses.field(default_factory=dict)
     mean_outputs: frozenset[int] = frozenset()
 
+    @property
+    def stages(self) -> list["Plan"]:
+        """The growths that follow each other; this one alone."""
+        return [self]
+
     def fill(self) -> keras.Model:
         """Gives the fused model its weights, variable by variable, and returns it."""
         for index, item in enumerate(self.layouts):
@@ -154,13 +159,17 @@ class Plan:
 
         return adapt
 
+    def corresponding(self) -> list[tuple[keras.Layer, keras.Layer]]:
+        """The layers of the first parent with their counterparts in the fused model."""
+        models = [self.parents[0], self.fused]
+        pairs = structure.lockstep(models, architecture.skipped_attributes)
+        return [tuple(layers) for _, layers in pairs]
+
     def copy_trainability(self) -> None:
         """Freezes in the fused model what is frozen in the first parent."""
-        for _, layers in structure.lockstep(
-            [self.parents[0], self.fused], architecture.skipped_attributes
-        ):
-            if layers[0].trainable != layers[1].trainable:
-                layers[1].trainable = layers[0].trainable
+        for old, new in self.corresponding():
+            if old.trainable != new.trainable:
+                new.trainable = old.trainable
         for item in self.layouts:
             if item.sources[0].trainable != item.target.trainable:
                 item.target.trainable = item.sources[0].trainable
@@ -224,7 +233,7 @@ def replacement(model: keras.Model, twin: keras.Model) -> Plan:
 def adopt(plan: Plan) -> None:
     """Gives the bigger model what it has in common with the first parent."""
     plan.copy_trainability()
-    graft.keep_names(plan.parents[0], plan.fused)
+    graft.keep_names(plan.corresponding())
     for item in plan.layouts:
         placement.check_layout(item.sources[0], item.target, item.address)
     graft.adopt_layouts([(item.sources[0], item.target) for item in plan.layouts])

@@ -246,7 +246,7 @@ def transfer(
 
     Args:
         parents: K `State`.
-        fresh: `State` of the optimizer to fill, with the order of the first parent's.
+        fresh: `State` of the optimizer to fill.
         layouts: the fusion's layouts, with targets that hold their fused values.
         copies: bool. Whether the parents are copies of one model.
         reset: bool. Whether to leave the memory of gradients as it starts. Averages of
@@ -258,7 +258,7 @@ def transfer(
     """
     known = _find(fresh.optimizer) or not reset
     rules = describe(fresh.optimizer) if known else _COMMON
-    index = [parent.positions() for parent in parents]
+    index, own = [parent.positions() for parent in parents], fresh.positions()
     # What depends on other slots comes last; the same order in all processes.
     names = sorted(
         set(fresh.lists) & set(rules), key=lambda n: (bool(rules[n].dual), n)
@@ -270,7 +270,7 @@ def transfer(
         weights = [_numpy(source) for source in item.sources]
         done = {}
         for name in names:
-            target, rule = fresh.lists[name][where[0]], rules[name]
+            target, rule = fresh.lists[name][own[id(item.target)]], rules[name]
             if target is None or tuple(target.shape) == () != tuple(item.target.shape):
                 continue  # a placeholder
             if reset and not (rule.kept or rule.dual):

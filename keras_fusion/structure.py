@@ -12,6 +12,9 @@ import keras
 from keras_fusion.errors import StructureError
 from keras_fusion.layers import stock_class
 
+# TensorFlow's bookkeeping, which holds the same layers once more.
+_BOOKKEEPING = re.compile("_self_(tracked_trackables$|unconditional_)")
+
 # Keras's own lists of a model's layers, by position and by depth.
 _LISTS = re.compile("_layers$|_operations")
 
@@ -41,8 +44,7 @@ def children(
     for name, value in sorted(
         attributes.items(), key=lambda item: (item[0] == "_layers", item[0])
     ):
-        # TensorFlow's bookkeeping holds the same layers once more.
-        if name.lstrip("_") not in skip and name != "_self_tracked_trackables":
+        if name.lstrip("_") not in skip and not _BOOKKEEPING.match(name):
             _collect(name, value, found)
     if not list_layers and isinstance(layer, keras.Model):
         _collect("layers", {child.name: child for child in layer.layers}, found)

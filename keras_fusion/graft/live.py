@@ -11,7 +11,6 @@ import keras
 import numpy as np
 
 from keras_fusion import structure
-from keras_fusion.architecture import skipped_attributes
 from keras_fusion.errors import GrowthError
 from keras_fusion.graft import deferral
 from keras_fusion.graft import optimizer as optimizers
@@ -68,13 +67,16 @@ def scope(model: keras.Model) -> contextlib.AbstractContextManager:
     return strategy.scope() if strategy is not None else contextlib.nullcontext()
 
 
-def keep_names(model: keras.Model, fused: keras.Model) -> None:
+def keep_names(pairs: list[tuple[keras.Layer, keras.Layer]]) -> None:
     """Gives the fused model's layers and variables the names of a model's.
 
     Keras numbers unnamed sub-layers anew in each build; patterns that match variables
     by path (a LayoutMap, a weight-decay exclusion) must go on matching.
+
+    Args:
+        pairs: list of `(layer of the model, its counterpart)`.
     """
-    for _, (old, new) in structure.lockstep([model, fused], skipped_attributes):
+    for old, new in pairs:
         new.name = old.name
         new._path = old._path
         for old_input, new_input in zip(_inputs(old), _inputs(new), strict=True):

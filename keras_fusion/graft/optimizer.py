@@ -174,16 +174,26 @@ def grown_optimizer(
     Returns:
         An optimizer of the live model's class, built on the fused model's variables.
     """
+    *earlier, last = plan.stages
+    for stage in earlier:
+        # The next one's parent, which has no optimizer yet.
+        stage.fused.optimizer = _grown(stage, optimizer_state, multipliers)
+    return _grown(last, optimizer_state, multipliers)
+
+
+def _grown(plan, optimizer_state, multipliers):
+    """The optimizer after one growth."""
     live, reset = plan.parents[0].optimizer, optimizer_state == "reset"
     pairs = [(i.sources[0], i.target) for i in plan.layouts]
-    targets = {id(source): target for source, target in pairs}
-    strange = [v.path for v in _trainables(live) if id(v) not in targets]
+    sources = {id(target): source for source, target in pairs}
+    known = {id(source) for source, _ in pairs}
+    strange = [v.path for v in _trainables(live) if id(v) not in known]
     if strange:
         raise FusionError(
             f"The optimizer of {plan.parents[0].name!r} trains variables that are not "
             f"the model's: {strange}. Give them an optimizer of their own."
         )
-    fresh = _twin(live, targets)
+    fresh = _twin(live, sources)
     for old, new in zip(family(live), family(fresh), strict=True):
         _keep_exclusions(old, new, pairs)
     for old, new in zip(leaves(live), leaves(fresh), strict=True):
@@ -192,7 +202,7 @@ def grown_optimizer(
     if not live.built:
         return fresh
     with deferral.without_values():
-        fresh.build([targets[id(v)] for v in _trainables(live)])
+        fresh.build(_in_order(live, plan.fused, pairs))
     if reset:
         deferral.give_values(fresh.variables)
     for old, new in zip(family(live), family(fresh), strict=True):
@@ -210,6 +220,16 @@ def grown_optimizer(
     return fresh
 
 
+def _in_order(live, fused, pairs):
+    """What the new optimizer trains; in the order of the old one if that goes on."""
+    targets = {id(source): target for source, target in pairs}
+    if len(targets) == len(pairs):
+        return [targets[id(v)] for v in _trainables(live)]
+    trained = {id(v) for v in _trainables(live)}
+    trained = {id(target) for source, target in pairs if id(source) in trained}
+    return [v for v in fused.trainable_variables if id(v) in trained]
+
+
 def _leaves_of(model, count):
     """A parent's optimizers; after a reset they need not be those of the others."""
     optimizer = getattr(model, "optimizer", None)
@@ -217,11 +237,11 @@ def _leaves_of(model, count):
     return found if len(found) == count else [None] * count
 
 
-def _twin(optimizer, targets):
+def _twin(optimizer, sources):
     """A new optimizer with the options of another one, not built."""
     cls = type(optimizer)
     if hasattr(optimizer, "inner_optimizer"):
-        inner = _twin(optimizer.inner_optimizer, targets)
+        inner = _twin(optimizer.inner_optimizer, sources)
         return cls(
             inner,
             initial_scale=optimizer.initial_scale,
@@ -230,11 +250,12 @@ def _twin(optimizer, targets):
         )
     if hasattr(optimizer, "_inner_optimizers"):
         # Chosen by the old variable, since a user's function may look at anything.
-        twins = [_twin(o, targets) for o in optimizer._inner_optimizers]
+        twins = [_twin(o, sources) for o in optimizer._inner_optimizers]
+        places = optimizer._var_to_optimizer_idx
         chosen = {
-            id(targets[id(v)]): twins[optimizer._var_to_optimizer_idx[key]]
-            for v in _trainables(optimizer)
-            for key in [optimizer._var_key(v)]
+            target: twins[places[key]]
+            for target, source in sources.items()
+            if (key := optimizer._var_key(source)) in places
         }
         twin = cls(
             lambda variable: chosen[id(variable)],
@@ -261,16 +282,14 @@ def _keep_exclusions(old, new, pairs):
     """Excludes from the weight decay what was excluded."""
     if not hasattr(old, "_exclude_from_weight_decay"):
         return
-    keys = {old._var_key(s): new._var_key(t) for s, t in pairs}
+    keys = [(old._var_key(s), new._var_key(t)) for s, t in pairs]
     excluded = old._exclude_from_weight_decay
     cache = getattr(old, "_exclude_from_weight_decay_cache", {})
     vars(new).update(
-        _exclude_from_weight_decay={keys[k] for k in excluded if k in keys},
+        _exclude_from_weight_decay={t for s, t in keys if s in excluded},
         _exclude_from_weight_decay_pattern=old._exclude_from_weight_decay_pattern,
         # What was decided by name stays decided: the new names may be others.
-        _exclude_from_weight_decay_cache={
-            keys[k]: v for k, v in cache.items() if k in keys
-        },
+        _exclude_from_weight_decay_cache={t: cache[s] for s, t in keys if s in cache},
     )
 
 
