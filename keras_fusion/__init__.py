@@ -13,6 +13,7 @@ from keras_fusion.errors import (
 )
 from keras_fusion.events import GrowthEvent
 from keras_fusion.fusion import fuse
+from keras_fusion.graft import multi_worker_fit
 from keras_fusion.growth_operators import (
     FusionOperator,
     GrowthOperator,
@@ -68,6 +69,7 @@ __all__ = [
     "fusion_report",
     "known_operators",
     "layers",
+    "multi_worker_fit",
     "plot_dynamics",
     "plot_fusion",
     "plot_run",

@@ -239,6 +239,7 @@ class GrowModel(keras.callbacks.Callback):
         with graft.scope(model):
             plan, optimizer, difference = self._prepare(model)
             graft.graft(model, plan.fused, optimizer, plan.weights_adapter())
+            speaks = self.verbose and placement.is_chief()
         self.blocks = blocks.remember(plan.layouts, model)
         self._ramp()
         event = GrowthEvent(
@@ -253,7 +254,7 @@ class GrowModel(keras.callbacks.Callback):
             operator=str(self.operator),
         )
         self.events.append(event)
-        if self.verbose and placement.is_chief():
+        if speaks:
             print(f"\n{event}")
         for watcher in self.watchers:
             watcher.after_growth(self)

@@ -131,22 +131,22 @@ def check_layout(source: keras.Variable, target: keras.Variable, address: str) -
 # Several processes.
 
 
-def processes() -> int:
-    """How many processes train one model together."""
-    if keras.config.backend() == "jax":
-        import jax
-
-        return jax.process_count()
-    return 1
-
-
 def is_chief() -> bool:
-    """Whether this process is the one that speaks for all."""
+    """Whether this process is the one that speaks for all.
+
+    With TensorFlow's workers it must be asked for in the scope of their strategy.
+    """
     if keras.config.backend() == "jax":
         import jax
 
         return jax.process_index() == 0
-    return True
+    workers = _workers()
+    if workers is None:
+        return True
+    resolver = workers.cluster_resolver
+    return resolver.task_type == "chief" or (
+        resolver.task_id == 0 and "chief" not in resolver.cluster_spec().jobs
+    )
 
 
 def agreed(number: int) -> int:
@@ -155,8 +155,29 @@ def agreed(number: int) -> int:
     Args:
         number: int below 2**31, such as a seed that each process has drawn itself.
     """
-    if processes() == 1:
-        return number
-    from jax.experimental import multihost_utils
+    if keras.config.backend() == "jax":
+        import jax
+        from jax.experimental import multihost_utils
 
-    return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
+        if jax.process_count() > 1:
+            number = multihost_utils.broadcast_one_to_all(np.int32(number))
+    elif (workers := _workers()) is not None:
+        import tensorflow as tf
+
+        def part():
+            first = tf.distribute.get_replica_context().replica_id_in_sync_group == 0
+            return tf.constant(number, tf.int64) * tf.cast(first, tf.int64)
+
+        number = workers.reduce("SUM", workers.run(part), axis=None)
+    return int(number)
+
+
+def _workers():
+    """The strategy of several TensorFlow workers, if it is in scope."""
+    if keras.config.backend() != "tensorflow":
+        return None
+    import tensorflow as tf
+
+    strategy = tf.distribute.get_strategy()
+    kind = tf.distribute.MultiWorkerMirroredStrategy
+    return strategy if isinstance(strategy, kind) else None

@@ -1,9 +1,11 @@
 """Growth under TensorFlow's distribution strategies, in processes of their own."""
 
+import json
+
 import keras
 import numpy as np
 import pytest
-from processes import result, start
+from processes import free_port, lines, result, start
 
 pytestmark = pytest.mark.skipif(
     keras.config.backend() != "tensorflow", reason="TensorFlow's strategies"
@@ -63,3 +65,43 @@ def test_replicas_are_equal_after_a_growth(runs, strategy, devices):
         assert report["replicas"] == devices
         assert report["apart_at_growth"] == 0.0
         assert report["apart_at_end"] == 0.0
+
+
+@pytest.fixture(scope="module")
+def workers(tmp_path_factory):
+    """What each of two workers has printed, and its final weights."""
+    folder = tmp_path_factory.mktemp("workers")
+    cluster = {"worker": [f"localhost:{free_port()}" for _ in range(2)]}
+    processes = []
+    for rank in range(2):
+        task = {"type": "worker", "index": rank}
+        config = json.dumps({"cluster": cluster, "task": task})
+        output = folder / f"{rank}.npz"
+        processes.append(start("workers.py", output, rank, TF_CONFIG=config))
+    printed = [lines(process) for process in processes]
+    weights = [list(np.load(folder / f"{i}.npz").values()) for i in range(2)]
+    return printed, weights
+
+
+@pytest.mark.slow
+def test_two_workers_equal_one_device(runs, workers):
+    printed, weights = workers
+    reports = [json.loads(text[-1]) for text in printed]
+    for report, own in zip(reports, weights, strict=True):
+        assert report["steps"] == [2] and report["iterations"] == 4
+        for one, other in zip(runs[1]["none/functional"], own, strict=True):
+            np.testing.assert_allclose(other, one, rtol=0, atol=1e-6)
+    assert all(np.array_equal(a, b) for a, b in zip(*weights, strict=True))
+    # An epoch's logs are those of all workers together.
+    assert reports[0]["losses"] == reports[1]["losses"]
+    np.testing.assert_allclose(
+        reports[0]["losses"], runs[0]["none/functional"]["losses"], rtol=1e-5
+    )
+    assert reports[0]["loss"] == reports[1]["loss"]
+
+
+@pytest.mark.slow
+def test_only_the_first_worker_speaks(workers):
+    printed, _ = workers
+    told = [sum("keras_fusion: step 2" in line for line in text) for text in printed]
+    assert told == [1, 0]

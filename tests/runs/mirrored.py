@@ -71,18 +71,23 @@ def apart(model):
     )
 
 
-def train(kind, optimizer, dtype, strategy, **compile_options):
-    """One epoch, with a growth in its middle; returns the model and what was seen."""
+def train(kind, optimizer, dtype, strategy, draw=0, **compile_options):
+    """One epoch, with a growth in its middle; returns the model and what was seen.
+
+    `draw` seeds the generator from which the growth's own seed is drawn.
+    """
     keras.config.set_floatx(dtype)
     keras.config.set_dtype_policy(dtype)
     with strategy.scope():
         model = models.KINDS[kind]()
         model.compile(OPTIMIZERS[optimizer](), models.loss(), **compile_options)
-    grow, seen = keras_fusion.DeepFusion(at_step=2, seed=0, verbose=0), Replicas()
+    grow, seen = keras_fusion.DeepFusion(at_step=2), Replicas()
+    np.random.seed(draw)
     x, y = models.data_for(kind, BATCH * STEPS)
     options = {"batch_size": BATCH, "shuffle": False, "verbose": 0}
-    model.fit(x, y, callbacks=[grow, seen], **options)
+    history = model.fit(x, y, callbacks=[grow, seen], **options)
     return model, {
+        "losses": history.history["loss"],
         "steps": [event.step for event in grow.events],
         "change": max(event.function_change for event in grow.events),
         "iterations": int(models.numpy(model.optimizer.iterations)),

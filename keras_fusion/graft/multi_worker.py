@@ -1,0 +1,108 @@
+"""Keras's `fit` under TensorFlow's `MultiWorkerMirroredStrategy`.
+
+Keras 3 (seen in 3.15.1) stops there twice, both times in
+`keras/src/backend/tensorflow/trainer.py`:
+
+- `TensorFlowTrainer._maybe_symbolic_build` hands the whole structure of the first batch
+  to `strategy.reduce`, which with several workers takes it for one tensor: "Attempt to
+  convert a value (PerReplica: ...) with an unsupported type".
+- `reduce_per_replica` takes the mean of the logs with `strategy.reduce("MEAN", v,
+  axis=0)`, and logs are scalars: "Invalid reduction dimension 0 for input with 0
+  dimensions".
+
+All else (variables, gradients, metrics, the data's shards) works with several workers.
+"""
+
+import contextlib
+
+import keras
+
+from keras_fusion.errors import FusionError
+
+
+@contextlib.contextmanager
+def multi_worker_fit():
+    """Lets `fit` and `evaluate` run under TensorFlow's `MultiWorkerMirroredStrategy`.
+
+    Keras 3 by itself stops there before the first step. In this scope it goes on, with
+    growth or without. All workers run the same script, and must ask for the same growths.
+    A batch's logs are those of the worker itself; an epoch's are all workers'. Models
+    under other strategies are trained as ever.
+
+    Raises:
+        FusionError: if the backend is not TensorFlow, or this Keras is built otherwise.
+
+    Example:
+
+    ```python
+    strategy = tf.distribute.MultiWorkerMirroredStrategy()  # TF_CONFIG names the workers
+    with strategy.scope():
+        model = build_and_compile()
+    with keras_fusion.multi_worker_fit():
+        model.fit(dataset, callbacks=[keras_fusion.DeepFusion(at_step=1000)])
+    ```
+    """
+    trainer = _trainer()
+    cls = trainer.TensorFlowTrainer
+    build, reduce = cls._maybe_symbolic_build, trainer.reduce_per_replica
+
+    def build_locally(model, iterator=None, data_batch=None):
+        """As Keras does, on what the first replica of this worker gets of a batch."""
+        strategy = model.distribute_strategy
+        if iterator is None or not _has_workers(strategy):
+            return build(model, iterator, data_batch)
+        _, _, batches = next(iter(iterator))
+        with strategy.scope():
+            model._symbolic_build(
+                data_batch=keras.tree.map_structure(
+                    lambda x: strategy.experimental_local_results(x)[0], next(batches)
+                )
+            )
+
+    def reduce_locally(values, strategy, reduction):
+        """As Keras does; means are over the replicas of this worker."""
+        if not _has_workers(strategy) or reduction not in ("auto", "mean"):
+            return reduce(values, strategy, reduction)
+        return keras.tree.map_structure(
+            lambda x: (
+                sum(strategy.experimental_local_results(x))
+                / len(strategy.experimental_local_results(x))
+            ),
+            values,
+        )
+
+    try:
+        cls._maybe_symbolic_build = build_locally
+        trainer.reduce_per_replica = reduce_locally
+        yield
+    finally:
+        cls._maybe_symbolic_build = build
+        trainer.reduce_per_replica = reduce
+
+
+def _has_workers(strategy):
+    import tensorflow as tf
+
+    return isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
+
+
+def _trainer():
+    """Keras's module, as far as it is the one that is known here."""
+    if keras.config.backend() != "tensorflow":
+        raise FusionError(
+            "`multi_worker_fit` is for the TensorFlow backend. Received: "
+            f"{keras.config.backend()!r}. On JAX use keras.distribution, which works "
+            "over several processes."
+        )
+    from keras.src.backend.tensorflow import trainer
+
+    known = hasattr(trainer, "reduce_per_replica") and hasattr(
+        getattr(trainer, "TensorFlowTrainer", None), "_maybe_symbolic_build"
+    )
+    if not known:
+        raise FusionError(
+            f"`multi_worker_fit` does not fit Keras {keras.__version__}, whose TensorFlow "
+            "trainer is built otherwise. Try `fit` without it, or use JAX and "
+            "keras.distribution."
+        )
+    return trainer
