@@ -10,7 +10,6 @@ import sys
 
 import jax
 import keras
-import models
 import numpy as np
 from jax.experimental import multihost_utils
 
@@ -28,8 +27,8 @@ def model_parallel():
     """Kernels over all devices, and so over all processes."""
     mesh = keras.distribution.DeviceMesh((1, DEVICES), ("batch", "model"))
     layouts = keras.distribution.LayoutMap(mesh)
-    layouts["sequential/embedding/embeddings"] = (None, "model")
-    layouts["sequential/dense/kernel"] = ("model", None)
+    layouts["sequential/dense/kernel"] = (None, "model")
+    layouts["sequential/dense_1/kernel"] = ("model", None)
     return keras.distribution.ModelParallel(
         layout_map=layouts, auto_shard_dataset=False
     )
@@ -44,13 +43,15 @@ def own_part(array):
 def train(distribution):
     keras.backend.clear_session()
     keras.distribution.set_distribution(distribution)
-    model = models.sequential()
-    model.compile(keras.optimizers.SGD(0.05, momentum=0.9), models.loss())
+    keras.utils.set_random_seed(0)
+    sizes = [keras.layers.Dense(8, activation="relu"), keras.layers.Dense(4)]
+    model = keras.Sequential([keras.Input((6,)), *sizes])
+    model.compile(keras.optimizers.SGD(0.05, momentum=0.9), "mse")
     # The processes draw different seeds for the noise, and must agree on one.
     np.random.seed(RANK)
     grow = keras_fusion.DeepFusion(at_step=2)
-    x, y = models.data_for("sequential", BATCH * STEPS)
-    batch_size = BATCH
+    x = np.random.default_rng(0).standard_normal((BATCH * STEPS, 6), "float32")
+    y, batch_size = x[:, :4], BATCH
     if distribution.num_model_replicas > 1:
         x, y, batch_size = own_part(x), own_part(y), BATCH // COUNT
     options = {"batch_size": batch_size, "shuffle": False, "verbose": 0}

@@ -26,8 +26,7 @@ def model_parallel(*patterns):
 
 
 # Of the unnamed layers of a model: a second build would number them anew.
-SEQUENTIAL = ("sequential/embedding/embeddings", "sequential/dense/kernel")
-SUBCLASSED = ("subclassed/embedding/embeddings", "subclassed/dense/kernel")
+KERNELS = ("subclassed/embedding/embeddings", "subclassed/dense/kernel")
 
 
 def train(make, distribution=None):
@@ -71,7 +70,7 @@ def refused():
     """A growth from 8 to 12 features under a mesh of 8: nothing may have changed."""
     mesh = keras.distribution.DeviceMesh((1, 8), ("batch", "model"))
     layouts = keras.distribution.LayoutMap(mesh)
-    layouts["dense_1/kernel"] = (None, "model")
+    layouts["sequential/embedding/embeddings"] = (None, "model")
     distribution = keras.distribution.ModelParallel(layout_map=layouts)
     steps = []
 
@@ -89,10 +88,10 @@ def refused():
 
     keras.backend.clear_session()
     keras.distribution.set_distribution(distribution)
-    model = models.functional()
+    model = models.sequential()
     model.compile("sgd", models.loss())
-    x, y = models.data_for("functional")
-    partner = models.functional(width=4, seed=1)
+    x, y = models.data_for("sequential")
+    partner = models.sequential(width=4, seed=1)
     grow = Refused(at_step=2, partners=[partner], optimizer_state="reset", verbose=0)
     try:
         model.fit(x, y, verbose=0, callbacks=[grow, Steps()])
@@ -101,16 +100,11 @@ def refused():
 
 
 def main():
-    data_parallel, sequential = compared(
-        models.sequential,
-        keras.distribution.DataParallel(),
-        model_parallel(*SEQUENTIAL),
-    )
-    (subclassed,) = compared(models.subclassed, model_parallel(*SUBCLASSED))
+    distributions = keras.distribution.DataParallel(), model_parallel(*KERNELS)
+    data, model = compared(models.subclassed, *distributions)
     reports = {
-        "data_parallel": data_parallel,
-        "sequential": sequential,
-        "subclassed": subclassed,
+        "data_parallel": data,
+        "model_parallel": model,
         "refused": refused(),
         "memory": sharded_growth.measure(width=256),
     }
