@@ -3,7 +3,8 @@
 from collections.abc import Iterable
 
 import keras
-import numpy as np
+
+from keras_fusion import placement
 
 
 class Observation(dict):
@@ -62,4 +63,4 @@ def _array(value):
     if keras.backend.is_float_dtype(keras.backend.standardize_dtype(value.dtype)):
         wide = keras.backend.result_type(value.dtype, "float32")
         value = keras.ops.cast(value, wide)
-    return np.asarray(keras.ops.convert_to_numpy(value))
+    return placement.host(value)

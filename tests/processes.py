@@ -29,7 +29,7 @@ def result(process):
     return json.loads(lines(process)[-1])
 
 
-def lines(process, timeout=300):
+def lines(process, timeout=900):
     """What a script has printed."""
     try:
         out, err = process.communicate(timeout=timeout)

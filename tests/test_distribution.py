@@ -1,11 +1,16 @@
 """Growth under TensorFlow's distribution strategies, in processes of their own."""
 
 import json
+from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
 from processes import free_port, lines, result, start
+
+import keras_fusion
+
+TUTORIALS = Path(__file__).resolve().parents[1] / "tutorials"
 
 pytestmark = pytest.mark.skipif(
     keras.config.backend() != "tensorflow", reason="TensorFlow's strategies"
@@ -98,3 +103,35 @@ def test_only_the_first_worker_speaks(workers):
     printed, _ = workers
     told = [sum("keras_fusion: step 2" in line for line in text) for text in printed]
     assert told == [1, 0]
+
+
+def test_an_unknown_keras_is_told(monkeypatch):
+    from keras.src.backend.tensorflow import trainer
+
+    monkeypatch.delattr(trainer, "reduce_per_replica")
+    with (
+        pytest.raises(keras_fusion.FusionError, match=f"Keras {keras.__version__}"),
+        keras_fusion.multi_worker_fit(),
+    ):
+        pass
+
+
+def test_multi_worker_fit_ends_with_its_scope():
+    from keras.src.backend.tensorflow import trainer
+
+    before = trainer.reduce_per_replica, trainer.TensorFlowTrainer._maybe_symbolic_build
+    with pytest.raises(KeyboardInterrupt), keras_fusion.multi_worker_fit():
+        assert trainer.reduce_per_replica is not before[0]
+        raise KeyboardInterrupt
+    after = trainer.reduce_per_replica, trainer.TensorFlowTrainer._maybe_symbolic_build
+    assert after == before
+
+
+@pytest.mark.slow
+def test_the_script_for_a_tpu_says_that_there_is_none_and_goes_on():
+    options = ["--width", 16, "--steps", 6, "--grow-at", 3, "--batch-size", 8]
+    printed = lines(start(TUTORIALS / "tpu_growth.py", *options, "--cpu-devices", 2))
+    assert printed[0].startswith("No TPU was found under --tpu local: ")
+    text = "\n".join(printed)
+    assert "MirroredStrategy: 2 replica(s)" in text and "Grown at step 3" in text
+    assert "Largest difference between replicas: 0.0" in text

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from processes import free_port, lines, result, start
 
+import keras_fusion
+
 pytestmark = [
     pytest.mark.core,
     pytest.mark.slow,
@@ -93,3 +95,11 @@ def test_only_the_first_process_speaks(together):
     _, outputs = together
     told = [sum("keras_fusion: step 2" in line for line in out) for out in outputs]
     assert told == [2, 2, 0]
+
+
+def test_multi_worker_fit_is_for_tensorflow():
+    with (
+        pytest.raises(keras_fusion.FusionError, match="Received: 'jax'. On JAX use"),
+        keras_fusion.multi_worker_fit(),
+    ):
+        pass
