@@ -29,6 +29,7 @@ from keras_fusion.schedules import AtEpoch, AtStep, GrowthSchedule, Moment, OnPl
 from keras_fusion.slots import Slot, register_optimizer
 from keras_fusion.width_operators import (
     HyperCloning,
+    Lemon,
     Net2Net,
     StagedTraining,
     ZeroPadding,
@@ -54,6 +55,7 @@ __all__ = [
     "GrowthOperator",
     "GrowthSchedule",
     "HyperCloning",
+    "Lemon",
     "Moment",
     "Net2Net",
     "Norm",

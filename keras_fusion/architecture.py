@@ -26,7 +26,7 @@ def build(
     *,
     block_norms: bool = False,
     capacity: float = 1.0,
-    of_copies: bool = False,
+    epsilon_divisor: float | None = None,
 ) -> tuple[keras.Model, widths.Widths]:
     """Builds the model that the parents will be fused into.
 
@@ -37,8 +37,9 @@ def build(
         block_norms: bool. Whether norms over what grew get one statistic a parent.
         capacity: float of at least 1. How much larger than the sum of the parents each
             width is to be.
-        of_copies: bool. Whether that capacity will hold copies of units; by default it
-            starts at zero, and the epsilons of joint norms are made smaller for it.
+        epsilon_divisor: float. What the epsilons of joint norms are divided by. Defaults
+            to `capacity`, since new capacity that starts at zero lowers what they are
+            added to.
 
     Returns:
         The model, built, with fresh weights, and where the parents' features lie.
@@ -51,7 +52,7 @@ def build(
     plain = graphs.is_plain(parents[0])
     found = widths.analyse(parents, capacity) if plain else widths.Widths()
     found.block_norms, found.capacity = block_norms, capacity
-    found.epsilon_divisor = 1.0 if of_copies else capacity
+    found.epsilon_divisor = capacity if epsilon_divisor is None else epsilon_divisor
     if into is not None:
         model = into if isinstance(into, keras.Model) else into()
         if not isinstance(model, keras.Model):

@@ -35,7 +35,7 @@ def settle(plan) -> None:
         return  # New outputs that nothing reads: with no joint norm that is enough.
     model, numpy = plan.parents[0], placement.read
     fresh = [np.array(numpy(item.target)) for item in plan.layouts]
-    inputs = _varied_inputs(plan)
+    inputs = varied_inputs(plan)
     expected = probe.outputs(model, inputs)
 
     def value(index):
@@ -48,18 +48,30 @@ def settle(plan) -> None:
     plan.fresh_roles = {i: () for i, item in enumerate(plan.layouts) if item.has_new}
     unused = _without_use(plan, value, outputs, expected)
     for role in ("out", "in"):
-        before = dict(plan.fresh_roles)
-        tried = [i for i in before if _has_new(plan.layouts[i], role)]
-        plan.fresh_roles |= {i: (*before[i], role) for i in tried}
-        values = [(plan.layouts[i].target, value(i)) for i in tried]
-        kept = trials.keep_harmless(lambda: probe.change(unused, outputs()), values)
-        kept = {id(variable) for variable in kept}
-        plan.fresh_roles |= {
-            i: before[i] for i in tried if id(plan.layouts[i].target) not in kept
-        }
+        tried = [i for i in plan.fresh_roles if _has_new(plan.layouts[i], role)]
+        try_fresh(plan, role, tried, value, lambda: probe.change(unused, outputs()))
 
 
-def _varied_inputs(plan):
+def try_fresh(plan, role: str, tried: list[int], value, change) -> None:
+    """Lets new capacity start from initial values, where the function does not notice.
+
+    Args:
+        plan: the plan, whose `fresh_roles` are extended.
+        role: string. The role of the axes whose new entries are tried.
+        tried: list of indices of layouts.
+        value: function from such an index to the value that the plan now says.
+        change: function without arguments that measures the change of the outputs.
+    """
+    before = dict(plan.fresh_roles)
+    plan.fresh_roles |= {i: (*before[i], role) for i in tried}
+    values = [(plan.layouts[i].target, value(i)) for i in tried]
+    kept = {id(variable) for variable in trials.keep_harmless(change, values)}
+    plan.fresh_roles |= {
+        i: before[i] for i in tried if id(plan.layouts[i].target) not in kept
+    }
+
+
+def varied_inputs(plan):
     """A batch on which what has an influence shows it, of all ids if that can be."""
     model = plan.parents[0]
     tables = [

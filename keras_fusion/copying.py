@@ -71,6 +71,12 @@ def in_turn(old: int, new: int) -> np.ndarray:
     return np.arange(new) % old
 
 
+def average_expansion(old: int, new: int) -> np.ndarray:
+    """As many whole copies as fit, and behind them positions that copy nothing."""
+    whole = new // old * old
+    return np.where(np.arange(new) < whole, np.arange(new) % old, NOTHING)
+
+
 def shares(sources: np.ndarray) -> np.ndarray:
     """The influence that each copy of a unit keeps: one over the number of copies."""
     return 1.0 / np.maximum(np.bincount(sources + 1)[sources + 1], 1)
@@ -100,7 +106,6 @@ def copy_array(
     spread: float = 0.0,
     noise: float = 0.0,
     rng: np.random.Generator | None = None,
-    nothing: np.ndarray | None = None,
 ) -> np.ndarray:
     """Widens one variable by copies of its units.
 
@@ -115,11 +120,9 @@ def copy_array(
         noise: float. Deviation, relative to the kernel's, of noise that sums to zero
             over the copies of each input, so that the function stays.
         rng: source of the shares and the noise.
-        nothing: array of the result's shape with the values of positions that copy
-            nothing. Defaults to zeros.
 
     Returns:
-        Array of shape `tuple(axis.size for axis in axes)`.
+        Array of shape `tuple(axis.size for axis in axes)`, zero where nothing is copied.
     """
     array = np.asarray(array, np.promote_types(array.dtype, "float32"))
     rng = rng or np.random.default_rng()
@@ -139,10 +142,52 @@ def copy_array(
         result = result + _cancelling(
             result, sources[inputs[0]], inputs[0], deviation * share, rng
         )
-    for dimension, source in enumerate(sources):
-        if source is not None and (source == NOTHING).any():
-            place = (slice(None),) * dimension + (source == NOTHING,)
-            result[place] = 0.0 if nothing is None else nothing[place]
+    for _, place in empty_positions(sources):
+        result[place] = 0.0
+    return result
+
+
+def empty_positions(sources: Sources) -> list[tuple[int, tuple]]:
+    """Where an array copies nothing: `(dimension, index)` for each that has such places."""
+    return [
+        (dimension, (slice(None),) * dimension + (source == NOTHING,))
+        for dimension, source in enumerate(sources)
+        if source is not None and (source == NOTHING).any()
+    ]
+
+
+def filled(
+    array: np.ndarray,
+    axes: Sequence[Axis],
+    sources: Sources,
+    *,
+    fresh: np.ndarray,
+    fresh_roles: Sequence[str],
+    mean_outputs: bool,
+) -> np.ndarray:
+    """Gives what copies nothing its values: of `fresh`, or the mean of the others.
+
+    Args:
+        array: what `copy_array` gave.
+        axes: its axes.
+        sources: its sources.
+        fresh: array of the same shape with initial values.
+        fresh_roles: the roles of axes whose empty positions start from `fresh`.
+        mean_outputs: bool. Whether empty outputs are the mean of the others, which a
+            layer norm does not notice.
+
+    Returns:
+        Array of the same shape; zero where none of these applies.
+    """
+    result = np.array(array)
+    places = empty_positions(sources)
+    for dimension, place in sorted(places, key=lambda p: axes[p[0]].role == "out"):
+        role = axes[dimension].role
+        if role in fresh_roles:
+            result[place] = fresh[place]
+        elif role == "out" and mean_outputs:
+            used = np.flatnonzero(sources[dimension] != NOTHING)
+            result[place] = result.take(used, dimension).mean(dimension, keepdims=True)
     return result
 
 

@@ -14,14 +14,18 @@ import numpy as np
 from keras_fusion import (
     architecture,
     arguments,
+    calibration,
+    capacity,
     copying,
     fusion,
     graft,
+    placement,
     probe,
     registry,
     structure,
 )
 from keras_fusion import layout as layouts
+from keras_fusion.errors import FusionError
 from keras_fusion.layout import VariableLayout
 from keras_fusion.widths import Widths
 
@@ -48,8 +52,11 @@ class Widening(fusion.Plan):
             return super().values(index, arrays, fresh)
         split = item.before_tied_readout
         scale = item.scales[0] * (item.copies if split else 1.0)
+        array = np.asarray(arrays[0])
+        correction = self.corrections.get(id(item.sources[0]))
+        array = array if correction is None else correction(array)
         value = copying.copy_array(
-            (np.asarray(arrays[0]) + item.offset) * scale,
+            (array + item.offset) * scale,
             item.axes,
             item.copied,
             split_outputs=split,
@@ -57,7 +64,17 @@ class Widening(fusion.Plan):
             noise=settings.off_diagonal_scale,
             rng=np.random.default_rng([settings.seed, index]),
         )
-        return (value - item.offset).astype(np.asarray(arrays[0]).dtype)
+        value = value - item.offset
+        if item.has_new:
+            value = copying.filled(
+                value,
+                item.axes,
+                item.copied,
+                fresh=np.asarray(fresh),
+                fresh_roles=self.fresh_roles.get(index, ()),
+                mean_outputs=index in self.mean_outputs,
+            )
+        return value.astype(np.asarray(arrays[0]).dtype)
 
 
 def make_plan(
@@ -68,6 +85,7 @@ def make_plan(
     noise: float,
     spread: float = 0.0,
     seed: int | None = None,
+    whole_copies: bool = False,
 ) -> Widening:
     """Lays out a widening, changing nothing.
 
@@ -81,6 +99,8 @@ def make_plan(
         spread: float, see `copying.uneven_shares`.
         seed: int. Seed of the noise and the shares. Defaults to one drawn from NumPy's
             global generator.
+        whole_copies: bool. Whether joint norms will see whole copies and else nothing, so
+            that their epsilons must be smaller.
 
     Returns:
         A `Widening`.
@@ -92,7 +112,11 @@ def make_plan(
     arguments.check_noise("paired", noise, copies=True)
     seed = arguments.drawn_seed(seed)
     with graft.without_values():
-        grown, widths = architecture.build(models, capacity=larger, of_copies=True)
+        grown, widths = architecture.build(
+            models,
+            capacity=larger,
+            epsilon_divisor=factor / int(factor) if whole_copies else 1.0,
+        )
     plain = layouts.plan(models, grown, widths)
     mapping = choose(model, grown, plain)
     mode = "paired" if noise else "zeros"
@@ -116,20 +140,23 @@ def _copied(item, mapping):
     return item
 
 
+def joint_norms(model: keras.Model, grown: keras.Model) -> dict[int, registry.Norm]:
+    """What each norm computes that grew, by the ids of its grown variables."""
+    pairs = structure.lockstep([model, grown], architecture.skipped_attributes)
+    return {
+        id(variable): registry.find_for_weights(layer).norm
+        for _, (layer, wider) in pairs
+        if calibration.is_joint_norm(layer, wider)
+        for variable in structure.own_variables(wider)
+    }
+
+
 def has_even_norms(plan: Widening) -> bool:
     """Whether all joint norms are over units that are copied equally often.
 
     Only then is the norm's statistic that of the smaller model.
     """
-    pairs = structure.lockstep(
-        [plan.parents[0], plan.fused], architecture.skipped_attributes
-    )
-    norms = {
-        id(variable)
-        for _, (layer, grown) in pairs
-        if (rule := registry.find_for_weights(layer)) is not None and rule.norm
-        for variable in structure.own_variables(grown)
-    }
+    norms = joint_norms(plan.parents[0], plan.fused)
     return all(
         np.ptp(copying.shares(source)) == 0
         for item in plan.layouts
@@ -137,6 +164,61 @@ def has_even_norms(plan: Widening) -> bool:
         for source in item.copied
         if source is not None
     )
+
+
+def settle_empty(plan: Widening) -> None:
+    """Gives positions that copy nothing a start at which they have no influence.
+
+    What norms are given there is the mean of the other features, or zero where they
+    subtract none, and they scale down by what that takes off their statistic. Weights
+    that read it start from initial values, where the function does not notice.
+
+    Args:
+        plan: the plan, which is filled on the way.
+
+    Raises:
+        FusionError: if the function changes all the same.
+    """
+    model, norms = plan.parents[0], joint_norms(plan.parents[0], plan.fused)
+    empty = [i for i, item in enumerate(plan.layouts) if item.has_new]
+    if not empty:
+        return
+    size = next(i.axes[-1] for i in plan.layouts if id(i.target) in norms and i.has_new)
+    count = size.size // len(size.blocks[0])
+    plan.corrections = calibration.for_new_capacity(model, plan.fused, count)
+    targets = {i: id(plan.layouts[i].target) for i in empty}
+    plan.fresh_roles = {i: ("out",) if targets[i] in norms else () for i in empty}
+    if any(norm.centered for norm in norms.values()):
+        plan.mean_outputs = frozenset(i for i in empty if targets[i] not in norms)
+    fresh = {i: np.array(placement.read(plan.layouts[i].target)) for i in empty}
+    inputs = capacity.varied_inputs(plan)
+    expected = probe.outputs(model, inputs)
+    plan.fill()
+
+    def change():
+        return probe.change(expected, probe.outputs(plan.fused, inputs))
+
+    difference = change()
+    if not difference <= probe.tolerance(plan.fused):
+        raise FusionError(
+            f"{plan.fused.name!r} cannot have other than whole copies: norms after the "
+            f"residual sum notice the rest, which changes the outputs by {difference:.1e}. "
+            "Use a whole factor."
+        )
+
+    expected = probe.outputs(plan.fused, inputs)
+
+    def value(index):
+        sources = [placement.read(v) for v in plan.layouts[index].sources]
+        return plan.values(index, sources, fresh[index])
+
+    tried = [i for i in empty if _reads_empty(plan.layouts[i])]
+    capacity.try_fresh(plan, "in", tried, value, change)
+
+
+def _reads_empty(item):
+    places = copying.empty_positions(item.copied)
+    return any(item.axes[dimension].role == "in" for dimension, _ in places)
 
 
 # Units. What may be copied by itself is found by trying.

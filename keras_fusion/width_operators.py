@@ -56,7 +56,7 @@ class HyperCloning(GrowthOperator):
     """
 
     def __init__(self, factor: int = 2, noise: float = 0.0, seed: int | None = None):
-        if factor != int(factor):
+        if not isinstance(factor, (int, float)) or factor % 1:
             raise FusionError(
                 "HyperCloning copies every unit equally often. Received: "
                 f"factor={factor!r}. Give a whole factor, or use Net2Net(factor)."
@@ -165,7 +165,7 @@ class Net2Net(GrowthOperator):
                     f"Net2Net(factor={self.factor!r}, draw={self.draw!r}) copies the units "
                     f"of {model.name!r} unequally often, which changes the statistics of "
                     "its norms and so the function. Use a whole factor with "
-                    "draw='balanced', or allow it with exact=False."
+                    "draw='balanced', Lemon(factor), or allow it with exact=False."
                 )
             plan = plan.without_promise()
         return plan
@@ -197,6 +197,103 @@ class Net2Net(GrowthOperator):
             "factor": self.factor,
             "draw": self.draw,
             "exact": self.exact,
+            "noise": self.noise,
+            "seed": self.seed,
+        }
+
+
+@register_operator(
+    "width",
+    exact="always, or it is refused",
+    source="Wang et al., LEMON, ICLR 2024",
+)
+class Lemon(GrowthOperator):
+    """Copies units with unequal splits, for any width that is whole.
+
+    Each unit is copied in its turn, and what goes out of it is split unevenly among the
+    copies, so that they are not alike. Where the features of a norm do not fill whole
+    copies, the rest is the mean of them (zero under RMS norms), which no norm of this
+    kind sees after its scale is corrected; so `factor=1.5` is exact in pre-norm networks.
+    Norms after the residual sum are refused but for whole factors.
+
+    The optimizer's state is carried at the scale of the gradients. The paper trains on
+    from the smaller model's weights alone (`optimizer_state="reset"`), with the bigger
+    model's largest rate and a faster decay of it.
+
+    Args:
+        factor: number above 1. How many times as wide the model becomes; heads and
+            widths must stay whole. Defaults to 2.
+        spread: float of at least 0 and below 1. How uneven the splits are: before they are
+            made to sum to one, they are uniform between `1 - spread` and `1 + spread`.
+            The paper says only that they differ. Defaults to 0.5.
+        noise: float. Deviation of further noise relative to the kernel's, which cancels
+            over the copies of each input. Splits by a number alone leave copies alike
+            under Adam, which divides the gradient's scale away. Defaults to 0.01.
+        seed: int. Seed of the splits and the noise.
+
+    Raises:
+        FusionError: for a `spread` out of range; in training, if the function would change.
+
+    Example:
+
+    >>> import keras, keras_fusion
+    >>> model = keras.Sequential(
+    ...     [keras.Input((4,)), keras.layers.Dense(8), keras.layers.Dense(1)]
+    ... )
+    >>> wide = keras_fusion.Lemon(factor=1.5, seed=0).plan(model).fill()
+    >>> [layer.units for layer in wide.layers]
+    [12, 1]
+
+    Source: Wang et al., LEMON: Lossless Model Expansion, ICLR 2024.
+    """
+
+    def __init__(
+        self,
+        factor: float = 2,
+        spread: float = 0.5,
+        noise: float = 0.01,
+        seed: int | None = None,
+    ):
+        if not 0 <= spread < 1:
+            raise FusionError(
+                "`spread` must be at least 0 and below 1, so that each copy keeps some "
+                f"influence. Received: spread={spread!r}."
+            )
+        self.factor = factor
+        self.spread = spread
+        self.noise = noise
+        self.seed = seed
+
+    def plan(self, model: keras.Model) -> fusion.Plan:
+        """Lays out the growth of a model; changes nothing."""
+
+        def choose(model, grown, items):
+            norms = widening.joint_norms(model, grown)
+            sizes = {i.sources[0].shape[-1] for i in items if id(i.target) in norms}
+            expand = {True: copying.average_expansion, False: copying.in_turn}
+            return lambda old, new: expand[old in sizes](old, new)
+
+        plan = widening.make_plan(
+            model,
+            self.factor,
+            choose,
+            noise=self.noise,
+            spread=self.spread,
+            seed=self.seed,
+            whole_copies=True,
+        )
+        widening.settle_empty(plan)
+        return plan
+
+    def __str__(self):
+        """What the operator does, for the console."""
+        return f"LEMON x{self.factor}"
+
+    def get_config(self) -> dict:
+        """The constructor's arguments."""
+        return {
+            "factor": self.factor,
+            "spread": self.spread,
             "noise": self.noise,
             "seed": self.seed,
         }
