@@ -1,6 +1,7 @@
 """The growth operators of the literature: one contract for all of them."""
 
 import itertools
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -75,6 +76,13 @@ RUNS = [
     pytest.param(name, optimizer, marks=pytest.mark.core if name in CORE else ())
     for name, optimizer in zip(OPERATORS, itertools.cycle(OPTIMIZERS))
 ]
+
+
+def test_the_docs_tell_of_every_known_operator():
+    page = Path(__file__).parents[1] / "docs" / "growth_operators.md"
+    text = page.read_text(encoding="utf-8")
+    for name in keras_fusion.known_operators():
+        assert f"| `{name}(" in text, f"{page} has no row for {name}."
 
 
 @pytest.mark.parametrize(("name", "optimizer"), RUNS)
