@@ -1,6 +1,6 @@
 """Bytes on each device while a sharded model grows, against the grown model's share.
 
-python benchmarks/sharded_growth.py [--width 1024] [--output PATH.json]
+python benchmarks/sharded_growth.py [--width 1024] [--plain] [--output PATH.json]
 
 Eight simulated CPU devices, `keras.distribution.ModelParallel`, Adam's slots included.
 Seen after every value that is put on a device and some hundred times a second between:
@@ -9,6 +9,7 @@ function needs for a moment is not seen.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import threading
@@ -22,6 +23,8 @@ import keras
 import numpy as np
 
 import keras_fusion
+from keras_fusion import graft, placement
+from keras_fusion.graft import deferral
 
 DEVICES, LAYERS = 8, 4
 RESULTS = Path(__file__).with_name("results") / "sharded_growth.json"
@@ -142,14 +145,24 @@ def measure(width):
     }
 
 
+def make_plain():
+    """Makes and assigns values as Keras does it by itself, to compare with."""
+    graft.without_values = deferral.without_values = contextlib.nullcontext
+    placement.write = lambda variable, value: variable.assign(value)
+
+
 def main():
     """Measures, prints, and writes the result."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--width", type=int, default=1024)
-    parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument("--plain", action="store_true", help=make_plain.__doc__)
+    parser.add_argument("--output", type=Path, default=RESULTS, help="not if --plain")
     options = parser.parse_args()
+    if options.plain:
+        make_plain()
     result = measure(options.width)
-    options.output.write_text(json.dumps(result, indent=1) + "\n")
+    if not options.plain:
+        options.output.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result))
 
 

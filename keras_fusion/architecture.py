@@ -8,10 +8,11 @@ from collections.abc import Callable
 
 import keras
 
-from keras_fusion import alignment, placement, probe, registry, structure, widths
+from keras_fusion import alignment, probe, registry, structure, widths
 from keras_fusion import graph as graphs
 from keras_fusion.errors import FusionError, StructureError
 from keras_fusion.layers import can_be_block_norm, is_block_norm, norm_like
+from keras_fusion.placement import is_distributed
 
 
 def skipped_attributes(layer: keras.Layer) -> tuple[str, ...]:
@@ -336,7 +337,7 @@ def _build_weights(model, like):
     """Creates the weights of a subclassed model, by a call on inputs like its parent's."""
     try:
         inputs = probe.batch(like)
-        if placement.is_distributed():  # Without values to compute with.
+        if is_distributed():  # Without values to compute with.
             inputs = keras.tree.map_structure(
                 lambda x: keras.KerasTensor(x.shape, str(x.dtype)), inputs
             )
