@@ -10,11 +10,16 @@ the parents' activations; an activation that did not grow is their mean.*
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 import numpy as np
 
+from keras_fusion.noise import Noise
+
 OFF_DIAGONALS = ("zeros", "random", "paired")
+# Entries of noise that are made and added at once: they stay in the processor's cache.
+CHUNK = 2**16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +54,19 @@ class Axis:
         """Positions of a parent's entries, shape `(parent's size,)`."""
         return np.arange(self.size) if self.blocks is None else self.blocks[parent]
 
+    @functools.cached_property
+    def spans(self) -> tuple[slice | None, ...]:
+        """For each parent its block as a slice; `None` if it does not lie side by side."""
+        return tuple(_span(block) for block in self.blocks or ())
+
+    @functools.cached_property
+    def is_apart(self) -> bool:
+        """Whether the axis grew, and no position of it belongs to several parents."""
+        if self.blocks is None:
+            return False
+        used = np.concatenate(self.blocks)
+        return len(np.unique(used)) == len(used)
+
     def unused(self) -> np.ndarray:
         """Positions that belong to no parent: the new capacity of the target."""
         if self.blocks is None:
@@ -78,21 +96,40 @@ def has_off_diagonal(axes: Sequence[Axis]) -> bool:
     return _grown_role(axes, "in") and _grown_role(axes, "out")
 
 
+def _span(block):
+    if not len(block):
+        return slice(0, 0)
+    first, size = int(block[0]), len(block)
+    side_by_side = block[-1] - first == size - 1 and (np.diff(block) == 1).all()
+    return slice(first, first + size) if side_by_side else None
+
+
 def block_index(
     axes: Sequence[Axis], parent: int, out_parent: int | None = None
-) -> tuple[np.ndarray, ...]:
-    """Open mesh that selects a block.
+) -> tuple[slice, ...] | tuple[np.ndarray, ...]:
+    """What selects a block.
 
     Args:
         axes: the variable's axes.
         parent: int. Whose inputs.
         out_parent: int. Whose outputs; by default the same parent's, which is the
             diagonal block.
+
+    Returns:
+        Slices, which select a view, if the block's entries lie side by side along each
+        axis; otherwise an open mesh, which selects a copy.
     """
     out_parent = parent if out_parent is None else out_parent
-    return np.ix_(
-        *(axis.positions(parent if axis.role == "in" else out_parent) for axis in axes)
-    )
+    owners = [parent if axis.role == "in" else out_parent for axis in axes]
+    pairs = list(zip(axes, owners, strict=True))
+    spans = tuple(axis.spans[k] if axis.grown else slice(None) for axis, k in pairs)
+    if all(spans):
+        return spans
+    return np.ix_(*(axis.positions(k) for axis, k in pairs))
+
+
+def _is_view(index):
+    return isinstance(index[0], slice) if index else True
 
 
 def _working(array: np.ndarray) -> np.ndarray:
@@ -101,6 +138,25 @@ def _working(array: np.ndarray) -> np.ndarray:
     if array.dtype.itemsize < 4 or array.dtype.kind not in "fiub":
         return array.astype("float32")
     return array
+
+
+def _all_working(arrays):
+    """Several arrays in such a dtype; what is one array stays one."""
+    converted = {id(array): _working(array) for array in arrays}
+    return [converted[id(array)] for array in arrays]
+
+
+def are_one(arrays: Sequence[np.ndarray]) -> bool:
+    """Whether all parents have the very same array."""
+    return all(array is arrays[0] for array in arrays)
+
+
+def _zeros(shape, dtype):
+    """Zeros at an address that JAX can use without a copy."""
+    count = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+    raw = np.zeros(count + 64, "uint8")
+    start = -raw.ctypes.data % 64
+    return raw[start : start + count].view(dtype).reshape(shape)
 
 
 def fuse_arrays(
@@ -163,47 +219,62 @@ def fuse_arrays(
     Source: the FUSION operator of Mazzawi et al., ICML 2024; `"paired"`, parents of
     unequal width and new capacity are this package's own.
     """
-    arrays = [_working(array) for array in arrays]
+    arrays = _all_working(arrays)
     count = len(arrays)
-    scales = [1.0] * count if scales is None else list(scales)
+    scales = [1.0] * count if scales is None else [float(s) for s in scales]
     if not any(axis.grown for axis in axes):
-        return sum(a * s for a, s in zip(arrays, scales, strict=True)) / count
+        return _mean(arrays, scales)
     share = 1.0 / count if is_readout(axes) else 1.0
-    result = np.zeros([axis.size for axis in axes], arrays[0].dtype)
+    result = _zeros([axis.size for axis in axes], arrays[0].dtype)
     if fresh is not None:
         _fill_new(result, axes, fresh, fresh_roles)
+    apart = any(axis.is_apart for axis in axes)
     for parent, array in enumerate(arrays):
-        # Added, not assigned: where two parents share a row (a readout of features
-        # that did not grow beside some that did) the sum of the shares is the mean.
-        result[block_index(axes, parent)] += array * (scales[parent] * share)
+        _place(result, block_index(axes, parent), array, scales[parent] * share, apart)
     last = axes[-1]
     if mean_outputs and last.role == "out" and last.grown and "out" not in fresh_roles:
         used = result[..., np.concatenate(last.blocks)]
         result[..., last.unused()] = used.mean(axis=-1, keepdims=True)
     if off_diagonal != "zeros":
-        deviation = off_diagonal_scale * share * _deviation(arrays)
-        noise = _Noise(rng or np.random.default_rng(), deviation)
+        rng = rng or np.random.default_rng()
         if has_off_diagonal(axes):
+            noise = Noise(rng, off_diagonal_scale * _deviation(arrays))
             _fill_off_diagonal(result, axes, count, noise, off_diagonal == "paired")
         elif is_readout(axes) and off_diagonal == "paired":
+            noise = Noise(rng, off_diagonal_scale * share * _deviation(arrays))
             _split_readout(result, axes, count, noise)
     return result
 
 
+def _mean(arrays, scales):
+    if are_one(arrays) and len(set(scales)) == 1:
+        return arrays[0] * scales[0]
+    return sum(a * s for a, s in zip(arrays, scales, strict=True)) / len(arrays)
+
+
+def _place(result, index, array, factor, apart):
+    """Writes a parent's array into its block, without an array in between."""
+    if not (apart and _is_view(index)):
+        # Added, not assigned: where two parents share a row (a readout of features
+        # that did not grow beside some that did) the sum of the shares is the mean.
+        result[index] += array * factor
+    elif factor == 1.0:
+        result[index] = array
+    else:
+        np.multiply(array, factor, out=result[index])
+
+
 def _deviation(arrays: Sequence[np.ndarray]) -> float:
-    return float(np.std(np.concatenate([array.ravel() for array in arrays])))
+    """Standard deviation of all entries together."""
+    arrays = [a.ravel() for a in (arrays[:1] if are_one(arrays) else arrays)]
+    count = sum(a.size for a in arrays)
+    mean = sum(float(a.sum()) for a in arrays) / count
+    chunks = (a[i : i + CHUNK] - a.dtype.type(mean) for a, i in _chunked(arrays))
+    return (sum(float(np.dot(c, c)) for c in chunks) / count) ** 0.5
 
 
-@dataclasses.dataclass
-class _Noise:
-    """Normal noise of one variable."""
-
-    rng: np.random.Generator
-    deviation: float
-
-    def like(self, block: np.ndarray) -> np.ndarray:
-        noise = self.rng.standard_normal(block.shape) * self.deviation
-        return noise.astype(block.dtype)
+def _chunked(arrays):
+    return ((a, i) for a in arrays for i in range(0, a.size, CHUNK))
 
 
 def _fill_new(result, axes, fresh, roles):
@@ -217,22 +288,50 @@ def _fill_new(result, axes, fresh, roles):
 def _fill_off_diagonal(result, axes, count, noise, paired):
     for out_parent in range(count):
         for parent in range(count):
-            if parent == out_parent:
-                continue
-            block = block_index(axes, parent, out_parent)
-            added = noise.like(result[block])
-            result[block] += added
-            if paired:
-                result[block_index(axes, out_parent)] -= added
+            if parent != out_parent:
+                across = block_index(axes, parent, out_parent)
+                inner = block_index(axes, out_parent) if paired else None
+                _add_noise(result, across, inner, noise)
+
+
+def _add_noise(result, across, inner, noise):
+    """Adds noise to a block, and takes it off another."""
+    if not (_is_view(across) and (inner is None or _is_view(inner))):
+        added = noise.like(result[across])
+        result[across] += added
+        if inner is not None:
+            result[inner] -= added
+        return
+    block = result[across]
+    other = result[inner] if inner is not None else None
+    for rows in _rows(block):
+        added = noise.like(block[rows])
+        block[rows] += added
+        if other is not None:
+            other[rows] -= added
+
+
+def _rows(block):
+    """Slices of the first axis, with about `CHUNK` entries each."""
+    step = max(1, CHUNK * len(block) // max(1, block.size))
+    return (slice(i, i + step) for i in range(0, len(block), step))
 
 
 def _split_readout(result, axes, count, noise):
     """Adds to the parents' readouts noises that sum to zero."""
     blocks = [block_index(axes, parent) for parent in range(count)]
-    noises = [noise.like(result[block]) for block in blocks]
-    mean = sum(noises) / count
-    for block, added in zip(blocks, noises, strict=True):
-        result[block] += added - mean
+    if not all(_is_view(block) for block in blocks):
+        noises = [noise.like(result[block]) for block in blocks]
+        mean = sum(noises) / count
+        for block, added in zip(blocks, noises, strict=True):
+            result[block] += added - mean
+        return
+    views = [result[block] for block in blocks]
+    for rows in _rows(views[0]):
+        noises = [noise.like(view[rows]) for view in views]
+        mean = sum(noises) / count
+        for view, added in zip(views, noises, strict=True):
+            view[rows] += added - mean
 
 
 def fuse_slot(
@@ -261,25 +360,27 @@ def fuse_slot(
     Returns:
         Array of shape `tuple(axis.size for axis in axes)`.
     """
-    slots = [_working(slot) for slot in slots]
-    count = len(slots)
+    slots = _all_working(slots)
+    count, factor = len(slots), float(factor)
     if not any(axis.grown for axis in axes):
-        return sum(slots) / count * factor
-    result = np.zeros([axis.size for axis in axes], slots[0].dtype)
-    if second_moment:
+        return _mean(slots, [factor] * count)
+    result = _zeros([axis.size for axis in axes], slots[0].dtype)
+    if second_moment and any(axis.unused().size for axis in axes):
         # Capacity of no parent gets an average entry: never zeros under an old count.
         result += np.mean([slot.mean() for slot in slots]) * factor
     for out_parent in range(count):
         for parent in range(count):
             if parent == out_parent or copies:
                 value = slots[parent]
-            elif not has_off_diagonal(axes):
+            elif not has_off_diagonal(axes) or not second_moment:
                 continue
-            elif second_moment:
-                value = _rank_one(slots[parent], slots[out_parent], axes)
             else:
-                value = 0.0
-            result[block_index(axes, parent, out_parent)] = value * factor
+                value = _rank_one(slots[parent], slots[out_parent], axes)
+            index = block_index(axes, parent, out_parent)
+            if _is_view(index):
+                np.multiply(value, factor, out=result[index])
+            else:
+                result[index] = value * factor
     return result
 
 

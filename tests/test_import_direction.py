@@ -16,7 +16,7 @@ SOURCES = Path(__file__).resolve().parents[1] / PACKAGE
 # Lowest first. A module (or subpackage) imports only from levels below its own.
 LEVELS = (
     ("errors",),
-    ("layers",),
+    ("layers", "noise"),
     ("operator", "structure", "registry", "schedules", "events", "placement"),
     ("rules", "graph", "probe", "observation", "trials", "flops", "copying"),
     ("widths", "alignment"),
