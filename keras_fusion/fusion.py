@@ -88,7 +88,9 @@ class Plan:
     def fill(self) -> keras.Model:
         """Gives the fused model its weights, variable by variable, and returns it."""
         for index, item in enumerate(self.layouts):
-            arrays = [placement.read(v) for v in item.sources]
+            # Once for copies of one model, whose arrays so stay one array.
+            read = {id(v): placement.read(v) for v in item.sources}
+            arrays = [read[id(v)] for v in item.sources]
             placement.write(item.target, self.values(index, arrays, self._fresh(item)))
         for _, layer in structure.walk(self.fused):
             if hasattr(layer, "finalize_state"):
@@ -115,8 +117,9 @@ class Plan:
         item, settings = self.layouts[index], self.settings
         if item.is_state:
             return np.asarray(arrays[0])
+        arrays = [np.asarray(a) for a in arrays]
         fused = fuse_arrays(
-            [self._prepared(item, k, np.asarray(a)) for k, a in enumerate(arrays)],
+            self._prepared(item, arrays),
             item.axes,
             off_diagonal=settings.off_diagonal,
             off_diagonal_scale=settings.off_diagonal_scale,
@@ -125,15 +128,26 @@ class Plan:
             fresh_roles=self.fresh_roles.get(index, ("out",)),
             mean_outputs=index in self.mean_outputs,
         )
-        return fused.astype(np.asarray(arrays[0]).dtype)
+        return fused.astype(arrays[0].dtype, copy=False)
 
-    def _prepared(self, item, k, array):
-        """A parent's value, corrected and at its scale in the mean."""
-        correction = self.corrections.get(id(item.sources[k]))
+    def _prepared(self, item, arrays):
+        """The parents' values, corrected and at their scale in the mean."""
+        done, found = {}, []
+        for source, scale, array in zip(
+            item.sources, item.scales, arrays, strict=True
+        ):
+            key = id(array), id(source), scale
+            if key not in done:
+                done[key] = self._corrected(item, source, scale, array)
+            found.append(done[key])
+        return found
+
+    def _corrected(self, item, source, scale, array):
+        correction = self.corrections.get(id(source))
         if correction is not None:
             array = correction(array)
-        if item.scales[k] != 1.0:
-            array = (array + item.offset) * item.scales[k] - item.offset
+        if scale != 1.0:
+            array = (array + item.offset) * scale - item.offset
         return array
 
     def weights_adapter(self) -> Callable[[list], list]:
@@ -237,8 +251,8 @@ def adopt(plan: Plan) -> None:
     for item in plan.layouts:
         placement.check_layout(item.sources[0], item.target, item.address)
     graft.adopt_layouts([(item.sources[0], item.target) for item in plan.layouts])
-    if capacity.is_new(plan.layouts):
-        graft.give_values([item.target for item in plan.layouts])
+    waiting = {id(item.target) for item in plan.layouts if not item.has_new}
+    graft.give_values([v for v in plan.fused.variables if id(v) not in waiting])
 
 
 def fuse(

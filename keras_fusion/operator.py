@@ -20,6 +20,8 @@ from keras_fusion.noise import Noise
 OFF_DIAGONALS = ("zeros", "random", "paired")
 # Entries of noise that are made and added at once: they stay in the processor's cache.
 CHUNK = 2**16
+# Bytes; at such an address the backends use an array's own memory, without a copy.
+ALIGNMENT = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,10 +154,10 @@ def are_one(arrays: Sequence[np.ndarray]) -> bool:
 
 
 def _zeros(shape, dtype):
-    """Zeros at an address that JAX can use without a copy."""
+    """Zeros that the backends need not copy."""
     count = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
-    raw = np.zeros(count + 64, "uint8")
-    start = -raw.ctypes.data % 64
+    raw = np.zeros(count + ALIGNMENT, "uint8")
+    start = -raw.ctypes.data % ALIGNMENT
     return raw[start : start + count].view(dtype).reshape(shape)
 
 

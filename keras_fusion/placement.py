@@ -9,9 +9,11 @@ import keras
 import numpy as np
 
 from keras_fusion.errors import FusionError
+from keras_fusion.operator import ALIGNMENT
 
 # The most that a device gets at once of a variable whose parts lie in other processes.
 PIECE_BYTES = 2**26
+_LENDABLE = ("float16", "float32", "float64")
 
 
 def is_distributed() -> bool:
@@ -23,7 +25,7 @@ def is_distributed() -> bool:
 
 
 def read(variable: keras.Variable) -> np.ndarray:
-    """A variable's value in the host's memory.
+    """A variable's value in the host's memory, which may be the variable's own: read only.
 
     Where several processes hold parts of it, all of them must call this, in one order.
     """
@@ -37,6 +39,12 @@ def host(value) -> np.ndarray:
 
         if isinstance(value, jax.Array) and not value.is_fully_replicated:
             return _gathered(value)
+        return np.asarray(value)  # Without a copy, where the host holds it.
+    if keras.config.backend() == "tensorflow":
+        import tensorflow as tf
+
+        if not isinstance(value, (tf.SparseTensor, tf.IndexedSlices, tf.RaggedTensor)):
+            return np.asarray(tf.convert_to_tensor(value))
     return np.asarray(keras.ops.convert_to_numpy(value))
 
 
@@ -92,7 +100,19 @@ def write(variable: keras.Variable, value: np.ndarray) -> None:
         value = jax.make_array_from_callback(
             value.shape, sharding, lambda index: value[index]
         )
+    elif keras.config.backend() == "tensorflow":
+        value = _lent(value)
     variable.assign(value)
+
+
+def _lent(value):
+    """A tensor in the array's own memory, if it lies as TensorFlow's must."""
+    fits = value.flags.c_contiguous and value.ctypes.data % ALIGNMENT == 0
+    if not (fits and value.size and value.flags.writeable and value.dtype in _LENDABLE):
+        return value
+    import tensorflow as tf
+
+    return tf.experimental.dlpack.from_dlpack(value.__dlpack__())
 
 
 def layout_of(variable: keras.Variable):

@@ -62,6 +62,11 @@ class Slot:
     kept: bool = False
     dual: Callable | None = None
 
+    @property
+    def of_weights(self) -> bool:
+        """Whether the slot's value depends on the weights."""
+        return self.degree is None or self.near_weights or self.dual is not None
+
 
 _COMMON = {
     "model_variables_moving_average": Slot(None, kept=True),
@@ -267,53 +272,69 @@ def transfer(
         where = [p.get(id(s)) for p, s in zip(index, item.sources, strict=True)]
         if where[0] is None:
             continue  # not trained
-        weights = [_numpy(source) for source in item.sources]
+        dual = any(rules[name].dual for name in names)
         done = {}
         for name in names:
             target, rule = fresh.lists[name][own[id(item.target)]], rules[name]
             if target is None or tuple(target.shape) == () != tuple(item.target.shape):
                 continue  # a placeholder
             if reset and not (rule.kept or rule.dual):
-                done[name] = _numpy(target)
+                if dual:
+                    done[name] = _numpy(target)
                 continue
-            arrays = [
-                _slot_of(parents, k, name, where[k], rule, item, weights[k])
-                for k in range(len(parents))
-            ]
-            done[name] = fused_slot(
+            read = _reader()
+            value = fused_slot(
                 rule,
-                arrays,
+                [
+                    _slot_of(parents, k, name, where[k], rule, item, read)
+                    for k in range(len(parents))
+                ],
                 item,
                 optimizer=fresh.optimizer,
-                weights=weights,
-                value=_numpy(item.target),
+                weights=[read(s) for s in item.sources] if rule.of_weights else None,
+                value=_numpy(item.target) if rule.of_weights else None,
                 done=done,
                 copies=copies,
             )
-            placement.write(target, done[name])
+            placement.write(target, value)
+            if dual:
+                done[name] = value
 
 
 def _numpy(variable):
     """The value, in a dtype that differences are exact enough in."""
     array = placement.read(variable)
-    return array.astype(np.promote_types(array.dtype, "float32"))
+    return array.astype(np.promote_types(array.dtype, "float32"), copy=False)
 
 
-def _slot_of(parents, k, name, position, rule, item, weights):
+def _reader():
+    """A function that reads each variable once, so that what is one stays one."""
+    known = {}
+
+    def read(variable):
+        if id(variable) not in known:
+            known[id(variable)] = _numpy(variable)
+        return known[id(variable)]
+
+    return read
+
+
+def _slot_of(parents, k, name, position, rule, item, read):
     """A parent's slot, with the bias correction of the first parent's step count."""
-    parent = parents[k]
+    parent, weights = parents[k], item.sources[k]
     if position is None or name not in parent.lists:
         if rule.dual:
-            return weights  # not looked at
+            return read(weights)  # not looked at
         if rule.kept:
             # It has none: its weights are their own average, no gradient waits.
-            return weights if rule.degree is None else np.zeros_like(weights)
+            own = read(weights)
+            return own if rule.degree is None else np.zeros_like(own)
         raise FusionError(
             f"{item.address!r} is trained in the live model but not in parent {k} (it "
             "is frozen there), which so has no state for it. Pass "
             "optimizer_state='reset'."
         )
-    array = _numpy(parent.lists[name][position])
+    array = read(parent.lists[name][position])
     if rule.decay is None or parent.step == parents[0].step:
         return array
     decay = getattr(parent.optimizer, rule.decay)
@@ -338,8 +359,9 @@ def fused_slot(
         arrays: K arrays, the parents' slots.
         item: the variable's layout.
         optimizer: the grown model's optimizer, for its options.
-        weights: K arrays, the parents' values of the variable.
-        value: the variable's fused value.
+        weights: K arrays, the parents' values of the variable; `None` if the slot does
+            not depend on them.
+        value: the variable's fused value, or `None` likewise.
         done: the variable's slots that were fused before this one, by name.
         copies: bool. Whether the parents are copies of one model.
 
@@ -348,27 +370,34 @@ def fused_slot(
     """
     if slot.dual is not None:
         return slot.dual(optimizer, done, value)
-    start = getattr(optimizer, slot.start) if slot.start else 0.0
-    if slot.degree is None or slot.near_weights:
+    start = getattr(optimizer, slot.start) if slot.start else None
+    if slot.of_weights:
         # An average of the weights keeps its distance from them, block by block.
         arrays = [a - w for a, w in zip(arrays, weights, strict=True)]
         start = value
-    else:
+    elif start is not None:
         arrays = [a - start for a in arrays]
     if slot.degree is None:
-        return start + _fused_distance(arrays, item)
+        fused = _fused_distance(arrays, item)
+    else:
+        fused = _fused_moment(slot, arrays, item, copies)
+    return fused if start is None else start + fused
+
+
+def _fused_moment(slot, arrays, item, copies):
+    """What remembers gradients, or updates."""
     axes, factor = _kept(item.axes, slot), item.gradient_scale**slot.degree
-    if item.copied is not None:
-        return start + copy_slot(
-            arrays[0],
-            axes,
-            _kept(item.copied, slot),
-            factor=factor,
-            degree=slot.degree,
-            split_outputs=item.before_tied_readout,
+    if item.copied is None:
+        return fuse_slot(
+            arrays, axes, factor=factor, copies=copies, second_moment=slot.positive
         )
-    return start + fuse_slot(
-        arrays, axes, factor=factor, copies=copies, second_moment=slot.positive
+    return copy_slot(
+        arrays[0],
+        axes,
+        _kept(item.copied, slot),
+        factor=factor,
+        degree=slot.degree,
+        split_outputs=item.before_tied_readout,
     )
 
 

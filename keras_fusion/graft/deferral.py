@@ -1,12 +1,14 @@
-"""The bigger model's variables under a `keras.distribution`: laid out, then filled.
+"""Variables of the bigger model, which get their first values only when it is filled.
 
-Keras makes a variable's first value on one device and shards it afterwards (below 250 MB
-times the devices), by a path that numbers unnamed layers anew. So a bigger model is built
-without values here; its variables take over the layouts of those that they grow from, and
-their first values are the fused ones, written shard by shard.
+All of them will be overwritten, so that to draw initial values and to hold them would
+cost more than the fusion itself: time, and a second copy. Under a `keras.distribution`
+Keras would also make each first value whole on one device, and shard it by a path that
+numbers unnamed layers anew. So a bigger model is built without values here; its variables
+take over the layouts of those that they grow from, and get their values one by one.
 """
 
 import contextlib
+import functools
 
 import keras
 import numpy as np
@@ -18,8 +20,10 @@ from keras_fusion import placement
 def without_values():
     """In this scope, floating-point variables are created without values.
 
-    Only under a `keras.distribution`; else the scope does nothing. Shapes and dtypes are
-    known. `adopt_layouts` and then `placement.write` or `give_values` follow.
+    Shapes and dtypes are known. Whoever reads such a variable gets its initial value,
+    made anew each time; the first assignment creates its storage, and so does
+    `give_values`. On the PyTorch backend, where layers hold on to the tensors of their
+    variables, the scope does nothing.
     """
     if not _can_defer():
         yield
@@ -31,6 +35,7 @@ def without_values():
             own(variable, initializer)  # A seed's state is small, and may be read.
         else:
             variable._value, variable._initializer = None, initializer
+            vars(variable)["_direct_assign"] = functools.partial(_first, variable)
 
     def initialize_later(variable):
         variable._initialize_with_initializer(variable._initializer)
@@ -44,8 +49,8 @@ def without_values():
 def give_values(variables: list) -> None:
     """Makes first values for variables that have none, shard by shard."""
     for variable in variables:
-        if variable._value is None:
-            _initialize_sharded(variable, variable._initializer)
+        if isinstance(vars(variable).get("_direct_assign"), functools.partial):
+            _initialize(variable, variable._initializer)
 
 
 def adopt_layouts(pairs: list[tuple]) -> None:
@@ -64,7 +69,7 @@ def adopt_layouts(pairs: list[tuple]) -> None:
 
 
 def _can_defer():
-    return placement.is_distributed() and not keras.config.is_nnx_enabled()
+    return keras.config.backend() != "torch" and not keras.config.is_nnx_enabled()
 
 
 @contextlib.contextmanager
@@ -81,6 +86,31 @@ def _replaced(**methods):
                 delattr(keras.Variable, name)  # It was inherited.
             else:
                 setattr(keras.Variable, name, method)
+
+
+def _first(variable, value):
+    """The first assignment to a variable without a value."""
+    _wake(variable)
+    if keras.config.backend() == "jax":
+        variable._direct_assign(value)
+    else:
+        value = keras.ops.cast(value, variable.dtype)
+        variable._initialize_with_initializer(lambda shape, dtype: value)
+
+
+def _wake(variable):
+    """Ends a variable's waiting for its first value."""
+    del vars(variable)["_direct_assign"]
+    variable._initializer = None
+
+
+def _initialize(variable, initializer):
+    """Makes a variable's own first value."""
+    _wake(variable)
+    if placement.is_distributed():
+        _initialize_sharded(variable, initializer)
+    else:
+        variable._initialize_with_initializer(initializer)
 
 
 def _initialize_sharded(variable, initializer):
