@@ -55,6 +55,13 @@ class Settings:
         return self.norms == "block" and self.off_diagonal == "zeros"
 
 
+@dataclasses.dataclass(eq=False)
+class _StandIn:
+    """What is left of a variable when its memory is to be freed."""
+
+    dtype: str
+
+
 @dataclasses.dataclass
 class Plan:
     """A fusion that was laid out: every check has passed, the values are still to come.
@@ -133,9 +140,7 @@ class Plan:
     def _prepared(self, item, arrays):
         """The parents' values, corrected and at their scale in the mean."""
         done, found = {}, []
-        for source, scale, array in zip(
-            item.sources, item.scales, arrays, strict=True
-        ):
+        for source, scale, array in zip(item.sources, item.scales, arrays, strict=True):
             key = id(array), id(source), scale
             if key not in done:
                 done[key] = self._corrected(item, source, scale, array)
@@ -155,23 +160,51 @@ class Plan:
 
         Returns:
             Function from `model.get_weights()` of the first parent, at any time, to
-            `get_weights()` of the model that would have been fused from them.
+            `get_weights()` of the model that would have been fused from them. It holds
+            on to none of the first parent's variables, so that their memory is freed.
         """
         old = {id(v): i for i, v in enumerate(self.parents[0].weights)}
-        numpy = placement.read
+        where = {
+            id(item.target): (index, old[id(item.sources[0])])
+            for index, item in enumerate(self.layouts)
+            if id(item.sources[0]) in old
+        }
+        steps = [where.get(id(v), (v, None)) for v in self.fused.weights]
+        plan = self._without_variables()
 
-        def adapt(weights):
-            grown = {}
-            for index, item in enumerate(self.layouts):
-                first = item.sources[0]
-                if id(first) in old:
-                    own = weights[old[id(first)]]
-                    arrays = [own if s is first else numpy(s) for s in item.sources]
-                    value = self.values(index, arrays, self._fresh(item))
-                    grown[id(item.target)] = value
-            return [grown.get(id(v), numpy(v)) for v in self.fused.weights]
+        def grown(weights, index, place):
+            if place is None:
+                return placement.read(index)
+            item, own = plan.layouts[index], np.asarray(weights[place])
+            first = item.sources[0]
+            arrays = [own if s is first else placement.read(s) for s in item.sources]
+            return plan.values(index, arrays, plan._fresh(item))
 
-        return adapt
+        return lambda weights: [grown(weights, *step) for step in steps]
+
+    def _without_variables(self):
+        """The plan with stand-ins for the first parent's variables and the grown ones."""
+        standing = {}
+
+        def stand_in(variable):
+            return standing.setdefault(id(variable), _StandIn(variable.dtype))
+
+        own = {id(item.sources[0]) for item in self.layouts}
+        layouts = [
+            dataclasses.replace(
+                item,
+                sources=tuple(stand_in(s) if id(s) in own else s for s in item.sources),
+                target=item.target if item.has_new else stand_in(item.target),
+            )
+            for item in self.layouts
+        ]
+        corrections = {
+            id(standing[key]) if key in standing else key: value
+            for key, value in self.corrections.items()
+        }
+        return dataclasses.replace(
+            self, parents=[], fused=None, layouts=layouts, corrections=corrections
+        )
 
     def corresponding(self) -> list[tuple[keras.Layer, keras.Layer]]:
         """The layers of the first parent with their counterparts in the fused model."""

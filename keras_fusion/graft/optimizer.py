@@ -185,7 +185,6 @@ def _grown(plan, optimizer_state, multipliers):
     """The optimizer after one growth."""
     live, reset = plan.parents[0].optimizer, optimizer_state == "reset"
     pairs = [(i.sources[0], i.target) for i in plan.layouts]
-    sources = {id(target): source for source, target in pairs}
     known = {id(source) for source, _ in pairs}
     strange = [v.path for v in _trainables(live) if id(v) not in known]
     if strange:
@@ -193,16 +192,13 @@ def _grown(plan, optimizer_state, multipliers):
             f"The optimizer of {plan.parents[0].name!r} trains variables that are not "
             f"the model's: {strange}. Give them an optimizer of their own."
         )
-    fresh = _twin(live, sources)
-    for old, new in zip(family(live), family(fresh), strict=True):
-        _keep_exclusions(old, new, pairs)
-    for old, new in zip(leaves(live), leaves(fresh), strict=True):
-        added = rate_multipliers.by_width(plan.layouts, old) if multipliers else None
-        rates.hand_on(old, new, pairs, added)
+    added = [
+        rate_multipliers.by_width(plan.layouts, leaf) if multipliers else None
+        for leaf in leaves(live)
+    ]
     if not live.built:
-        return fresh
-    with deferral.without_values():
-        fresh.build(_in_order(live, plan.fused, pairs))
+        return _unbuilt(live, pairs, added)
+    fresh = _built(live, plan.fused, pairs, added)
     if reset:
         deferral.give_values(fresh.variables)
     for old, new in zip(family(live), family(fresh), strict=True):
@@ -217,6 +213,29 @@ def _grown(plan, optimizer_state, multipliers):
             parents, read_state(leaf), plan.layouts, copies=copies, reset=reset
         )
     deferral.give_values(fresh.variables)
+    return fresh
+
+
+def _unbuilt(live, pairs, added):
+    """A new optimizer with the options of the live one, and its multipliers."""
+    fresh = _twin(live, {id(target): source for source, target in pairs})
+    for old, new in zip(family(live), family(fresh), strict=True):
+        _keep_exclusions(old, new, pairs)
+    for old, new, own in zip(leaves(live), leaves(fresh), added, strict=True):
+        rates.hand_on(old, new, pairs, own)
+    return fresh
+
+
+def _built(live, fused, pairs, added):
+    """The same, with variables; those for slots wait for their values if they can."""
+    variables = _in_order(live, fused, pairs)
+    fresh = _unbuilt(live, pairs, added)
+    try:
+        with deferral.without_values():
+            fresh.build(variables)
+    except Exception:  # It fills its slots itself, such as ScheduleFreeAdamW.
+        fresh = _unbuilt(live, pairs, added)
+        fresh.build(variables)
     return fresh
 
 
