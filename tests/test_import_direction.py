@@ -15,9 +15,9 @@ SOURCES = Path(__file__).resolve().parents[1] / PACKAGE
 
 # Lowest first. A module (or subpackage) imports only from levels below its own.
 LEVELS = (
-    ("errors",),
-    ("layers", "noise"),
-    ("operator", "structure", "registry", "schedules", "events", "placement"),
+    ("errors", "noise"),
+    ("layers", "operator"),
+    ("structure", "registry", "schedules", "events", "placement"),
     ("rules", "graph", "probe", "observation", "trials", "flops", "copying"),
     ("widths", "alignment"),
     ("repetition",),
