@@ -98,16 +98,11 @@ class Plan:
             # Once for copies of one model, whose arrays so stay one array.
             read = {id(v): placement.read(v) for v in item.sources}
             arrays = [read[id(v)] for v in item.sources]
-            placement.write(item.target, self.values(index, arrays, self._fresh(item)))
+            placement.write(item.target, self.values(index, arrays, _fresh(item)))
         for _, layer in structure.walk(self.fused):
             if hasattr(layer, "finalize_state"):
                 layer.finalize_state()  # Normalization computes with copies.
         return self.fused
-
-    @staticmethod
-    def _fresh(item):
-        """Initial values for new capacity; where there is none they may not exist."""
-        return placement.read(item.target) if item.has_new else None
 
     def values(self, index: int, arrays: list, fresh: np.ndarray | None) -> np.ndarray:
         """The fused value of one variable, the same whenever it is asked for.
@@ -178,7 +173,7 @@ class Plan:
             item, own = plan.layouts[index], np.asarray(weights[place])
             first = item.sources[0]
             arrays = [own if s is first else placement.read(s) for s in item.sources]
-            return plan.values(index, arrays, plan._fresh(item))
+            return plan.values(index, arrays, _fresh(item))
 
         return lambda weights: [grown(weights, *step) for step in steps]
 
@@ -220,6 +215,11 @@ class Plan:
         for item in self.layouts:
             if item.sources[0].trainable != item.target.trainable:
                 item.target.trainable = item.sources[0].trainable
+
+
+def _fresh(item):
+    """Initial values for new capacity; where there is none they may not exist."""
+    return placement.read(item.target) if item.has_new else None
 
 
 def make_plan(

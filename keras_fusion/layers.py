@@ -173,7 +173,12 @@ def norm_like(
         **options: options that are to differ from the norm's.
     """
     stock = stock_class(layer)
-    config = {k: v for k, v in layer.get_config().items() if k != "blocks"} | options
+    # Plain lists: one that Keras tracks would keep the old norm's weights alive.
+    config = {
+        key: list(value) if isinstance(value, list) else value
+        for key, value in layer.get_config().items()
+        if key != "blocks"
+    } | options
     if blocks is None:
         return stock.from_config(config)
     return _BLOCK_NORMS[stock].from_config(config | {"blocks": blocks})
