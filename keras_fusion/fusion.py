@@ -13,6 +13,7 @@ from keras_fusion import (
     calibration,
     capacity,
     depth,
+    earlier_weights,
     graft,
     layout,
     placement,
@@ -55,13 +56,6 @@ class Settings:
         return self.norms == "block" and self.off_diagonal == "zeros"
 
 
-@dataclasses.dataclass(eq=False)
-class _StandIn:
-    """What is left of a variable when its memory is to be freed."""
-
-    dtype: str
-
-
 @dataclasses.dataclass
 class Plan:
     """A fusion that was laid out: every check has passed, the values are still to come.
@@ -98,7 +92,7 @@ class Plan:
             # Once for copies of one model, whose arrays so stay one array.
             read = {id(v): placement.read(v) for v in item.sources}
             arrays = [read[id(v)] for v in item.sources]
-            placement.write(item.target, self.values(index, arrays, _fresh(item)))
+            placement.write(item.target, self.values(index, arrays, item.initial()))
         for _, layer in structure.walk(self.fused):
             if hasattr(layer, "finalize_state"):
                 layer.finalize_state()  # Normalization computes with copies.
@@ -158,48 +152,7 @@ class Plan:
             `get_weights()` of the model that would have been fused from them. It holds
             on to none of the first parent's variables, so that their memory is freed.
         """
-        old = {id(v): i for i, v in enumerate(self.parents[0].weights)}
-        where = {
-            id(item.target): (index, old[id(item.sources[0])])
-            for index, item in enumerate(self.layouts)
-            if id(item.sources[0]) in old
-        }
-        steps = [where.get(id(v), (v, None)) for v in self.fused.weights]
-        plan = self._without_variables()
-
-        def grown(weights, index, place):
-            if place is None:
-                return placement.read(index)
-            item, own = plan.layouts[index], np.asarray(weights[place])
-            first = item.sources[0]
-            arrays = [own if s is first else placement.read(s) for s in item.sources]
-            return plan.values(index, arrays, _fresh(item))
-
-        return lambda weights: [grown(weights, *step) for step in steps]
-
-    def _without_variables(self):
-        """The plan with stand-ins for the first parent's variables and the grown ones."""
-        standing = {}
-
-        def stand_in(variable):
-            return standing.setdefault(id(variable), _StandIn(variable.dtype))
-
-        own = {id(item.sources[0]) for item in self.layouts}
-        layouts = [
-            dataclasses.replace(
-                item,
-                sources=tuple(stand_in(s) if id(s) in own else s for s in item.sources),
-                target=item.target if item.has_new else stand_in(item.target),
-            )
-            for item in self.layouts
-        ]
-        corrections = {
-            id(standing[key]) if key in standing else key: value
-            for key, value in self.corrections.items()
-        }
-        return dataclasses.replace(
-            self, parents=[], fused=None, layouts=layouts, corrections=corrections
-        )
+        return earlier_weights.adapter(self)
 
     def corresponding(self) -> list[tuple[keras.Layer, keras.Layer]]:
         """The layers of the first parent with their counterparts in the fused model."""
@@ -215,11 +168,6 @@ class Plan:
         for item in self.layouts:
             if item.sources[0].trainable != item.target.trainable:
                 item.target.trainable = item.sources[0].trainable
-
-
-def _fresh(item):
-    """Initial values for new capacity; where there is none they may not exist."""
-    return placement.read(item.target) if item.has_new else None
 
 
 def make_plan(

@@ -5,7 +5,7 @@ import dataclasses
 import keras
 import numpy as np
 
-from keras_fusion import readout, registry, structure
+from keras_fusion import placement, readout, registry, structure
 from keras_fusion.architecture import skipped_attributes
 from keras_fusion.copying import NOTHING
 from keras_fusion.errors import FusionError, StructureError
@@ -52,6 +52,10 @@ class VariableLayout:
             return any(axis.unused().size for axis in self.axes)
         sources = (source for source in self.copied if source is not None)
         return any((source == NOTHING).any() for source in sources)
+
+    def initial(self) -> np.ndarray | None:
+        """The target's initial values, if it has new capacity that they are for."""
+        return placement.read(self.target) if self.has_new else None
 
     @property
     def is_state(self) -> bool:

@@ -1,4 +1,4 @@
-"""What a growth costs, counted and not timed; and that the cheap ways are the plain ones."""
+"""What a growth costs, counted, not timed; and that the cheap ways are the plain ones."""
 
 import gc
 import tracemalloc
@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import data_for, functional, loss
 
-from keras_fusion import Axis, AtStep, FusionOperator, GrowModel, fuse_arrays, graft
+from keras_fusion import AtStep, Axis, FusionOperator, GrowModel, fuse_arrays, graft
 from keras_fusion.noise import Noise
 from keras_fusion.operator import block_index, fuse_slot
 

@@ -33,6 +33,7 @@ from keras_fusion import (
     StagedTraining,
     ZeroPadding,
     copying,
+    slot_fusion,
     slots,
 )
 from keras_fusion.operator import Axis
@@ -174,7 +175,7 @@ def test_moments_are_carried_at_the_scale_of_the_gradients(operator, kind):
         if not item.target.trainable:
             continue
         arrays = [small[id(source)] for source in item.sources]
-        expected = slots.fused_slot(
+        expected = slot_fusion.fused_slot(
             slots.Slot(1.0),
             arrays,
             item,
