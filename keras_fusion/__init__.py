@@ -21,6 +21,7 @@ from keras_fusion.growth_operators import (
     register_operator,
 )
 from keras_fusion.learning_rate import GrownSchedule
+from keras_fusion.lemon import Lemon
 from keras_fusion.operator import Axis, fuse_arrays
 from keras_fusion.plotting import plot_dynamics, plot_fusion, plot_run
 from keras_fusion.registry import Norm, register, registered
@@ -29,7 +30,6 @@ from keras_fusion.schedules import AtEpoch, AtStep, GrowthSchedule, Moment, OnPl
 from keras_fusion.slots import Slot, register_optimizer
 from keras_fusion.width_operators import (
     HyperCloning,
-    Lemon,
     Net2Net,
     StagedTraining,
     ZeroPadding,

@@ -15,17 +15,14 @@ from keras_fusion import (
     architecture,
     arguments,
     calibration,
-    capacity,
     copying,
     fusion,
     graft,
-    placement,
     probe,
     registry,
     structure,
 )
 from keras_fusion import layout as layouts
-from keras_fusion.errors import FusionError
 from keras_fusion.layout import VariableLayout
 from keras_fusion.widths import Widths
 
@@ -164,61 +161,6 @@ def has_even_norms(plan: Widening) -> bool:
         for source in item.copied
         if source is not None
     )
-
-
-def settle_empty(plan: Widening) -> None:
-    """Gives positions that copy nothing a start at which they have no influence.
-
-    What norms are given there is the mean of the other features, or zero where they
-    subtract none, and they scale down by what that takes off their statistic. Weights
-    that read it start from initial values, where the function does not notice.
-
-    Args:
-        plan: the plan, which is filled on the way.
-
-    Raises:
-        FusionError: if the function changes all the same.
-    """
-    model, norms = plan.parents[0], joint_norms(plan.parents[0], plan.fused)
-    empty = [i for i, item in enumerate(plan.layouts) if item.has_new]
-    if not empty:
-        return
-    size = next(i.axes[-1] for i in plan.layouts if id(i.target) in norms and i.has_new)
-    count = size.size // len(size.blocks[0])
-    plan.corrections = calibration.for_new_capacity(model, plan.fused, count)
-    targets = {i: id(plan.layouts[i].target) for i in empty}
-    plan.fresh_roles = {i: ("out",) if targets[i] in norms else () for i in empty}
-    if any(norm.centered for norm in norms.values()):
-        plan.mean_outputs = frozenset(i for i in empty if targets[i] not in norms)
-    fresh = {i: np.array(placement.read(plan.layouts[i].target)) for i in empty}
-    inputs = capacity.varied_inputs(plan)
-    expected = probe.outputs(model, inputs)
-    plan.fill()
-
-    def change():
-        return probe.change(expected, probe.outputs(plan.fused, inputs))
-
-    difference = change()
-    if not difference <= probe.tolerance(plan.fused):
-        raise FusionError(
-            f"{plan.fused.name!r} cannot have other than whole copies: norms after the "
-            f"residual sum notice the rest, which changes the outputs by {difference:.1e}. "
-            "Use a whole factor."
-        )
-
-    expected = probe.outputs(plan.fused, inputs)
-
-    def value(index):
-        sources = [placement.read(v) for v in plan.layouts[index].sources]
-        return plan.values(index, sources, fresh[index])
-
-    tried = [i for i in empty if _reads_empty(plan.layouts[i])]
-    capacity.try_fresh(plan, "in", tried, value, change)
-
-
-def _reads_empty(item):
-    places = copying.empty_positions(item.copied)
-    return any(item.axes[dimension].role == "in" for dimension, _ in places)
 
 
 # Units. What may be copied by itself is found by trying.

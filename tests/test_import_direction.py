@@ -31,7 +31,7 @@ LEVELS = (
     ("capacity",),
     ("fusion",),
     ("growth_operators", "widening", "stacking", "chain"),
-    ("width_operators", "depth_operators"),
+    ("width_operators", "depth_operators", "lemon"),
     ("callbacks", "report"),
     ("annealing", "deep_fusion"),
     ("testing", "plotting"),
