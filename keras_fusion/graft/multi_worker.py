@@ -29,6 +29,9 @@ def multi_worker_fit():
     A batch's logs are those of the worker itself; an epoch's are all workers'. Models
     under other strategies are trained as ever.
 
+    Returns:
+        A context manager, for a `with` statement around `fit` and `evaluate`.
+
     Raises:
         FusionError: if the backend is not TensorFlow, or this Keras is built otherwise.
 
@@ -38,9 +41,19 @@ def multi_worker_fit():
     strategy = tf.distribute.MultiWorkerMirroredStrategy()  # TF_CONFIG names the workers
     with strategy.scope():
         model = build_and_compile()
-    with keras_fusion.multi_worker_fit():
-        model.fit(dataset, callbacks=[keras_fusion.DeepFusion(at_step=1000)])
     ```
+
+    >>> import keras, keras_fusion, numpy as np
+    >>> model = keras.Sequential(
+    ...     [keras.Input((4,)), keras.layers.Dense(8), keras.layers.Dense(1)]
+    ... )
+    >>> model.compile("adam", "mse")
+    >>> grow = keras_fusion.DeepFusion(at_step=1, verbose=0)
+    >>> with keras_fusion.multi_worker_fit():
+    ...     _ = model.fit(np.ones((8, 4)), np.ones((8, 1)), verbose=0, batch_size=4,
+    ...                   callbacks=[grow])
+    >>> model.layers[0].units
+    16
     """
     trainer = _trainer()
     cls = trainer.TensorFlowTrainer
