@@ -37,7 +37,8 @@ def open_source(name: str, *, shards: int = 16) -> Source:
 
     Args:
         name: `"standard-library"`, the documentation strings of Python's standard
-            library; `"c4/en"` or another config of C4, through tensorflow-datasets; or
+            library; `"installed-packages"`, those of the packages beside this one;
+            `"c4/en"` or another config of C4, through tensorflow-datasets; or
             the path of a folder with text files.
         shards: int. In how many parts to read what is large. Defaults to 16.
 
@@ -49,21 +50,26 @@ def open_source(name: str, *, shards: int = 16) -> Source:
     """
     if name == "standard-library":
         return standard_library()
+    if name == "installed-packages":
+        return _documented(name, corpus.installed_packages())
     if name == "c4" or name.startswith("c4/"):
         return c4(name, shards=shards)
     if Path(name).is_dir():
         return text_folder(Path(name), shards=shards)
     raise ValueError(
-        "A source is 'standard-library', 'c4/en' (or another config of C4), or an "
-        f"existing folder of text files. Received: source={name!r}."
+        "A source is 'standard-library', 'installed-packages', 'c4/en' (or another "
+        f"config of C4), or an existing folder of text files. Received: source={name!r}."
     )
 
 
 def standard_library() -> Source:
     """The documentation strings of Python's standard library, see `corpus`."""
-    documents = corpus.standard_library(_VALIDATION_SHARE)
+    return _documented("standard-library", corpus.standard_library(_VALIDATION_SHARE))
+
+
+def _documented(name, documents):
     return Source(
-        "standard-library",
+        name,
         (lambda: _strings(documents.training),),
         (lambda: _strings(documents.validation),),
     )

@@ -1,0 +1,178 @@
+"""Which runs the study has: what is known of some says which others are worth it."""
+
+import dataclasses
+from collections.abc import Iterator
+
+from benchmarks.savings.courses import Course, Growth
+from benchmarks.savings.results import Results
+from benchmarks.savings.tasks import Size
+
+SEEDS = (0, 1, 2)
+SCREEN = 0.6  # the share of the budget at which settings are compared
+MOMENT = 0.25  # the share spent before a growth, where nothing else is said
+FRONTIER = (0.4, 0.5, 0.6, 0.75, 1.0)
+RATES = {
+    "decoder": {"scratch": (2e-3, 4e-3, 8e-3, 1.6e-2), "small": (4e-3, 8e-3, 1.6e-2)},
+    "t5": {"scratch": (2e-3, 4e-3, 8e-3, 1.6e-2), "small": (4e-3, 8e-3, 1.6e-2)},
+}
+FULL = {"decoder": Size(4, 4), "t5": Size(4, 2)}
+HALF = {"decoder": Size(2, 4), "t5": Size(2, 2)}
+QUARTER = {"decoder": Size(1, 4), "t5": Size(1, 2)}
+
+
+class Study:
+    """The runs of one task, in the order of their importance.
+
+    Args:
+        task: string, a key of `tasks.TASKS`.
+        results: `Results`.
+    """
+
+    def __init__(self, task: str, results: Results):
+        self.task, self.results = task, results
+
+    def stages(self) -> Iterator[list[Course]]:
+        """The runs that can be said so far; a later stage needs an earlier one's end."""
+        yield self.scratch_sweep()
+        yield self.small_sweep()
+        if (small := self.small()) is None:
+            return
+        yield self.factors(small.rate)
+        if (default := self.default()) is None:
+            return
+        yield self.screened(default)
+        if (scratch := self.scratch()) is None:
+            return
+        yield self.seeds(scratch, (0.5, 0.75, 1.0))
+        yield self.seeds(default, FRONTIER)
+        yield self.seeds(small, (0.5, 1.0))
+
+    def scratch_sweep(self) -> list[Course]:
+        """The grown size from the start, at several rates."""
+        return [
+            Course("scratch", self.task, FULL[self.task], rate)
+            for rate in RATES[self.task]["scratch"]
+        ]
+
+    def scratch(self) -> Course | None:
+        """The best of them."""
+        return self.results.best(self.scratch_sweep(), 1.0)
+
+    def small_sweep(self) -> list[Course]:
+        """Half the width, at several rates, for a small share of the budget."""
+        return [
+            Course("small alone", self.task, HALF[self.task], rate, budgets=(0.3,))
+            for rate in RATES[self.task]["small"]
+        ]
+
+    def small(self) -> Course | None:
+        """The best of them."""
+        return self.results.best(self.small_sweep(), 0.3)
+
+    def factors(self, rate: float) -> list[Course]:
+        """Self-fusion as `DeepFusion` does it, with several factors on the rate."""
+        return [
+            self.grown(f"self-fusion, rate x{factor:g}", rate, factor=factor)
+            for factor in (0.5, 0.25, 1.0)
+        ]
+
+    def default(self) -> Course | None:
+        """The best of them."""
+        if (small := self.small()) is None:
+            return None
+        return self.results.best(self.factors(small.rate), SCREEN)
+
+    def screened(self, default: Course) -> list[Course]:
+        """One change each to the best self-fusion."""
+        rate = default.rate
+        (growth,) = default.growths
+        factor = growth.training["learning_rate_factor"]
+        full, half = FULL[self.task], HALF[self.task]
+
+        def changed(setting, at=MOMENT, parents=1, training=None, **options):
+            return self.grown(
+                setting,
+                rate,
+                factor=factor,
+                at=at,
+                parents=parents,
+                training=training,
+                **options,
+            )
+
+        quarter = dataclasses.replace(growth, to=half, at=0.1)
+        return [
+            changed("growth at 0.40", at=0.4),
+            changed("growth at 0.15", at=0.15),
+            changed("two parents, joint norms", parents=2),
+            changed("two parents, calibrated norms", parents=2, norms="calibrated"),
+            changed("optimizer reset", training={"optimizer_state": "reset"}),
+            changed(
+                "optimizer reset, re-warm-up",
+                training={"optimizer_state": "reset", "rewarmup_steps": 50},
+            ),
+            changed("re-warm-up", training={"rewarmup_steps": 50}),
+            changed("paired 0.5", off_diagonal_scale=0.5),
+            changed("paired 0.02", off_diagonal_scale=0.02),
+            changed("random 0.1", off_diagonal="random"),
+            changed("random 0.5", off_diagonal="random", off_diagonal_scale=0.5),
+            changed("zeros", off_diagonal="zeros"),
+            changed(
+                "rates by width",
+                training={
+                    "learning_rate_multipliers": "width",
+                    "learning_rate_factor": 1.0,
+                },
+            ),
+            Course(
+                "1x to 2x to 4x",
+                self.task,
+                QUARTER[self.task],
+                rate / factor,
+                (quarter, dataclasses.replace(growth, to=full, at=0.3)),
+                (SCREEN,),
+            ),
+            changed("growth at 0.50", at=0.5),
+        ]
+
+    def grown(
+        self,
+        setting: str,
+        rate: float,
+        *,
+        factor: float,
+        at: float = MOMENT,
+        parents: int = 1,
+        training: dict | None = None,
+        **options,
+    ) -> Course:
+        """A course that fuses the half-wide model once."""
+        training = {"learning_rate_factor": factor} | (training or {})
+        growth = Growth(
+            FULL[self.task],
+            at,
+            options=options,
+            parents=parents,
+            training=training,
+        )
+        size = HALF[self.task]
+        return Course(setting, self.task, size, rate, (growth,), (SCREEN,))
+
+    def seeds(self, course: Course, budgets: tuple[float, ...]) -> list[Course]:
+        """A course for all seeds, at several budgets."""
+        return [
+            dataclasses.replace(course, seed=seed, budgets=budgets) for seed in SEEDS
+        ]
+
+
+def courses(tasks: list[str], results: Results) -> list[Course]:
+    """All runs that can be said so far, the first stages of all tasks first."""
+    stages = [list(Study(task, results).stages()) for task in tasks]
+    deepest = max(map(len, stages))
+    return [
+        course
+        for number in range(deepest)
+        for found in stages
+        if number < len(found)
+        for course in found[number]
+    ]
