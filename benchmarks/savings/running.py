@@ -82,7 +82,9 @@ class _Run:
             restore(self.model, self.runner.trunk(self.course).state(self.step))
             self.curve += self.runner.trunk(self.course).curve(self.step)
         for number, growth in enumerate(self.course.growths):
-            self._fit(self.phases[number + 1].begin, [self._growth(number, growth)])
+            callback = self._growth(number, growth)
+            self._fit(self.phases[number + 1].begin, [callback])
+            self.events += callback.events
             self._look()
         for begin in sorted({branch.begin for branch in self.branches}):
             self._fit(begin)
@@ -100,14 +102,12 @@ class _Run:
             ]
         if options.get("norms") == "calibrated":
             options["batch"] = next(iter(self.task.glance))[0]
-        callback = keras_fusion.GrowModel(
+        return keras_fusion.GrowModel(
             courses.OPERATORS[growth.operator](**options),
             keras_fusion.AtStep(begin),
             verbose=0,
             **growth.training,
         )
-        callback.events = self.events
-        return callback
 
     def train_branches(self):
         """Lets the rate fall from each branch on, and measures the final losses."""
