@@ -54,7 +54,7 @@ class Task:
     full: Size
     scratch_steps: int
     batch_size: int
-    warmup_steps = 100
+    warmup_steps = 60
     validation_batches = 32
 
     def __init__(self, text: Text):
@@ -138,7 +138,7 @@ class Decoder(Task):
 
     name = "decoder"
     full = Size(4, 4)
-    scratch_steps = 2000
+    scratch_steps = 1000
     batch_size = 8
 
     @property
@@ -171,7 +171,7 @@ class T5(Task):
 
     name = "t5"
     full = Size(4, 2)
-    scratch_steps = 2000
+    scratch_steps = 1000
     batch_size = 12
     validation_batches = 64
 
