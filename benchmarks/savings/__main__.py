@@ -9,11 +9,14 @@ cores in all.
 """
 
 import argparse
+import json
 import os
 import pathlib
 import time
 
 ROOT = pathlib.Path(__file__).parents[2]
+RESULTS = ROOT / "benchmarks" / "results" / "savings"
+TASKS = ["decoder", "t5"]
 PATIENCE = 15  # seconds until looking again for work that others do not have
 
 
@@ -32,7 +35,8 @@ def main():
         os.environ["TF_NUM_INTRAOP_THREADS"] = str(options.threads)
         os.environ["TF_NUM_INTEROP_THREADS"] = str(options.threads)
     if not options.write:
-        train(options.task or ["decoder", "t5"], options.work, options.hours)
+        train(options.task or TASKS, options.work, options.hours)
+    write()
 
 
 def train(tasks: list[str], work: pathlib.Path, hours: float = 24.0) -> None:
@@ -46,12 +50,12 @@ def train(tasks: list[str], work: pathlib.Path, hours: float = 24.0) -> None:
     from benchmarks.savings import data, study
     from benchmarks.savings.results import Results
     from benchmarks.savings.running import Runner
-    from benchmarks.savings.tasks import TASKS
+    from benchmarks.savings.tasks import TASKS as models
 
     end = time.monotonic() + 3600 * hours
     text = data.prepare(work / "data")
-    results = Results(ROOT / "benchmarks" / "results" / "savings")
-    runners = {name: Runner(TASKS[name](text), work / "trunks") for name in tasks}
+    results = Results(RESULTS)
+    runners = {name: Runner(models[name](text), work / "trunks") for name in tasks}
     while time.monotonic() < end:
         missing = [
             course
@@ -62,6 +66,20 @@ def train(tasks: list[str], work: pathlib.Path, hours: float = 24.0) -> None:
             return
         if not any(_done(c, runners[c.task], results, work) for c in missing):
             time.sleep(PATIENCE)
+
+
+def write() -> None:
+    """Writes docs/savings.md and its pictures from the results."""
+    from benchmarks.savings import report
+
+    found = {
+        task: [
+            json.loads(path.read_text(encoding="utf-8"))
+            for path in sorted((RESULTS / task).glob("*.json"))
+        ]
+        for task in TASKS
+    }
+    report.write(found, ROOT / "docs" / "savings.md")
 
 
 def _done(course, runner, results, work):

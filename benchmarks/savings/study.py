@@ -10,7 +10,7 @@ from benchmarks.savings.tasks import Size
 SEEDS = (0, 1, 2)
 SCREEN = 0.6  # the share of the budget at which settings are compared
 MOMENT = 0.25  # the share spent before a growth, where nothing else is said
-FRONTIER = (0.4, 0.5, 0.6, 0.75, 1.0)
+FRONTIER = (0.4, 0.5, 0.6, 0.75)
 RATES = {
     "decoder": {"scratch": (2e-3, 4e-3, 8e-3, 1.6e-2), "small": (4e-3, 8e-3, 1.6e-2)},
     "t5": {"scratch": (2e-3, 4e-3, 8e-3, 1.6e-2), "small": (4e-3, 8e-3, 1.6e-2)},
@@ -40,12 +40,12 @@ class Study:
         yield self.factors(small.rate)
         if (default := self.default()) is None:
             return
-        yield self.screened(default)
         if (scratch := self.scratch()) is None:
             return
-        yield self.seeds(scratch, (0.5, 0.75, 1.0))
-        yield self.seeds(default, FRONTIER)
+        yield self.seeds(scratch, (1.0,))
+        yield self.screened(default)
         yield self.seeds(small, (0.5, 1.0))
+        yield self.seeds(default, FRONTIER)
 
     def scratch_sweep(self) -> list[Course]:
         """The grown size from the start, at several rates."""
