@@ -139,7 +139,7 @@ class _Run:
         """Adds a point to the curve."""
         step = self.step if step is None else step
         spent = courses.spent_at(self.phases, step) / self.task.budget
-        self.curve.append((spent, evaluate(self.model, self.task.glance)))
+        self.curve.append([spent, evaluate(self.model, self.task.glance)])
 
 
 class _Watch(keras.callbacks.Callback):

@@ -57,7 +57,7 @@ class Trunk:
         """Pairs of a share of the budget and the validation loss, up to a step."""
         points = [self._entry(s).load_state()[1] for s in self._steps() if s <= step]
         cost = self.task.cost(self.size) / self.task.budget
-        return [(cost * point["step"], point["loss"]) for point in points]
+        return [[cost * point["step"], point["loss"]] for point in points]
 
     def _entry(self, step):
         return Entry(self.folder / f"step-{step:06}")
