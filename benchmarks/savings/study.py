@@ -12,8 +12,8 @@ SCREEN = 0.6  # the share of the budget at which settings are compared
 MOMENT = 0.25  # the share spent before a growth, where nothing else is said
 FRONTIER = (0.4, 0.5, 0.6, 0.75)
 RATES = {
-    "decoder": {"scratch": (2e-3, 4e-3, 8e-3, 1.6e-2), "small": (4e-3, 8e-3, 1.6e-2)},
-    "t5": {"scratch": (2e-3, 4e-3, 8e-3, 1.6e-2), "small": (4e-3, 8e-3, 1.6e-2)},
+    "decoder": {"scratch": (1e-3, 2e-3, 5e-4, 4e-3), "small": (2e-3, 4e-3, 1e-3)},
+    "t5": {"scratch": (2e-3, 4e-3, 1e-3, 5e-4), "small": (2e-3, 4e-3, 1e-3)},
 }
 FULL = {"decoder": Size(4, 4), "t5": Size(4, 2)}
 HALF = {"decoder": Size(2, 4), "t5": Size(2, 2)}
