@@ -12,7 +12,14 @@ import keras_fusion
 from benchmarks.savings.tasks import Size, Task
 
 DECAY = 0.2  # the last share of every run, over which the rate falls
-OPERATORS = {"fusion": keras_fusion.FusionOperator}
+OPERATORS = {
+    "fusion": keras_fusion.FusionOperator,
+    "HyperCloning": keras_fusion.HyperCloning,
+    "Net2Net": keras_fusion.Net2Net,
+    "StagedTraining": keras_fusion.StagedTraining,
+    "ZeroPadding": keras_fusion.ZeroPadding,
+}
+UNSEEDED = {"ZeroPadding"}
 
 
 @dataclasses.dataclass(frozen=True)

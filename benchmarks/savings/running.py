@@ -93,8 +93,8 @@ class _Run:
     def _growth(self, number, growth):
         course, begin = self.course, self.phases[number + 1].begin
         options = dict(growth.options)
-        if growth.operator == "fusion":
-            options |= {"seed": course.seed}
+        if growth.operator not in courses.UNSEEDED:
+            options["seed"] = course.seed
         if growth.parents > 1:
             options["partners"] = [
                 self.runner.trunk(course, other).model(begin)

@@ -15,6 +15,9 @@ RATES = {
     "decoder": {"scratch": (1e-3, 2e-3, 5e-4, 4e-3), "small": (2e-3, 4e-3, 1e-3)},
     "t5": {"scratch": (2e-3, 4e-3, 1e-3, 5e-4), "small": (2e-3, 4e-3, 1e-3)},
 }
+PEERS = ("HyperCloning", "Net2Net", "StagedTraining", "ZeroPadding")
+# By the screening, before all of it has been run.
+CHOSEN = {"decoder": None, "t5": None}
 FULL = {"decoder": Size(4, 4), "t5": Size(4, 2)}
 HALF = {"decoder": Size(2, 4), "t5": Size(2, 2)}
 QUARTER = {"decoder": Size(1, 4), "t5": Size(1, 2)}
@@ -45,7 +48,16 @@ class Study:
         yield self.seeds(scratch, (1.0,))
         yield self.screened(default)
         yield self.seeds(small, (0.5, 1.0))
-        yield self.seeds(default, FRONTIER)
+        yield self.peers(default)
+        if (chosen := self.chosen(default)) is None:
+            return
+        yield self.seeds(chosen, FRONTIER)
+        yield [
+            course
+            for peer in PEERS
+            if (best := self.best_peer(peer, default)) is not None
+            for course in self.seeds(best, (SCREEN,))
+        ]
 
     def scratch_sweep(self) -> list[Course]:
         """The grown size from the start, at several rates."""
@@ -134,6 +146,41 @@ class Study:
             ),
             changed("growth at 0.50", at=0.5),
         ]
+
+    def chosen(self, default: Course) -> Course | None:
+        """The setting that the frontier is drawn for: what ended lowest."""
+        tried = [*self.factors(default.rate), *self.screened(default)]
+        if CHOSEN[self.task] is not None:
+            (course,) = [c for c in tried if c.setting == CHOSEN[self.task]]
+            return course
+        return self.results.best(tried, SCREEN)
+
+    def peers(self, default: Course) -> list[Course]:
+        """The operators of others, on the same course, at several rates."""
+        return [course for peer in PEERS for course in self.peer(peer, default)]
+
+    def peer(self, name: str, default: Course) -> list[Course]:
+        """One of them, with several factors on the rate."""
+        (growth,) = default.growths
+        return [
+            dataclasses.replace(
+                default,
+                setting=f"{name}, rate x{factor:g}",
+                growths=(
+                    dataclasses.replace(
+                        growth,
+                        operator=name,
+                        options={},
+                        training={"learning_rate_factor": factor},
+                    ),
+                ),
+            )
+            for factor in (0.5, 1.0)
+        ]
+
+    def best_peer(self, name: str, default: Course) -> Course | None:
+        """The better of them."""
+        return self.results.best(self.peer(name, default), SCREEN)
 
     def grown(
         self,
