@@ -10,14 +10,13 @@ from benchmarks.savings.tasks import Size
 SEEDS = (0, 1, 2)
 SCREEN = 0.6  # the share of the budget at which settings are compared
 MOMENT = 0.25  # the share spent before a growth, where nothing else is said
-FRONTIER = (0.4, 0.5, 0.6, 0.75)
+FRONTIER = (0.3, 0.4, 0.6, 1.0)
+URGENT = 6  # of the screened settings; the others have time
 RATES = {
     "decoder": {"scratch": (1e-3, 2e-3, 5e-4, 4e-3), "small": (2e-3, 4e-3, 1e-3)},
-    "t5": {"scratch": (2e-3, 4e-3, 1e-3, 5e-4), "small": (2e-3, 4e-3, 1e-3)},
+    "t5": {"scratch": (2e-3, 4e-3, 1e-3, 5e-4), "small": (2e-3, 4e-3, 1e-3, 8e-3)},
 }
 PEERS = ("HyperCloning", "Net2Net", "StagedTraining", "ZeroPadding")
-# By the screening, before all of it has been run.
-CHOSEN = {"decoder": None, "t5": None}
 FULL = {"decoder": Size(4, 4), "t5": Size(4, 2)}
 HALF = {"decoder": Size(2, 4), "t5": Size(2, 2)}
 QUARTER = {"decoder": Size(1, 4), "t5": Size(1, 2)}
@@ -46,18 +45,21 @@ class Study:
         if (scratch := self.scratch()) is None:
             return
         yield self.seeds(scratch, (1.0,))
-        yield self.screened(default)
-        yield self.seeds(small, (0.5, 1.0))
+        yield self.seeds(default, FRONTIER)
+        screened, alone = self.screened(default), self.seeds(small, (0.5, 1.0))
+        yield alone[:1]
+        yield screened[:URGENT]
         yield self.peers(default)
-        if (chosen := self.chosen(default)) is None:
-            return
-        yield self.seeds(chosen, FRONTIER)
+        yield alone[1:]
+        yield screened[URGENT:]
         yield [
             course
             for peer in PEERS
             if (best := self.best_peer(peer, default)) is not None
             for course in self.seeds(best, (SCREEN,))
         ]
+        if (chosen := self.results.best(screened, SCREEN)) is not None:
+            yield self.seeds(chosen, FRONTIER)
 
     def scratch_sweep(self) -> list[Course]:
         """The grown size from the start, at several rates."""
@@ -146,14 +148,6 @@ class Study:
             ),
             changed("growth at 0.50", at=0.5),
         ]
-
-    def chosen(self, default: Course) -> Course | None:
-        """The setting that the frontier is drawn for: what ended lowest."""
-        tried = [*self.factors(default.rate), *self.screened(default)]
-        if CHOSEN[self.task] is not None:
-            (course,) = [c for c in tried if c.setting == CHOSEN[self.task]]
-            return course
-        return self.results.best(tried, SCREEN)
 
     def peers(self, default: Course) -> list[Course]:
         """The operators of others, on the same course, at several rates."""
