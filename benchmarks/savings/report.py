@@ -11,6 +11,7 @@ from keras_fusion.t5.tables import insert
 TITLES = {
     "decoder": "Decoder (Llama, next tokens)",
     "t5": "T5 (span corruption)",
+    "decoder-long": "The decoder on four times the budget",
 }
 COLOURS = {"scratch": "#000000", "small alone": "#999999"}
 # Okabe and Ito's palette, told apart by the colour-blind too.

@@ -48,6 +48,11 @@ class Study:
         yield self.seeds(default, FRONTIER)
         screened, alone = self.screened(default), self.seeds(small, (0.5, 1.0))
         yield alone[:1]
+        yield [
+            course
+            for factor in self.factors(small.rate)
+            for course in self.seeds(factor, (SCREEN,))
+        ]
         yield screened[:URGENT]
         yield self.peers(default)
         yield alone[1:]
@@ -206,9 +211,50 @@ class Study:
         ]
 
 
+class LongStudy:
+    """One seed of the decoder on four times the budget, at the rates found on the other.
+
+    Args:
+        results: `Results`.
+    """
+
+    def __init__(self, results: Results):
+        self.study = Study("decoder", results)
+
+    def stages(self) -> Iterator[list[Course]]:
+        """Without growth, and the two best factors; the small one's halved rate too."""
+        study = self.study
+        scratch, small = study.scratch(), study.small()
+        if scratch is None or small is None:
+            return
+        found = [
+            scratch,
+            small,
+            *(
+                study.grown(f"self-fusion, rate x{factor:g}", small.rate, factor=factor)
+                for factor in (0.5, 1.0)
+            ),
+            dataclasses.replace(small, rate=small.rate / 2),
+            dataclasses.replace(scratch, rate=scratch.rate / 2),
+        ]
+        yield [
+            dataclasses.replace(course, task="decoder-long", budgets=(0.5, 0.75, 1.0))
+            for course in found
+        ]
+
+
 def courses(tasks: list[str], results: Results) -> list[Course]:
-    """All runs that can be said so far, the first stages of all tasks first."""
-    stages = [list(Study(task, results).stages()) for task in tasks]
+    """All runs that can be said so far, the first stages of all tasks first.
+
+    Args:
+        tasks: list of keys of `tasks.TASKS`.
+        results: `Results`.
+    """
+    studies = [
+        LongStudy(results) if task == "decoder-long" else Study(task, results)
+        for task in tasks
+    ]
+    stages = [list(study.stages()) for study in studies]
     deepest = max(map(len, stages))
     return [
         course

@@ -166,6 +166,13 @@ class Decoder(Task):
         return features, rows[:, 1:], np.ones(tokens.shape, "float32")
 
 
+class LongDecoder(Decoder):
+    """The same decoder on four times the budget."""
+
+    name = "decoder-long"
+    scratch_steps = 4000
+
+
 class T5(Task):
     """keras-hub's T5, with gated units, by span corruption."""
 
@@ -202,7 +209,7 @@ class T5(Task):
         return batches.examples(rows, self._corruption, rng)
 
 
-TASKS = {task.name: task for task in (Decoder, T5)}
+TASKS = {task.name: task for task in (Decoder, T5, LongDecoder)}
 
 
 def compiled(
