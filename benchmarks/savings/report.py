@@ -29,7 +29,9 @@ def write(results: dict[str, list[dict]], page: Path) -> None:
     parts = []
     for task, found in results.items():
         found = analysis.merged(found)
-        if not any(analysis.final(r) is not None for r in _settings(found)["scratch"]):
+        if not any(
+            analysis.final(r) is not None for r in _settings(found).get("scratch", [])
+        ):
             continue
         picture = f"savings_{task}.png"
         _draw(found, page.parent / picture)
@@ -128,7 +130,9 @@ def settings_table(results: list[dict]) -> str:
         for parents in (True, False):
             grown = bool(runs[0]["course"]["growths"])
             text = analysis.saving(runs, scratch, parents=parents).text()
-            row.append(text if parents or grown else "")
+            if not grown:  # What scratch spends is the unit.
+                text = ("1" if name == "scratch" else text) * parents
+            row.append(text)
         lines.append("| " + " | ".join(row) + " |")
     return "\n".join(lines)
 

@@ -17,6 +17,7 @@ RATES = {
     "t5": {"scratch": (2e-3, 4e-3, 1e-3, 5e-4), "small": (2e-3, 4e-3, 1e-3, 8e-3)},
 }
 PEERS = ("HyperCloning", "Net2Net", "StagedTraining", "ZeroPadding")
+QUARTERED = {"learning_rate_factor": 0.25}  # never the best
 FULL = {"decoder": Size(4, 4), "t5": Size(4, 2)}
 HALF = {"decoder": Size(2, 4), "t5": Size(2, 2)}
 QUARTER = {"decoder": Size(1, 4), "t5": Size(1, 2)}
@@ -47,12 +48,13 @@ class Study:
         yield self.seeds(scratch, (1.0,))
         yield self.seeds(default, FRONTIER)
         screened, alone = self.screened(default), self.seeds(small, (0.5, 1.0))
-        yield alone[:1]
         yield [
             course
             for factor in self.factors(small.rate)
+            if factor != default and factor.growths[0].training != QUARTERED
             for course in self.seeds(factor, (SCREEN,))
         ]
+        yield alone[:1]
         yield screened[:URGENT]
         yield self.peers(default)
         yield alone[1:]
