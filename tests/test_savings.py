@@ -18,7 +18,7 @@ from benchmarks.savings.results import Results  # noqa: E402
 from benchmarks.savings.running import Runner  # noqa: E402
 from benchmarks.savings.tasks import Size  # noqa: E402
 from keras_fusion.t5 import corpus  # noqa: E402
-from keras_fusion.t5.documents import Source  # noqa: E402
+from keras_fusion.t5.documents import Source, open_source  # noqa: E402
 
 SMALL, LARGE = Size(1, 1), Size(2, 1)
 
@@ -89,6 +89,33 @@ def test_interval_holds_the_mean_as_often_as_it_says():
     found = [analysis.Interval.of(list(values)) for values in draws]
     held = np.mean([abs(i.mean) <= i.half for i in found])
     assert held == pytest.approx(0.95, abs=0.015)
+
+
+def test_packages_are_held_out_by_file_and_copies_are_left_out(tmp_path, monkeypatch):
+    def write(name, *documents):
+        path = tmp_path / name / "module.py"
+        path.parent.mkdir(parents=True)
+        bodies = (f'def f{i}():\n    """{d}"""\n' for i, d in enumerate(documents))
+        path.write_text("\n".join(bodies))
+
+    common = "What two libraries say with few changes. " * 4
+    for number in range(60):
+        own = f"Number {number} of the packages, in words enough to be kept."
+        write(f"package{number:02}", own, common + f"Changed {number}.")
+    monkeypatch.setattr(corpus.sysconfig, "get_paths", lambda: {"purelib": tmp_path})
+    found = corpus.installed_packages(validation_fraction=0.3)
+    every = [*found.training, *found.validation]
+    assert len(every) == 61 and sum(common in text for text in every) == 1
+    assert 5 < len(found.validation) < 35
+    # A file more changes nothing for the others.
+    write("another", "One package more, and nothing else is another one now.")
+    more = corpus.installed_packages(validation_fraction=0.3)
+    assert set(found.validation) - {t for t in every if common in t} <= set(
+        more.validation
+    )
+    source = open_source("installed-packages")
+    assert source.name == "installed-packages"
+    assert len(list(source.training[0]())) + len(list(source.validation[0]())) == 62
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,9 @@ from keras_fusion.t5.tables import insert
 
 TITLES = {
     "decoder": "Decoder (Llama, next tokens)",
-    "t5": "T5 (span corruption)",
+    "t5": "T5 (span corruption, Adafactor)",
     "decoder-long": "The decoder on four times the budget",
+    "t5-adam": "T5 with Adam, which does not train it well",
 }
 COLOURS = {"scratch": "#000000", "small alone": "#999999"}
 # Okabe and Ito's palette, told apart by the colour-blind too.

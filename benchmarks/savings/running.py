@@ -8,7 +8,7 @@ import keras_fusion
 from benchmarks.savings import courses
 from benchmarks.savings.courses import Course
 from benchmarks.savings.rate import Rate
-from benchmarks.savings.tasks import Task, compiled
+from benchmarks.savings.tasks import Task
 from benchmarks.savings.trunks import Trunk, restore, snapshot
 
 POINTS = 25  # of a curve, over the whole budget
@@ -66,8 +66,9 @@ class _Run:
         self.phases = courses.phases(course, self.task)
         self.branches = courses.branches(course, self.task)
         self.rate = Rate(course.rate, self.task.warmup_steps)
-        self.model = compiled(
-            self.task.model(course.size, course.seed),
+        self.model = self.task.compiled(
+            course.size,
+            course.seed,
             self.rate,
             jit_compile=not course.growths and course.size != self.task.full,
         )

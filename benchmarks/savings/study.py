@@ -14,13 +14,14 @@ FRONTIER = (0.3, 0.4, 0.6, 1.0)
 URGENT = 6  # of the screened settings; the others have time
 RATES = {
     "decoder": {"scratch": (1e-3, 2e-3, 5e-4, 4e-3), "small": (2e-3, 4e-3, 1e-3)},
-    "t5": {"scratch": (2e-3, 4e-3, 1e-3, 5e-4), "small": (2e-3, 4e-3, 1e-3, 8e-3)},
+    "t5": {"scratch": (2e-2, 1e-2, 4e-2, 5e-3), "small": (2e-2, 4e-2, 1e-2)},
+    "t5-adam": {"scratch": (2e-3, 4e-3, 1e-3, 5e-4), "small": (2e-3, 4e-3, 1e-3, 8e-3)},
 }
 PEERS = ("HyperCloning", "Net2Net", "StagedTraining", "ZeroPadding")
 QUARTERED = {"learning_rate_factor": 0.25}  # never the best
-FULL = {"decoder": Size(4, 4), "t5": Size(4, 2)}
-HALF = {"decoder": Size(2, 4), "t5": Size(2, 2)}
-QUARTER = {"decoder": Size(1, 4), "t5": Size(1, 2)}
+FULL = {"decoder": Size(4, 4), "t5": Size(4, 2), "t5-adam": Size(4, 2)}
+HALF = {"decoder": Size(2, 4), "t5": Size(2, 2), "t5-adam": Size(2, 2)}
+QUARTER = {"decoder": Size(1, 4), "t5": Size(1, 2), "t5-adam": Size(1, 2)}
 
 
 class Study:

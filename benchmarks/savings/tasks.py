@@ -68,6 +68,34 @@ class Task:
         """A batch `(features, targets, weights)` of rows of tokens."""
         raise NotImplementedError
 
+    def optimizer(self, rate) -> keras.optimizers.Optimizer:
+        """The optimizer of all runs: Adam with clipped gradients.
+
+        Args:
+            rate: float or `LearningRateSchedule`.
+        """
+        return keras.optimizers.Adam(rate, global_clipnorm=1.0)
+
+    def compiled(
+        self, size: Size, seed: int, rate, *, jit_compile: bool = False
+    ) -> keras.Model:
+        """A fresh model, ready to train.
+
+        Args:
+            size: `Size`.
+            seed: int. Of its weights.
+            rate: float or `LearningRateSchedule`.
+            jit_compile: bool. Pays for models that are small and train for long. Defaults
+                to False.
+        """
+        model = self.model(size, seed)
+        model.compile(
+            optimizer=self.optimizer(rate),
+            loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+            jit_compile=jit_compile,
+        )
+        return model
+
     @functools.cached_property
     def _rows(self):
         return self.text.rows(self.row_length)
@@ -101,7 +129,7 @@ class Task:
     @functools.cache  # noqa: B019, a task lives as long as its process
     def cost(self, size: Size) -> int:
         """The FLOPs of a training step at a size."""
-        model = compiled(self.model(size, 0), 1e-3)
+        model = self.compiled(size, 0, 1e-3)
         batch = _Batches(self, self._rows[0], 0)(0)
         return training_step_flops(model, batch)
 
@@ -174,7 +202,11 @@ class LongDecoder(Decoder):
 
 
 class T5(Task):
-    """keras-hub's T5, with gated units, by span corruption."""
+    """keras-hub's T5, with gated units, by span corruption.
+
+    Adafactor's steps are relative to each weight's size. Under one rate for all weights,
+    Adam's, T5's unscaled attention and its large embedding do not learn together.
+    """
 
     name = "t5"
     full = Size(4, 2)
@@ -194,6 +226,10 @@ class T5(Task):
         )
         return build_t5(architecture, seed=seed)
 
+    def optimizer(self, rate):
+        """Adafactor at the rate that it is given, as in `keras_fusion.t5`."""
+        return keras.optimizers.Adafactor(rate, relative_step=False)
+
     @functools.cached_property
     def _corruption(self):
         vocabulary = self.text.vocabulary
@@ -209,26 +245,14 @@ class T5(Task):
         return batches.examples(rows, self._corruption, rng)
 
 
-TASKS = {task.name: task for task in (Decoder, T5, LongDecoder)}
+class T5Adam(T5):
+    """The same T5 with Adam, as a first try had it."""
+
+    name = "t5-adam"
+
+    def optimizer(self, rate):
+        """Adam with clipped gradients."""
+        return Task.optimizer(self, rate)
 
 
-def compiled(
-    model: keras.Model, learning_rate, *, jit_compile: bool = False
-) -> keras.Model:
-    """Compiles a model for Adam with clipped gradients, the same for all runs.
-
-    Args:
-        model: Keras model whose outputs are logits.
-        learning_rate: float or `LearningRateSchedule`.
-        jit_compile: bool. Pays for models that are small and train for long. Defaults to
-            False.
-
-    Returns:
-        The same model.
-    """
-    model.compile(
-        optimizer=keras.optimizers.Adam(learning_rate, global_clipnorm=1.0),
-        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        jit_compile=jit_compile,
-    )
-    return model
+TASKS = {task.name: task for task in (Decoder, T5, LongDecoder, T5Adam)}

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 
 from benchmarks.savings.rate import Rate
-from benchmarks.savings.tasks import Size, Task, compiled
+from benchmarks.savings.tasks import Size, Task
 from keras_fusion.t5.store import Entry
 
 
@@ -85,8 +85,7 @@ class Trunk:
 
     def _fresh(self):
         rate = Rate(self.rate, self.task.warmup_steps)
-        model = self.task.model(self.size, self.seed)
-        return compiled(model, rate, jit_compile=True)
+        return self.task.compiled(self.size, self.seed, rate, jit_compile=True)
 
 
 def snapshot(model: keras.Model) -> list[np.ndarray]:
