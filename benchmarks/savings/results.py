@@ -44,3 +44,23 @@ class Results:
         if None in losses:
             return None
         return courses[losses.index(min(losses))]
+
+    def turn(self, courses: list[Course], budget: float) -> Course | None:
+        """The best rate of a sweep, once the rates on both sides of it end higher.
+
+        Args:
+            courses: list of `Course` that differ in their rates.
+            budget: float.
+
+        Returns:
+            `None` as long as the best so far may not be the best: a rate next to it has
+            not been tried.
+        """
+        courses = sorted(courses, key=lambda course: course.rate)
+        losses = [self.loss(course, budget) for course in courses]
+        tried = [loss for loss in losses if loss is not None]
+        if not tried:
+            return None
+        place = losses.index(min(tried))
+        beside = losses[max(place - 1, 0) : place + 2]
+        return None if None in beside else courses[place]

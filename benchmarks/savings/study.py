@@ -10,7 +10,7 @@ from benchmarks.savings.tasks import Size
 SEEDS = (0, 1, 2)
 SCREEN = 0.6  # the share of the budget at which settings are compared
 MOMENT = 0.25  # the share spent before a growth, where nothing else is said
-FRONTIER = (0.3, 0.4, 0.6, 1.0)
+FRONTIER = {"decoder": (0.3, 0.4, 0.6, 1.0), "t5": (0.3, 0.4, 0.6)}
 URGENT = 6  # of the screened settings; the others have time
 RATES = {
     "decoder": {"scratch": (1e-3, 2e-3, 5e-4, 4e-3), "small": (2e-3, 4e-3, 1e-3)},
@@ -37,9 +37,10 @@ class Study:
 
     def stages(self) -> Iterator[list[Course]]:
         """The runs that can be said so far; a later stage needs an earlier one's end."""
-        yield self.scratch_sweep()
-        yield self.small_sweep()
+        if self.scratch() is None:
+            yield self.scratch_sweep()
         if (small := self.small()) is None:
+            yield self.small_sweep()
             return
         yield self.factors(small.rate)
         if (default := self.default()) is None:
@@ -47,7 +48,7 @@ class Study:
         if (scratch := self.scratch()) is None:
             return
         yield self.seeds(scratch, (1.0,))
-        yield self.seeds(default, FRONTIER)
+        yield self.seeds(default, FRONTIER[self.task])
         screened, alone = self.screened(default), self.seeds(small, (0.5, 1.0))
         yield [
             course
@@ -60,6 +61,7 @@ class Study:
         yield self.peers(default)
         yield alone[1:]
         yield screened[URGENT:]
+        yield [*self.scratch_sweep(), *self.small_sweep()]  # what is left of them
         yield [
             course
             for peer in PEERS
@@ -67,7 +69,7 @@ class Study:
             for course in self.seeds(best, (SCREEN,))
         ]
         if (chosen := self.results.best(screened, SCREEN)) is not None:
-            yield self.seeds(chosen, FRONTIER)
+            yield self.seeds(chosen, FRONTIER[self.task])
 
     def scratch_sweep(self) -> list[Course]:
         """The grown size from the start, at several rates."""
@@ -78,7 +80,7 @@ class Study:
 
     def scratch(self) -> Course | None:
         """The best of them."""
-        return self.results.best(self.scratch_sweep(), 1.0)
+        return self.results.turn(self.scratch_sweep(), 1.0)
 
     def small_sweep(self) -> list[Course]:
         """Half the width, at several rates, for a small share of the budget."""
@@ -89,7 +91,7 @@ class Study:
 
     def small(self) -> Course | None:
         """The best of them."""
-        return self.results.best(self.small_sweep(), 0.3)
+        return self.results.turn(self.small_sweep(), 0.3)
 
     def factors(self, rate: float) -> list[Course]:
         """Self-fusion as `DeepFusion` does it, with several factors on the rate."""
