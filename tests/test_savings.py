@@ -83,6 +83,25 @@ def test_savings_are_compared_seed_by_seed():
     assert late.text() == "not reached"
 
 
+def test_a_sweep_ends_where_it_has_turned(tmp_path):
+    results = Results(tmp_path)
+    sweep = [Course("x", "none", SMALL, rate) for rate in (4.0, 1.0, 2.0, 8.0)]
+
+    def finish(course, loss):
+        results.write(course, {"finals": [{"budget": 1.0, "loss": loss}]})
+
+    for course, loss, expected in [
+        (sweep[1], 5.0, None),
+        (sweep[2], 4.0, None),  # the next higher rate may be better still
+        (sweep[0], 3.0, None),
+        (sweep[3], 3.5, sweep[0]),
+    ]:
+        finish(course, loss)
+        assert results.turn(sweep, 1.0) == expected
+    finish(sweep[1], 1.0)  # The lowest rate has no neighbour below.
+    assert results.turn(sweep, 1.0) == results.best(sweep, 1.0) == sweep[1]
+
+
 def test_interval_holds_the_mean_as_often_as_it_says():
     rng = np.random.default_rng(0)
     draws = rng.normal(size=(2000, 3))
