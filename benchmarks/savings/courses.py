@@ -14,12 +14,14 @@ from benchmarks.savings.tasks import Size, Task
 DECAY = 0.2  # the last share of every run, over which the rate falls
 OPERATORS = {
     "fusion": keras_fusion.FusionOperator,
+    "DepthStacking": keras_fusion.DepthStacking,
     "HyperCloning": keras_fusion.HyperCloning,
+    "Lemon": keras_fusion.Lemon,
     "Net2Net": keras_fusion.Net2Net,
     "StagedTraining": keras_fusion.StagedTraining,
     "ZeroPadding": keras_fusion.ZeroPadding,
 }
-UNSEEDED = {"ZeroPadding"}
+UNSEEDED = {"DepthStacking", "ZeroPadding"}
 
 
 @dataclasses.dataclass(frozen=True)

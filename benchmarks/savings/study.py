@@ -17,7 +17,14 @@ RATES = {
     "t5": {"scratch": (2e-2, 1e-2, 4e-2, 5e-3), "small": (2e-2, 4e-2, 1e-2)},
     "t5-adam": {"scratch": (2e-3, 4e-3, 1e-3, 5e-4), "small": (2e-3, 4e-3, 1e-3, 8e-3)},
 }
-PEERS = ("HyperCloning", "Net2Net", "StagedTraining", "ZeroPadding")
+PEERS = (
+    "HyperCloning",
+    "Net2Net",
+    "StagedTraining",
+    "ZeroPadding",
+    "Lemon",
+    "DepthStacking",
+)
 QUARTERED = {"learning_rate_factor": 0.25}  # never the best
 FULL = {"decoder": Size(4, 4), "t5": Size(4, 2), "t5-adam": Size(4, 2)}
 HALF = {"decoder": Size(2, 4), "t5": Size(2, 2), "t5-adam": Size(2, 2)}
@@ -166,6 +173,11 @@ class Study:
     def peer(self, name: str, default: Course) -> list[Course]:
         """One of them, with several factors on the rate."""
         (growth,) = default.growths
+        if name == "DepthStacking":
+            # From half the depth, at the rate that the width has.
+            full, rate = FULL[self.task], self.scratch().rate
+            half = dataclasses.replace(full, layers=full.layers // 2)
+            default = dataclasses.replace(default, size=half, rate=rate)
         return [
             dataclasses.replace(
                 default,
