@@ -86,7 +86,7 @@ def _summary(results):
     return (
         f"{one['params']:,} parameters grown; {costs} GFLOP a step; a budget of "
         f"{one['budget'] / 1e12:.1f} TFLOP, after which the run from scratch ends at "
-        f"{Interval.of(list(scratch.values())).text(3)} ({len(scratch)} seeds)."
+        f"{Interval.of(list(scratch.values())).text(3)} (seeds: {len(scratch)})."
     )
 
 
