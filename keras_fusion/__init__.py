@@ -2,6 +2,7 @@
 
 from keras_fusion import dynamics, layers, testing
 from keras_fusion.annealing import AnnealBlockNorms
+from keras_fusion.backup import BackupAndRestore
 from keras_fusion.callbacks import GrowModel
 from keras_fusion.deep_fusion import DeepFusion
 from keras_fusion.depth_operators import Chain, DepthStacking
@@ -42,6 +43,7 @@ __all__ = [
     "AtEpoch",
     "AtStep",
     "Axis",
+    "BackupAndRestore",
     "Chain",
     "DeepFusion",
     "DepthStacking",

@@ -2,13 +2,14 @@
 
 import keras
 
-from keras_fusion import architecture, fusion, graft, structure
+from keras_fusion import graft, growth, runs, structure
 from keras_fusion.errors import FusionError
 from keras_fusion.layers import is_block_norm
+from keras_fusion.record import STOCK_NORMS, Change, shapes_of
 
 
 @keras.saving.register_keras_serializable(package="keras_fusion")
-class AnnealBlockNorms(keras.callbacks.Callback):
+class AnnealBlockNorms(runs.Member):
     """Leads block-wise norms over to one shared statistic, and then takes them out.
 
     From the first batch on which the live model has block norms (a growth with
@@ -83,8 +84,24 @@ class AnnealBlockNorms(keras.callbacks.Callback):
         # Rounding: a sum of `steps` parts is not quite 1.
         blends = [float(keras.ops.convert_to_numpy(norm.blend)) for norm in norms]
         if min(blends) > 1.0 - 0.5 / self.steps:
-            with graft.scope(self.model):
-                _use_stock_norms(self.model)
+            self._use_stock_norms()
+
+    def _use_stock_norms(self):
+        prepared, run = growth.prepare_stock_norms(self.model), runs.of(self.model)
+        change = Change(
+            kind=STOCK_NORMS,
+            step=graft.steps(graft.leaves(self.model.optimizer)[0]),
+            before=shapes_of(self.model),
+            after=shapes_of(prepared.plan.fused),
+        )
+        with growth.uninterrupted():
+            run.announce(self, change)
+            growth.put_in_place(self.model, prepared)
+            run.changed(self, change)
+
+    def script(self) -> dict:
+        """What must be equal in a script that takes the run up again, as plain data."""
+        return {"steps": self.steps}  # How far the norms are is a weight of theirs.
 
     def get_config(self) -> dict:
         """The constructor's arguments."""
@@ -93,10 +110,3 @@ class AnnealBlockNorms(keras.callbacks.Callback):
 
 def _block_norms(model):
     return [layer for _, layer in structure.walk(model) if is_block_norm(layer)]
-
-
-def _use_stock_norms(model):
-    plan = fusion.replacement(model, architecture.with_stock_norms(model))
-    plan.fill()
-    optimizer = graft.grown_optimizer(plan, "carry")
-    graft.graft(model, plan.fused, optimizer, plan.weights_adapter())

@@ -1,29 +1,33 @@
 """Growth inside `model.fit()`, by any operator: `GrowModel`."""
 
+import dataclasses
+import os
 import time
 import warnings
 
 import keras
+import numpy as np
 
 from keras_fusion import (
     arguments,
-    blocks,
-    fusion,
     graft,
+    growth,
     learning_rate,
     placement,
-    probe,
     rate_multipliers,
+    runs,
     slots,
 )
 from keras_fusion.errors import FusionError, GrowthError
 from keras_fusion.events import GrowthEvent
-from keras_fusion.learning_rate import GrownSchedule, Ramp
+from keras_fusion.learning_rate import GrownSchedule
+from keras_fusion.record import GROWTH, Change, description, plain, shapes_of
+from keras_fusion.recording import RecordedGrowths
 from keras_fusion.schedules import AtEpoch, Moment
 
 
 @keras.saving.register_keras_serializable(package="keras_fusion")
-class GrowModel(keras.callbacks.Callback):
+class GrowModel(RecordedGrowths):
     """Grows the model in training with an operator, whenever a schedule says so.
 
     The live model object itself becomes bigger, so that all references to it (yours,
@@ -54,6 +58,9 @@ class GrowModel(keras.callbacks.Callback):
             than this, relative to their largest value, is refused. Defaults to `1e-3`
             in float32, to 0.2 in half precision.
         verbose: int. 1 shows each growth once on the console, 0 does not.
+        record: path of a file in which the growths are recorded, so that a run which
+            was cut off can be taken up again with Keras's own callbacks (docs/resume.md).
+            `keras_fusion.BackupAndRestore` needs none. Defaults to `None`.
 
     Attributes:
         events: list of `GrowthEvent`, one per growth so far.
@@ -93,8 +100,9 @@ class GrowModel(keras.callbacks.Callback):
         probe=None,
         tolerance=None,
         verbose=1,
+        record=None,
     ):
-        super().__init__()
+        super().__init__(record)
         arguments.check_growth(
             schedule,
             optimizer_state,
@@ -111,19 +119,24 @@ class GrowModel(keras.callbacks.Callback):
         self.probe = probe
         self.tolerance = tolerance
         self.verbose = verbose
-        self.events = []
-        self.blocks = None
         self.watchers = []
+        self._schedule_state = None
         self._checked = False
 
     # The run.
 
     def on_train_begin(self, logs=None):
         """Checks the growth before anything changes."""
+        self.check_records()
+        # Drawn in any case, so that the generator goes on as in the run taken up.
+        drawn = placement.agreed(int(np.random.randint(2**31)))
+        self._seed = drawn if self._seed is None else self._seed
         self.schedule.reset()
         self._checked = False
         self._begun = False
-        if self.model.built and self.model.weights:
+        for optimizer, follower in self._followers():
+            follower.put_back(optimizer)  # A run was cut off in the middle of a batch.
+        if self.model.built and self.model.weights and self._may_grow:
             self._check_model()
 
     def on_epoch_begin(self, epoch, logs=None):
@@ -133,7 +146,18 @@ class GrowModel(keras.callbacks.Callback):
         self._raw = graft.raw_iterations(self.model.optimizer)
         if not self._begun:
             self._begun = True
-            self._check_schedule()
+            self._begin()
+
+    def _begin(self):
+        """The first moment at which weights that were backed up are surely loaded."""
+        self._settle()
+        if self._schedule_state is not None:
+            self.schedule.set_state(self._schedule_state)
+            self._schedule_state = None
+        ahead, self._ahead = self._ahead, []
+        if ahead and (ahead[0].kind, ahead[0].step) == (GROWTH, self._step):
+            self.grow()  # The backup was made right before this growth.
+        self._check_schedule()
 
     def on_train_batch_begin(self, batch, logs=None):
         """Moves the learning rate along the ramps of past growths."""
@@ -142,6 +166,8 @@ class GrowModel(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch, logs=None):
         """Grows if the schedule says so."""
+        if batch == self._batch:
+            return  # A callback that needed it done now has called.
         for optimizer, follower in self._followers():
             follower.put_back(optimizer)
         self._raw += batch - self._batch
@@ -167,6 +193,8 @@ class GrowModel(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         """Grows if the schedule says so."""
+        if self._batch is None:
+            return
         self._settle()
         self._epoch, self._batch = epoch + 1, None
         self._maybe_grow(dict(logs or {}))
@@ -176,6 +204,10 @@ class GrowModel(keras.callbacks.Callback):
         """Optimizer steps done so far."""
         every = _accumulation(self.model.optimizer)
         return self._raw // every
+
+    @property
+    def _may_grow(self):
+        return not self.schedule.is_done(len(self.events))
 
     def _moment(self, logs):
         return Moment(self._step, self._epoch, len(self.events), logs)
@@ -200,8 +232,7 @@ class GrowModel(keras.callbacks.Callback):
                 f"Model {self.model.name!r} has no optimizer to grow. Compile it with "
                 "one before fit()."
             )
-        with graft.scope(self.model):
-            self.operator.plan(self.model)
+        growth.plan(self.model, self.operator, self._next_seed())
         graft.check_optimizers(self.operator.parents(self.model), self.optimizer_state)
         if self.learning_rate_factor != 1 or self.rewarmup_steps:
             for optimizer in graft.leaves(self.model.optimizer):
@@ -213,9 +244,20 @@ class GrowModel(keras.callbacks.Callback):
                 rate_multipliers.check(optimizer)
 
     def _maybe_grow(self, logs):
-        if not self._checked:
+        if not self._checked and self._may_grow:
             self._check_model()  # A model that was built only by its first batch.
-        if self.schedule.should_grow(self._moment(logs)):
+        moment = self._moment(logs)
+        try:
+            due = self.schedule.should_grow(moment)
+        except FusionError:
+            raise
+        except Exception as error:
+            raise GrowthError(
+                f"The schedule {type(self.schedule).__name__} failed at step {moment.step} "
+                f"({type(error).__name__}: {error}); the model is as it was. Call fit() "
+                "again to go on."
+            ) from error
+        if due:
             self.grow()
 
     # The growth.
@@ -232,65 +274,85 @@ class GrowModel(keras.callbacks.Callback):
         """
         model = self.model
         graft.sync(model)
-        before = model.count_params()
         for watcher in self.watchers:
             watcher.before_growth(self)
-        begin = time.perf_counter()
-        with graft.scope(model):
-            plan, optimizer, difference = self._prepare(model)
-            graft.graft(model, plan.fused, optimizer, plan.weights_adapter())
-            speaks = self.verbose and placement.is_chief()
-        self.blocks = blocks.remember(plan.layouts, model)
-        self._ramp()
-        event = GrowthEvent(
-            step=self._step,
-            epoch=self._epoch + (self._batch is not None),
-            params_before=before,
-            params_after=model.count_params(),
-            seconds=time.perf_counter() - begin,
-            function_change=difference.largest,
-            mean_change=difference.mean,
-            argmax_agreement=difference.argmax_agreement,
-            operator=str(self.operator),
+        begin, seed = time.perf_counter(), self._next_seed()
+        prepared = growth.prepare(
+            model,
+            self.operator,
+            seed,
+            optimizer_state=self.optimizer_state,
+            multipliers=self._multiplies,
+            inputs=self.probe,
+            tolerance=self.tolerance,
         )
-        self.events.append(event)
+        event = self._event(prepared, time.perf_counter() - begin)
+        change = Change(
+            kind=GROWTH,
+            step=event.step,
+            before=shapes_of(model),
+            after=shapes_of(prepared.plan.fused),
+            seed=seed,
+            # What is measured needs the grown model.
+            ramps=None if callable(self.learning_rate_factor) else plain(self._ramps()),
+            event=plain(event.to_dict()),
+        )
+        with growth.uninterrupted():
+            runs.of(model).announce(self, change)
+            growth.put_in_place(model, prepared)
+            self.blocks = growth.remember_blocks(model, prepared)
+            ramps = self._ramps()
+            growth.start_ramps(model, ramps)
+            event = dataclasses.replace(event, seconds=time.perf_counter() - begin)
+            self.events.append(event)
+            change = dataclasses.replace(change, ramps=plain(ramps))
+            runs.of(model).changed(self, change)
+        with graft.scope(model):
+            speaks = self.verbose and placement.is_chief()
         if speaks:
             print(f"\n{event}")
         for watcher in self.watchers:
             watcher.after_growth(self)
         return event
 
-    def _prepare(self, model):
-        """All that can fail, away from the live model."""
-        try:
-            plan = self.operator.plan(model)
-            plan.fill()
-            inputs = probe.accepted(model) if self.probe is None else self.probe
-            given = self.tolerance is not None
-            tolerance = self.tolerance if given else probe.tolerance(model)
-            difference = fusion.verify(plan, inputs, tolerance=tolerance)
-            multipliers = self.learning_rate_multipliers is not None
-            optimizer = graft.grown_optimizer(plan, self.optimizer_state, multipliers)
-        except (FusionError, KeyboardInterrupt):
-            raise
-        except Exception as error:
-            raise GrowthError(
-                f"The growth of {model.name!r} failed ({error}); it trains on as it was."
-            ) from error
-        return plan, optimizer, difference
+    def _next_seed(self):
+        return growth.nth_seed(self._seed, len(self.events))
 
-    def _ramp(self):
-        """Sets the learning rate of the time after the growth."""
-        for optimizer in graft.leaves(self.model.optimizer):
-            reset = self.optimizer_state == "reset"
-            ramp = Ramp(
-                self._factor(optimizer),
-                self.rewarmup_steps,
-                graft.steps(optimizer),
-                slots.correction(optimizer) if reset else None,
-                optimizer.gradient_accumulation_steps or 1,
+    def _event(self, prepared, seconds):
+        return GrowthEvent(
+            step=self._step,
+            epoch=self._epoch + (self._batch is not None),
+            params_before=self.model.count_params(),
+            params_after=prepared.plan.fused.count_params(),
+            seconds=seconds,
+            function_change=prepared.difference.largest,
+            mean_change=prepared.difference.mean,
+            argmax_agreement=prepared.difference.argmax_agreement,
+            operator=str(self.operator),
+        )
+
+    def prepare_again(self, change):
+        """Prepares a change of the live model, whose weights will be loaded."""
+        if change.kind != GROWTH:
+            return super().prepare_again(change)
+        if change.ramps is None:
+            raise FusionError(
+                f"The process was killed at the growth of step {change.step}, while the "
+                "learning rate's factor was measured. Go on from before it."
             )
-            learning_rate.start(optimizer, graft.schedule_of(optimizer), ramp)
+        multipliers = self._multiplies
+        return growth.prepare_again(self.model, self.operator, change.seed, multipliers)
+
+    @property
+    def _multiplies(self):
+        return self.learning_rate_multipliers is not None
+
+    def _ramps(self):
+        """The ramps that begin with a growth now, one for each optimizer."""
+        leaves = graft.leaves(self.model.optimizer)
+        factors = [self._factor(optimizer) for optimizer in leaves]
+        reset = self.optimizer_state == "reset"
+        return growth.ramps(self.model, factors, self.rewarmup_steps, reset)
 
     def _factor(self, optimizer):
         """The factor on the learning rate, measured if it is a function."""
@@ -305,6 +367,31 @@ class GrowModel(keras.callbacks.Callback):
                 stacklevel=2,
             )
             return 1.0
+
+    # What goes on in another process.
+
+    def script(self):
+        """What must be equal in a script that takes the run up again, as plain data."""
+        optimizers = graft.leaves(self.model.optimizer) if self.model.optimizer else []
+        return plain(
+            {
+                "operator": description(self.operator),
+                "schedule": description(self.schedule),
+                "optimizer_state": self.optimizer_state,
+                "learning_rate_factor": self.learning_rate_factor,
+                "learning_rate_multipliers": self.learning_rate_multipliers,
+                "rewarmup_steps": self.rewarmup_steps,
+                "optimizer": [type(optimizer).__name__ for optimizer in optimizers],
+            }
+        )
+
+    def get_progress(self):
+        """What a backup must hold beside the weights and changes, as plain data."""
+        return {"seed": self._seed, "schedule": plain(self.schedule.get_state())}
+
+    def set_progress(self, progress):
+        """Goes on from what `get_progress` gave, when the first epoch begins."""
+        self._seed, self._schedule_state = progress["seed"], progress["schedule"]
 
     def get_config(self) -> dict:
         """The constructor's arguments, serialized; a probe batch is left out.
@@ -326,6 +413,7 @@ class GrowModel(keras.callbacks.Callback):
             "rewarmup_steps": self.rewarmup_steps,
             "tolerance": self.tolerance,
             "verbose": self.verbose,
+            "record": None if self.record is None else os.fspath(self.record),
         }
 
     @classmethod

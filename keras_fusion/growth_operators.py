@@ -1,11 +1,12 @@
 """How to grow: operators, of which `GrowModel` asks for a plan when the time comes."""
 
 import dataclasses
+import os
 from collections.abc import Callable
 
 import keras
 
-from keras_fusion import arguments, depth, fusion
+from keras_fusion import arguments, depth, fusion, partners, record
 from keras_fusion.errors import FusionError
 
 
@@ -174,17 +175,17 @@ class FusionOperator(GrowthOperator):
         """The live model and its partners, or its copies."""
         if self.partners is None:
             return arguments.resolve_parents(model, self.factor)[0]
-        if self._loaded is None:
-            self._loaded = [
-                p if isinstance(p, keras.Model) else keras.saving.load_model(p)
-                for p in self.partners
-            ]
-        if any(partner is model for partner in self._loaded):
+        if any(partner is model for partner in self._load()):
             raise FusionError(
                 "A partner is the live model itself. To fuse a model with itself leave "
                 "`partners` out and set `factor`."
             )
         return [model, *self._loaded]
+
+    def _load(self):
+        if self._loaded is None:
+            self._loaded = [partners.load(i, p) for i, p in enumerate(self.partners)]
+        return self._loaded
 
     def plan(self, model: keras.Model) -> fusion.Plan:
         """Lays out the growth of a model; changes nothing."""
@@ -202,6 +203,29 @@ class FusionOperator(GrowthOperator):
         )
         depth.check_live(model, plan.parents)
         return plan
+
+    def describe(self) -> dict:
+        """The arguments as plain data for a record: of the partners, their weights."""
+        own = self.partners is None
+        partners = None
+        if not own:
+            paths = [None if isinstance(p, keras.Model) else p for p in self.partners]
+            partners = [
+                {
+                    "path": path and os.fspath(path),
+                    "sha256": record.weights_digest(model),
+                }
+                for path, model in zip(paths, self._load(), strict=True)
+            ]
+        return {
+            "partners": partners,
+            "factor": self.factor if own else None,
+            "off_diagonal": self.off_diagonal,
+            "off_diagonal_scale": self.off_diagonal_scale,
+            "into": self.into is not None,
+            "seed": self.seed,
+            "norms": self.norms,
+        }
 
     def __str__(self):
         """What the operator does, for the console."""

@@ -234,6 +234,24 @@ def start(optimizer: keras.optimizers.Optimizer, schedule, ramp: Ramp) -> None:
     if (current := follower(optimizer)) is not None:
         current.put_back(optimizer)  # grown while a batch is trained on
     optimizer.learning_rate = _rate(optimizer) * ramp.factor
+    _follow(optimizer, ramp)
+
+
+def resume(optimizer: keras.optimizers.Optimizer, schedule, ramps: list[Ramp]) -> None:
+    """Goes on with ramps on an optimizer that holds the rate proper, as a file does.
+
+    Args:
+        optimizer: the optimizer, none that wraps others.
+        schedule: its learning-rate schedule, which holds its ramps itself, or `None`.
+        ramps: list of `Ramp`, those of each growth so far.
+    """
+    if schedule is None and _FOLLOWERS.get(optimizer) is None:
+        for ramp in ramps:
+            _follow(optimizer, ramp)
+
+
+def _follow(optimizer, ramp):
+    """Leaves to a follower what is not done once and for all."""
     rest = dataclasses.replace(ramp, factor=1.0)
     if not rest.is_trivial:
         _FOLLOWERS.setdefault(optimizer, RateFollower()).add(rest)

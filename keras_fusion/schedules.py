@@ -74,6 +74,17 @@ class GrowthSchedule:
         """
         raise NotImplementedError
 
+    def is_done(self, growths: int) -> bool:
+        """Whether no growth will come any more, after as many as there have been."""
+        return False
+
+    def get_state(self) -> dict:
+        """What the schedule remembers of the run, as plain data for a backup."""
+        return {}
+
+    def set_state(self, state: dict) -> None:
+        """Goes on from what `get_state` gave, in a run that is taken up again."""
+
     def get_config(self) -> dict:
         """The constructor's arguments."""
         return {}
@@ -137,6 +148,10 @@ class AtStep(GrowthSchedule):
         end = last.step if last else None
         _check_within("at_step", self.steps, first, last, first.step, end)
 
+    def is_done(self, growths):
+        """Whether all of the list has been done."""
+        return growths >= len(self.steps)
+
     def should_grow(self, moment):
         """Whether the next step of the list has been done."""
         waiting = self.steps[moment.growths :]
@@ -171,6 +186,10 @@ class AtEpoch(GrowthSchedule):
         """Raises for epochs that have passed or that the run does not reach."""
         end = last.epoch if last else None
         _check_within("at_epoch", self.epochs, first, last, first.epoch, end)
+
+    def is_done(self, growths):
+        """Whether all of the list has been done."""
+        return growths >= len(self.epochs)
 
     def should_grow(self, moment):
         """Whether the next epoch of the list has been done."""
@@ -222,9 +241,23 @@ class OnPlateau(GrowthSchedule):
         """Forgets the values seen so far."""
         self._best, self._waited = math.inf, 0
 
+    def get_state(self):
+        """The best value and the epochs since."""
+        best = None if math.isinf(self._best) else self._best
+        return {"best": best, "waited": self._waited}
+
+    def set_state(self, state):
+        """Goes on from what `get_state` gave."""
+        best, self._waited = state["best"], state["waited"]
+        self._best = math.inf if best is None else best
+
+    def is_done(self, growths):
+        """Whether it has grown `max_growths` times."""
+        return growths >= self.max_growths
+
     def should_grow(self, moment):
         """Whether the value has been flat for `patience` epochs."""
-        if moment.logs is None or moment.growths >= self.max_growths:
+        if moment.logs is None or self.is_done(moment.growths):
             return False
         if self.monitor not in moment.logs:
             raise FusionError(

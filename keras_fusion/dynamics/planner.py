@@ -281,9 +281,21 @@ class WhenItPays(GrowthSchedule):
         """Forgets the losses seen so far."""
         self._points, self.curve = [], None
 
+    def get_state(self):
+        """The losses seen so far."""
+        return {"points": self._points}
+
+    def set_state(self, state):
+        """Goes on from what `get_state` gave."""
+        self._points = [tuple(point) for point in state["points"]]
+
+    def is_done(self, growths):
+        """Whether it has grown."""
+        return growths > 0
+
     def should_grow(self, moment):
         """Whether a FLOP is better spent in the bigger model from now on."""
-        if moment.logs is None or moment.growths:
+        if moment.logs is None or self.is_done(moment.growths):
             return False
         if self.monitor not in moment.logs:
             raise FusionError(

@@ -4,7 +4,7 @@ This package is the only place that touches Keras's private state.
 """
 
 from keras_fusion.graft.deferral import adopt_layouts, give_values, without_values
-from keras_fusion.graft.live import graft, keep_names, scope, sync
+from keras_fusion.graft.live import graft, keep_names, scope, start_at_epoch, sync
 from keras_fusion.graft.multi_worker import multi_worker_fit
 from keras_fusion.graft.optimizer import (
     check_optimizers,
@@ -29,6 +29,7 @@ __all__ = [
     "read_state",
     "schedule_of",
     "scope",
+    "start_at_epoch",
     "steps",
     "sync",
     "without_values",

@@ -67,6 +67,11 @@ def scope(model: keras.Model) -> contextlib.AbstractContextManager:
     return strategy.scope() if strategy is not None else contextlib.nullcontext()
 
 
+def start_at_epoch(model: keras.Model, epoch: int | None) -> None:
+    """Says where a `fit()` that is about to begin starts, whatever was passed to it."""
+    model._initial_epoch = epoch
+
+
 def keep_names(pairs: list[tuple[keras.Layer, keras.Layer]]) -> None:
     """Gives the fused model's layers and variables the names of a model's.
 

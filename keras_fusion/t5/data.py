@@ -5,10 +5,10 @@ from pathlib import Path
 
 import tensorflow as tf
 
+from keras_fusion.files import whole
 from keras_fusion.t5 import token_files
 from keras_fusion.t5.batches import TrainingBatches, validation_batches
 from keras_fusion.t5.documents import Source, open_source
-from keras_fusion.t5.files import whole
 from keras_fusion.t5.recipe import Recipe
 from keras_fusion.t5.rows import Rows
 from keras_fusion.t5.span_corruption import SpanCorruption

@@ -18,7 +18,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from keras_fusion.t5.files import whole
+from keras_fusion.files import whole
 from keras_fusion.t5.tree import Node
 
 

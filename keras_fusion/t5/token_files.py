@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
+from keras_fusion.files import whole
 from keras_fusion.t5.documents import Source
-from keras_fusion.t5.files import whole
 from keras_fusion.t5.vocabulary import Vocabulary
 
 _DOCUMENTS_AT_ONCE = 256
