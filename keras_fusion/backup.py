@@ -6,8 +6,9 @@ import warnings
 from pathlib import Path
 
 import keras
+import numpy as np
 
-from keras_fusion import graft, growth, record, runs
+from keras_fusion import graft, growth, placement, record, runs
 from keras_fusion.errors import FusionError
 from keras_fusion.files import remove_folder, remove_unfinished, whole_folder
 from keras_fusion.record import Change
@@ -123,6 +124,8 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
         if not model.optimizer.built:
             model.optimizer.build(model.trainable_variables)
         model.load_weights(folder / _WEIGHTS)
+        for variable, value in zip(_random(model), state["random"], strict=True):
+            variable.assign(np.array(value, variable.dtype))
         graft.start_at_epoch(model, state["epoch"])
         for member, held in zip(members, state["callbacks"], strict=True):
             pairs = zip(authors, changes, strict=True)
@@ -169,6 +172,7 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
         return {
             "epoch": epoch,
             "sha256": _digest(folder / _WEIGHTS),
+            "random": [placement.read(v).tolist() for v in _random(self.model)],
             "callbacks": [
                 {"script": member.script(), "progress": member.get_progress()}
                 for member in members
@@ -220,6 +224,12 @@ def _read(folder):
             f"or delete {folder} and go on from the backup before, if there is one."
         )
     return state
+
+
+def _random(model):
+    """The states of dropout and its like, which a file of weights does not hold."""
+    held = {id(v) for v in (*model.weights, *model.metrics_variables)}
+    return [v for v in model.variables if id(v) not in held]
 
 
 def _digest(path):

@@ -3,7 +3,6 @@
 import dataclasses
 import os
 import time
-import warnings
 
 import keras
 import numpy as np
@@ -21,7 +20,7 @@ from keras_fusion import (
 from keras_fusion.errors import FusionError, GrowthError
 from keras_fusion.events import GrowthEvent
 from keras_fusion.learning_rate import GrownSchedule
-from keras_fusion.record import GROWTH, Change, description, plain, shapes_of
+from keras_fusion.record import GROWTH, Change, plain, shapes_of
 from keras_fusion.recording import RecordedGrowths
 from keras_fusion.schedules import AtEpoch, Moment
 
@@ -282,7 +281,7 @@ class GrowModel(RecordedGrowths):
             self.operator,
             seed,
             optimizer_state=self.optimizer_state,
-            multipliers=self._multiplies,
+            multipliers=self.multiplies,
             inputs=self.probe,
             tolerance=self.tolerance,
         )
@@ -331,67 +330,11 @@ class GrowModel(RecordedGrowths):
             operator=str(self.operator),
         )
 
-    def prepare_again(self, change):
-        """Prepares a change of the live model, whose weights will be loaded."""
-        if change.kind != GROWTH:
-            return super().prepare_again(change)
-        if change.ramps is None:
-            raise FusionError(
-                f"The process was killed at the growth of step {change.step}, while the "
-                "learning rate's factor was measured. Go on from before it."
-            )
-        multipliers = self._multiplies
-        return growth.prepare_again(self.model, self.operator, change.seed, multipliers)
-
-    @property
-    def _multiplies(self):
-        return self.learning_rate_multipliers is not None
-
     def _ramps(self):
         """The ramps that begin with a growth now, one for each optimizer."""
-        leaves = graft.leaves(self.model.optimizer)
-        factors = [self._factor(optimizer) for optimizer in leaves]
+        factors = growth.factors(self.model, self.learning_rate_factor, self.blocks)
         reset = self.optimizer_state == "reset"
         return growth.ramps(self.model, factors, self.rewarmup_steps, reset)
-
-    def _factor(self, optimizer):
-        """The factor on the learning rate, measured if it is a function."""
-        if not callable(self.learning_rate_factor):
-            return self.learning_rate_factor
-        try:
-            return self.learning_rate_factor(self.model, self.blocks, optimizer)
-        except Exception as error:  # The model has grown and must train on.
-            warnings.warn(
-                f"{self.learning_rate_factor!r} could not measure the learning rate's "
-                f"factor ({error}); the learning rate stays as it is.",
-                stacklevel=2,
-            )
-            return 1.0
-
-    # What goes on in another process.
-
-    def script(self):
-        """What must be equal in a script that takes the run up again, as plain data."""
-        optimizers = graft.leaves(self.model.optimizer) if self.model.optimizer else []
-        return plain(
-            {
-                "operator": description(self.operator),
-                "schedule": description(self.schedule),
-                "optimizer_state": self.optimizer_state,
-                "learning_rate_factor": self.learning_rate_factor,
-                "learning_rate_multipliers": self.learning_rate_multipliers,
-                "rewarmup_steps": self.rewarmup_steps,
-                "optimizer": [type(optimizer).__name__ for optimizer in optimizers],
-            }
-        )
-
-    def get_progress(self):
-        """What a backup must hold beside the weights and changes, as plain data."""
-        return {"seed": self._seed, "schedule": plain(self.schedule.get_state())}
-
-    def set_progress(self, progress):
-        """Goes on from what `get_progress` gave, when the first epoch begins."""
-        self._seed, self._schedule_state = progress["seed"], progress["schedule"]
 
     def get_config(self) -> dict:
         """The constructor's arguments, serialized; a probe batch is left out.

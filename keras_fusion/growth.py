@@ -5,6 +5,7 @@ import dataclasses
 import random
 import signal
 import threading
+import warnings
 from collections.abc import Iterator
 
 import keras
@@ -158,6 +159,28 @@ def uninterrupted() -> Iterator[None]:
 
 
 # The learning rate of the time after it.
+
+
+def factors(model: keras.Model, factor, grown: blocks.Blocks | None) -> list[float]:
+    """The factor on each optimizer's learning rate, measured if it is a function.
+
+    Args:
+        model: the model that has grown.
+        factor: number, or function `(model, blocks, optimizer)`.
+        grown: its `Blocks`.
+    """
+    leaves = graft.leaves(model.optimizer)
+    if not callable(factor):
+        return [factor] * len(leaves)
+    try:
+        return [factor(model, grown, optimizer) for optimizer in leaves]
+    except Exception as error:  # The model has grown and must train on.
+        warnings.warn(
+            f"{factor!r} could not measure the learning rate's factor ({error}); the "
+            "learning rate stays as it is.",
+            stacklevel=2,
+        )
+        return [1.0] * len(leaves)
 
 
 def ramps(

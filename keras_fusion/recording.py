@@ -6,7 +6,7 @@ from pathlib import Path
 
 import keras
 
-from keras_fusion import growth, placement, runs
+from keras_fusion import graft, growth, placement, runs
 from keras_fusion.errors import FusionError, GrowthError
 from keras_fusion.events import GrowthEvent
 from keras_fusion.learning_rate import Ramp
@@ -16,7 +16,9 @@ from keras_fusion.record import (
     Record,
     changes_in_weights,
     check_script,
+    description,
     place_of,
+    plain,
     shapes_of,
 )
 
@@ -25,7 +27,7 @@ _BACKUP = "latest.weights.h5"
 
 
 class RecordedGrowths(runs.Member):
-    """Base class of callbacks that grow the live model, and can do it again.
+    """The part of `GrowModel` that goes on when its process has been killed.
 
     Args:
         record: path of the file that the growths are recorded in, or `None`.
@@ -131,6 +133,24 @@ class RecordedGrowths(runs.Member):
             self.blocks = growth.remember_blocks(self.model, prepared)
             growth.start_ramps(self.model, *ramps_of([change]))
 
+    @property
+    def multiplies(self) -> bool:
+        """Whether each weight gets a learning rate of its own."""
+        return self.learning_rate_multipliers is not None
+
+    def prepare_again(self, change):
+        """Prepares a change of the live model, whose weights will be loaded."""
+        if change.kind != GROWTH:
+            return super().prepare_again(change)
+        if change.ramps is None:
+            raise FusionError(
+                f"The process was killed at the growth of step {change.step}, while the "
+                "learning rate's factor was measured. Go on from before it."
+            )
+        return growth.prepare_again(
+            self.model, self.operator, change.seed, self.multiplies
+        )
+
     # What is remembered.
 
     def take_up(self, changes):
@@ -169,6 +189,29 @@ class RecordedGrowths(runs.Member):
                     f"({error}), so that this growth cannot be done again.",
                     stacklevel=2,
                 )
+
+    def script(self):
+        """What must be equal in a script that takes the run up again, as plain data."""
+        optimizers = graft.leaves(self.model.optimizer) if self.model.optimizer else []
+        return plain(
+            {
+                "operator": description(self.operator),
+                "schedule": description(self.schedule),
+                "optimizer_state": self.optimizer_state,
+                "learning_rate_factor": self.learning_rate_factor,
+                "learning_rate_multipliers": self.learning_rate_multipliers,
+                "rewarmup_steps": self.rewarmup_steps,
+                "optimizer": [type(optimizer).__name__ for optimizer in optimizers],
+            }
+        )
+
+    def get_progress(self):
+        """What a backup must hold beside the weights and changes, as plain data."""
+        return {"seed": self._seed, "schedule": plain(self.schedule.get_state())}
+
+    def set_progress(self, progress):
+        """Goes on from what `get_progress` gave, when the first epoch begins."""
+        self._seed, self._schedule_state = progress["seed"], progress["schedule"]
 
     def _write(self, changes):
         content = Record(self.script(), self._seed, changes)
