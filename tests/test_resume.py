@@ -1,15 +1,17 @@
 """Runs with growths that are taken up again in a new process end as if uninterrupted."""
 
+import contextlib
+import copy
 import dataclasses
 import json
-import re
 
 import keras
 import numpy as np
 import pytest
 
 import keras_fusion
-from keras_fusion import AnnealBlockNorms, AtEpoch, AtStep, DeepFusion, FusionError
+from keras_fusion import AnnealBlockNorms, DeepFusion, FusionError, OnPlateau, record
+from keras_fusion.dynamics import WhenItPays
 from keras_fusion.files import whole_folder
 
 EPOCHS, STEPS = 4, 4  # of eight examples each
@@ -38,48 +40,53 @@ class CrashAt(keras.callbacks.Callback):
             raise Crash
 
 
-def net(norm=None):
+def net(norm=None, width=8, dropout=0.2):
     layers = keras.layers
-    stack = [keras.Input((6,)), layers.Dense(8, "relu"), layers.Dropout(0.2)]
+    stack = [keras.Input((6,)), layers.Dense(width, "relu"), layers.Dropout(dropout)]
     stack += [norm()] if norm else []
-    return keras.Sequential([*stack, layers.Dense(8, "relu"), layers.Dense(1)])
+    return keras.Sequential([*stack, layers.Dense(width, "relu"), layers.Dense(1)])
 
 
-def optimizer(schedule=False):
-    rate = keras.optimizers.schedules.CosineDecay(0.02, 20) if schedule else 0.02
-    return keras.optimizers.Adam(rate)
+def made(scheduled=False, optimizer=None, **options):
+    """The model as a script builds it."""
+    keras.utils.set_random_seed(7)
+    model = net(**options)
+    rate = 0.02
+    if scheduled:
+        rate = keras.optimizers.schedules.CosineDecay(0.02, 20)
+    model.compile(optimizer or keras.optimizers.Adam(rate), "mse")
+    return model
 
 
-def data():
-    x = np.random.default_rng(1).standard_normal((8 * STEPS, 6)).astype("float32")
-    return x, x[:, :1] * x[:, 1:2]
-
-
-def run(*callbacks, crash=None, schedule=False, norm=None, model=None, epochs=EPOCHS):
+def run(*callbacks, crash=None, model=None, epochs=EPOCHS, initial_epoch=0, **options):
     """A script from its start: the small model is built, and trained with callbacks."""
-    if model is None:
-        keras.utils.set_random_seed(7)
-        model = net(norm)
-        model.compile(optimizer(schedule), "mse")
-    x, y = data()
+    model = model or made(**options)
+    x = np.random.default_rng(1).standard_normal((8 * STEPS, 6)).astype("float32")
+    y = x[:, :1] * x[:, 1:2]
     callbacks = [*callbacks, *([CrashAt(crash)] if crash else [])]
-    options = {"batch_size": 8, "epochs": epochs, "shuffle": False, "verbose": 0}
-    try:
-        model.fit(x, y, callbacks=callbacks, validation_data=(x, y), **options)
-    except Crash:
-        pass
-    else:
+    with contextlib.suppress(Crash):
+        model.fit(
+            x,
+            y,
+            batch_size=8,
+            epochs=epochs,
+            initial_epoch=initial_epoch,
+            shuffle=False,
+            verbose=0,
+            validation_data=(x, y),
+            callbacks=callbacks,
+        )
         assert crash is None
     return model
 
 
 def state(model):
-    return [np.asarray(v) for v in (*model.weights, *model.optimizer.variables)]
+    values = (*model.weights, *model.optimizer.variables)
+    return [keras.ops.convert_to_numpy(v) for v in values]
 
 
-def assert_equal(model, other):
-    ours, theirs = state(model), state(other)
-    assert [a.shape for a in ours] == [a.shape for a in theirs]
+def assert_equal(ours, theirs):
+    assert [a.shape for a in ours] == [b.shape for b in theirs]
     for a, b in zip(ours, theirs, strict=True):
         np.testing.assert_array_equal(a, b)
 
@@ -100,54 +107,440 @@ GROWTHS = {
         **k,
     ),
     "plateau": lambda **k: DeepFusion(
-        schedule=keras_fusion.OnPlateau(
-            "val_loss", patience=2, min_delta=100.0, max_growths=1
-        ),
-        **k,
+        schedule=OnPlateau("val_loss", patience=2, min_delta=100.0), **k
     ),
 }
-CRASHES = [(0, 1), (0, 2), (0, None), (1, 0), (1, None), (2, 0), (2, 3), (3, 2)]
 
 
 @pytest.fixture(scope="module")
 def uninterrupted():
-    """The runs that the others must equal, made once."""
+    """The runs that the others must equal, each made once."""
     made = {}
 
-    def of(kind, schedule):
-        if (kind, schedule) not in made:
+    def of(kind, **options):
+        key = (kind, *options.items())
+        if key not in made:
             grow = GROWTHS[kind](verbose=0)
-            model = run(grow, schedule=schedule)
-            made[kind, schedule] = (state(model), untimed(grow.events))
-        return made[kind, schedule]
+            made[key] = (state(run(grow, **options)), untimed(grow.events))
+        return made[key]
 
     return of
 
 
-def assert_same_run(model, grow, expected):
+def assert_same(model, grow, expected):
     values, events = expected
-    ours = state(model)
     assert untimed(grow.events) == events and events
-    assert [a.shape for a in ours] == [b.shape for b in values]
-    for a, b in zip(ours, values, strict=True):
-        np.testing.assert_array_equal(a, b)
+    assert_equal(state(model), values)
 
 
-@pytest.mark.parametrize("first", [True, False], ids=["first", "last"])
-@pytest.mark.parametrize("schedule", [False, True], ids=["rate", "schedule"])
-@pytest.mark.parametrize("kind", GROWTHS)
-def test_backup_and_restore(kind, schedule, first, tmp_path, uninterrupted):
-    crashes = CRASHES if kind == "steps" else [(0, None), (1, 1), (2, 3)]
+# Our own callback.
 
-    def callbacks():
+
+@pytest.mark.parametrize(
+    ("kind", "scheduled", "order", "crashes"),
+    [
+        ("steps", False, "backup first", [(0, 1), (0, 2), (1, 0), (2, 0), (3, 2)]),
+        ("steps", True, "backup last", [(0, None), (1, None), (2, None)]),
+        ("epochs", False, "backup first", [(0, None), (1, 0), (1, None)]),
+        ("ramps", False, "backup first", [(0, None), (1, None), (2, None)]),
+        ("ramps", True, "backup last", [(1, 1), (2, 1)]),
+        ("plateau", False, "backup first", [(0, None), (1, 2), (2, 1)]),
+    ],
+)
+def test_taken_up_after_crashes(
+    kind, scheduled, order, crashes, tmp_path, uninterrupted
+):
+    """To the bit, with the events, wherever the callback stands in the list."""
+    for crash in [*crashes, None]:
         grow = GROWTHS[kind](verbose=0)
         backup = keras_fusion.BackupAndRestore(tmp_path / "backup")
-        return (grow, backup, grow) if first else (grow, grow, backup)
-
-    for crash in crashes:
-        grow, *order = callbacks()
-        run(*order, crash=crash, schedule=schedule)
-    grow, *order = callbacks()
-    model = run(*order, schedule=schedule)
-    assert_same_run(model, grow, uninterrupted(kind, schedule))
+        callbacks = [backup, grow] if order == "backup first" else [grow, backup]
+        model = run(*callbacks, crash=crash, scheduled=scheduled)
+    assert_same(model, grow, uninterrupted(kind, scheduled=scheduled))
     assert not (tmp_path / "backup").exists()
+
+
+@pytest.mark.core
+def test_taken_up_on_every_backend(tmp_path):
+    options = {"crash": None, "scheduled": False}
+    grow = DeepFusion(at_step=3, verbose=0)
+    expected = state(run(grow))
+    for options["crash"] in [(1, 1), None]:
+        grow = DeepFusion(at_step=3, verbose=0)
+        model = run(keras_fusion.BackupAndRestore(tmp_path / "b"), grow, **options)
+    assert len(grow.events) == 1
+    for ours, theirs in zip(state(model), expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_block_norms_are_annealed_across_crashes(tmp_path):
+    """Where the norms' kind changes the variables do; and two callbacks change them."""
+    keras.utils.set_random_seed(3)
+    partner = net(keras.layers.LayerNormalization)
+
+    def callbacks():
+        return [
+            AnnealBlockNorms(steps=4),
+            DeepFusion(
+                at_step=2,
+                partners=[partner],
+                norms="block",
+                optimizer_state="reset",
+                verbose=0,
+            ),
+            DeepFusion(at_step=10, verbose=0),
+        ]
+
+    norm = keras.layers.LayerNormalization
+    expected = state(run(*callbacks(), norm=norm))
+    for crash in [(1, 0), (2, 0), (3, 0), None]:
+        backup = keras_fusion.BackupAndRestore(tmp_path / "backup")
+        anneal, first, second = callbacks()
+        model = run(backup, anneal, first, second, norm=norm, crash=crash)
+    assert_equal(state(model), expected)
+    assert [e.step for e in first.events + second.events] == [2, 10]
+
+
+def test_backups_in_mid_epoch(tmp_path):
+    """The weights and growths are those of the batch; the data starts its epoch anew."""
+    backup = keras_fusion.BackupAndRestore(tmp_path / "backup", save_freq=3)
+    grow = DeepFusion(at_step=6, verbose=0)
+    run(backup, grow, crash=(1, 2))
+    backup = keras_fusion.BackupAndRestore(tmp_path / "backup", save_freq=3)
+    again, log = DeepFusion(at_step=6, verbose=0), Steps()
+    model = run(backup, again, log)
+    assert untimed(again.events) == untimed(grow.events)
+    # Backed up after step 6, right after the growth, in the second epoch.
+    assert (log.epochs, log.first) == ([1, 2, 3], 6)
+    assert model.layers[0].units == 16
+
+
+class Steps(keras.callbacks.Callback):
+    """Where a run began, and the epochs that it had."""
+
+    def __init__(self):
+        super().__init__()
+        self.epochs, self.first = [], None
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.epochs.append(epoch)
+
+    def on_train_batch_begin(self, batch, logs=None):
+        if self.first is None:
+            self.first = int(self.model.optimizer.iterations)
+
+
+def test_a_run_that_is_over_leaves_nothing_behind(tmp_path):
+    """A second fit() of the same script begins where it is told."""
+    folder, log = tmp_path / "backup", Steps()
+    run(keras_fusion.BackupAndRestore(folder), crash=(2, 0))
+    model = run(keras_fusion.BackupAndRestore(folder))
+    run(log, model=model)
+    assert log.epochs == [0, 1, 2, 3]
+    kept = keras_fusion.BackupAndRestore(folder, delete_checkpoint=False)
+    run(kept, model=model)
+    assert [path.name for path in folder.iterdir()] == ["backup-4"]
+
+
+def test_a_damaged_backup_gives_way_to_the_one_before(tmp_path, uninterrupted):
+    def callbacks():
+        grow = GROWTHS["steps"](verbose=0)
+        folder = tmp_path / "backup"
+        return keras_fusion.BackupAndRestore(folder, double_checkpoint=True), grow
+
+    run(*callbacks(), crash=(2, 0))
+    backups = sorted((tmp_path / "backup").iterdir())
+    assert [path.name for path in backups] == ["backup-1", "backup-2"]
+    weights = backups[1] / "model.weights.h5"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    backup, grow = callbacks()
+    with pytest.warns(UserWarning, match="backup-2.*damaged.*the one before"):
+        model = run(backup, grow)
+    assert_same(model, grow, uninterrupted("steps"))
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path):
+    folder = tmp_path / "backup"
+    with pytest.raises(Crash), whole_folder(folder / "backup-7"):
+        raise Crash
+    assert list(folder.iterdir()) == []
+    (folder / "unfinished-1-backup-7").mkdir()
+    (folder / "unfinished-1-backup-7" / "model.weights.h5").write_text("half")
+    backup = keras_fusion.BackupAndRestore(folder, delete_checkpoint=False)
+    run(backup, epochs=1)
+    assert [path.name for path in folder.iterdir()] == ["backup-1"]
+
+
+# Keras's own callbacks and checkpoints, next to a record.
+
+
+@pytest.mark.parametrize("order", ["backup first", "backup last"])
+@pytest.mark.parametrize("kind", ["steps", "epochs"])
+def test_beside_kerass_backup(kind, order, tmp_path, uninterrupted):
+    folder = tmp_path / "backup"
+    for crash in [(0, None), (1, 1), (2, 1), None]:
+        grow = GROWTHS[kind](verbose=0, record=folder / "growth.json")
+        backup = keras.callbacks.BackupAndRestore(folder)
+        callbacks = [backup, grow] if order == "backup first" else [grow, backup]
+        model = run(*callbacks, crash=crash, dropout=0.0)
+    # Without dropout, whose state is not in Keras's files of weights.
+    assert_same(model, grow, uninterrupted(kind, dropout=0.0))
+    assert not folder.exists()
+
+
+def test_a_record_ahead_of_the_backup(tmp_path, uninterrupted):
+    """The growth of step 3 came after the last backup: it is done at its time."""
+    path = tmp_path / "growth.json"
+    run(GROWTHS["steps"](verbose=0, record=path), crash=(1, 0), dropout=0.0)
+    assert len(json.loads(path.read_text())["body"]["changes"]) == 1
+    grow = GROWTHS["steps"](verbose=0, record=path)
+    model = run(grow, dropout=0.0)
+    assert_same(model, grow, uninterrupted("steps", dropout=0.0))
+
+
+def test_weights_of_a_model_checkpoint(tmp_path, uninterrupted):
+    path = tmp_path / "growth.json"
+    file = str(tmp_path / "{epoch}.weights.h5")
+    checkpoint = keras.callbacks.ModelCheckpoint(file, save_weights_only=True)
+    grow = GROWTHS["ramps"](verbose=0, record=path)
+    run(grow, checkpoint, dropout=0.0)
+    for epoch, growths in (1, 1), (2, 1), (3, 2):
+        weights = file.format(epoch=epoch)
+        for given in growths, weights:
+            model = made(dropout=0.0)
+            grow = GROWTHS["ramps"](verbose=0, record=path)
+            grow.replay(model, growths=given)
+            model.load_weights(weights)
+            assert len(grow.events) == growths
+        model = run(grow, model=model, initial_epoch=epoch)
+        assert_same(model, grow, uninterrupted("ramps", dropout=0.0))
+
+
+def test_a_whole_model_of_a_model_checkpoint(tmp_path, uninterrupted):
+    """It has its shape and optimizer; the callback counts its growths as done."""
+    path, file = tmp_path / "growth.json", tmp_path / "model.keras"
+    checkpoint = keras.callbacks.ModelCheckpoint(str(file))
+    callbacks = GROWTHS["ramps"](verbose=0, record=path), checkpoint
+    run(*callbacks, crash=(2, 1), dropout=0.0)
+    grow = GROWTHS["ramps"](verbose=0, record=path)
+    model = keras.models.load_model(file)
+    model = run(grow, model=model, initial_epoch=2)
+    # A file does not hold the multipliers; the rest is as it was.
+    values, events = uninterrupted("ramps", dropout=0.0)
+    assert untimed(grow.events)[0] == events[0]
+    assert [e.step for e in grow.events] == [e.step for e in events]
+    assert [v.shape for v in state(model)] == [v.shape for v in values]
+
+
+def test_a_tensorflow_checkpoint(tmp_path, uninterrupted):
+    import tensorflow as tf
+
+    path = tmp_path / "growth.json"
+
+    class Save(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            checkpoint = tf.train.Checkpoint(
+                model=self.model, optimizer=self.model.optimizer
+            )
+            checkpoint.write(str(tmp_path / str(epoch + 1)))
+
+    run(GROWTHS["ramps"](verbose=0, record=path), Save(), dropout=0.0)
+    model = made(dropout=0.0)
+    grow = GROWTHS["ramps"](verbose=0, record=path)
+    grow.replay(model, growths=1)
+    checkpoint = tf.train.Checkpoint(model=model, optimizer=model.optimizer)
+    checkpoint.read(str(tmp_path / "2")).assert_consumed()
+    model = run(grow, model=model, initial_epoch=2)
+    assert_same(model, grow, uninterrupted("ramps", dropout=0.0))
+
+
+def test_partners_are_known_by_their_weights(tmp_path):
+    """A partner's file may have been moved, but not changed."""
+    partner = made()
+    run(model=partner, epochs=1)
+    partner.save(tmp_path / "a.keras")
+    folder = tmp_path / "backup"
+
+    def callbacks(file):
+        grow = DeepFusion(at_step=3, partners=[tmp_path / file], verbose=0)
+        return keras_fusion.BackupAndRestore(folder), grow
+
+    run(*callbacks("a.keras"), crash=(1, 0))
+    (tmp_path / "a.keras").rename(tmp_path / "b.keras")
+    run(*callbacks("b.keras"), crash=(2, 0))
+    partner.layers[0].bias.assign_add(keras.ops.ones((8,)))
+    partner.save(tmp_path / "b.keras")
+    with pytest.raises(FusionError, match=r"operator\.partners\[0\]\.sha256.*record"):
+        run(*callbacks("b.keras"))
+
+
+# What does not fit is refused, and nothing has changed.
+
+OTHERS = {
+    "schedule": (dict(at_step=4), r"schedule\.steps\[0\]: 3 in the record, 4 in this"),
+    "kind": (dict(at_epoch=1), r"schedule\.class: 'AtStep' in .* 'AtEpoch'"),
+    "factor": (dict(at_step=3, factor=3), r"operator\.factor: 2 in .* 3 in this"),
+    "rate": (
+        dict(at_step=3, learning_rate_factor=0.5),
+        r"learning_rate_factor: 1\.0 in the record, 0\.5",
+    ),
+    "state": (
+        dict(at_step=3, optimizer_state="reset"),
+        r"optimizer_state: 'carry' in the record, 'reset'",
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def cut_off(tmp_path_factory):
+    """A run that was cut off after a growth: the folder of its record and backup."""
+    folder = tmp_path_factory.mktemp("cut")
+    grow = DeepFusion(at_step=3, verbose=0, record=folder / "growth.json")
+    backup = keras_fusion.BackupAndRestore(folder / "backup")
+    run(grow, backup, crash=(1, 0))
+    return folder
+
+
+def refused(pattern, *callbacks, **options):
+    model = made(**options)
+    before = state(model)
+    with pytest.raises(FusionError, match=pattern):
+        run(*callbacks, model=model)
+    assert_equal(state(model)[: len(before)], before)
+
+
+@pytest.mark.parametrize("case", OTHERS)
+def test_another_script_is_refused(case, cut_off):
+    options, pattern = OTHERS[case]
+    path = cut_off / "growth.json"
+    refused(pattern, DeepFusion(**options, verbose=0, record=path))
+    backup = keras_fusion.BackupAndRestore(cut_off / "backup")
+    refused(pattern, backup, DeepFusion(**options, verbose=0))
+
+
+def test_other_models_and_callbacks_are_refused(cut_off):
+    def grow():
+        return DeepFusion(at_step=3, verbose=0, record=cut_off / "growth.json")
+
+    def backup():
+        return keras_fusion.BackupAndRestore(cut_off / "backup")
+
+    refused(r"weight 0 has the shape \(6, 8\) in .* \(6, 7\)", grow(), width=7)
+    refused(r"weight 0 .*\(6, 7\)", backup(), DeepFusion(at_step=3), width=7)
+    refused(r"optimizer\[0\]: 'Adam' in .* 'SGD'", grow(), optimizer="sgd")
+    refused(r"callbacks: \[\{.* in the record, \[\]", backup())
+    with pytest.raises(FusionError, match="holds 1 growths.*growths=2"):
+        grow().replay(made(), growths=2)
+    with pytest.raises(FusionError, match="no record to replay.*record=None"):
+        DeepFusion(at_step=3).replay(made())
+    two = DeepFusion(at_step=3, record=cut_off / "2.json")
+    refused("Several callbacks.*growth.json.*2.json", grow(), two)
+
+
+def test_weights_that_fit_no_growth_are_refused(cut_off, tmp_path):
+    other, grown = made(width=7), made()
+    other.save_weights(tmp_path / "other.weights.h5")
+    made().save_weights(tmp_path / "small.weights.h5")
+    grow = DeepFusion(at_step=3, verbose=0, record=cut_off / "growth.json")
+    with pytest.raises(FusionError, match="other.weights.h5 are of no stage"):
+        grow.replay(made(), growths=tmp_path / "other.weights.h5")
+    grow.replay(grown)
+    with pytest.raises(FusionError, match="grown further than the weights in .*small"):
+        grow.replay(grown, growths=tmp_path / "small.weights.h5")
+
+
+def test_growths_of_an_earlier_fit(tmp_path):
+    """A backup holds no way to what happened before its fit: the script goes there."""
+    folder = tmp_path / "backup"
+    model = run(DeepFusion(at_step=3, verbose=0), epochs=1)
+    run(keras_fusion.BackupAndRestore(folder), model=model, crash=(2, 0))
+    with pytest.raises(FusionError, match="step 3 by a callback that is not in this"):
+        run(keras_fusion.BackupAndRestore(folder))
+    log, model = Steps(), run(DeepFusion(at_step=3, verbose=0), epochs=1)
+    run(keras_fusion.BackupAndRestore(folder), log, model=model)
+    assert log.epochs == [2, 3]
+
+
+DAMAGES = {
+    "no JSON": (lambda text: text[:-9], "growth.json is damaged: it is no JSON"),
+    "another value": (
+        lambda text: text.replace('"step": 3', '"step": 2'),
+        "growth.json is damaged: its checksum is wrong",
+    ),
+    "another version": (
+        lambda text: text.replace('"version": 1', '"version": 2'),
+        "growth.json has version 2, and this keras_fusion reads version 1",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGES)
+def test_damaged_records(case, cut_off, tmp_path):
+    change, pattern = DAMAGES[case]
+    path = tmp_path / "growth.json"
+    text = (cut_off / "growth.json").read_text()
+    assert change(text) != text
+    path.write_text(change(text))
+    refused(pattern, DeepFusion(at_step=3, record=path))
+
+
+def test_a_file_that_is_no_record(tmp_path):
+    record.write(tmp_path / "growth.json", {"step": 3, "changes": []})
+    refused(
+        "is no record of growths",
+        DeepFusion(at_step=3, record=tmp_path / "growth.json"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "pattern"),
+    [
+        ({"backup_dir": "gs://bucket/x"}, "local disk.*'gs://bucket/x'"),
+        ({"save_freq": 0}, "`save_freq` must be.*save_freq=0"),
+        ({"save_freq": False}, "save_freq=False"),
+    ],
+)
+def test_bad_arguments(options, pattern):
+    with pytest.raises(FusionError, match=pattern):
+        keras_fusion.BackupAndRestore(**{"backup_dir": "backup"} | options)
+
+
+def test_configs_round_trip(tmp_path):
+    backup = keras_fusion.BackupAndRestore(tmp_path, save_freq=3)
+    again = keras.saving.deserialize_keras_object(
+        keras.saving.serialize_keras_object(backup)
+    )
+    assert again.get_config() == backup.get_config()
+    grow = DeepFusion(at_step=3, record=tmp_path / "growth.json")
+    again = keras.saving.deserialize_keras_object(
+        keras.saving.serialize_keras_object(grow)
+    )
+    assert again.record == str(tmp_path / "growth.json")
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [OnPlateau("loss", patience=3), WhenItPays(3.0, parameters_ratio=3.0)],
+    ids=lambda schedule: type(schedule).__name__,
+)
+def test_schedules_go_on_from_their_state(schedule):
+    """Also through JSON, at every point of a row of losses."""
+    losses = [3.0, 2.5, 2.3, 2.25, 2.24, 2.24, 2.24, 2.24]
+
+    def decide(schedule, state=None, start=0):
+        schedule.reset()
+        if state is not None:
+            schedule.set_state(json.loads(json.dumps(state)))
+        answers, states = [], []
+        for i, loss in list(enumerate(losses))[start:]:
+            states.append(schedule.get_state())
+            moment = keras_fusion.Moment(10 * (i + 1), i + 1, 0, {"loss": loss})
+            answers.append(schedule.should_grow(moment))
+        return answers, copy.deepcopy(states)
+
+    if hasattr(schedule, "cost_ratio"):
+        schedule.monitor = "loss"
+    answers, states = decide(schedule)
+    assert any(answers) or hasattr(schedule, "cost_ratio")
+    for start, held in enumerate(states):
+        assert decide(schedule, held, start)[0] == answers[start:]
