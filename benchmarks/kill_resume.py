@@ -43,7 +43,7 @@ import keras_fusion
 
 PHASES = ("start", "take up", "train", "growth", "backup", "end")
 AIMS = ("any", "growth", "backup", "take up")
-EPOCHS, STEPS = 6, 6
+EPOCHS, STEPS = 5, 4
 RESULT = "result.json"
 
 
@@ -117,7 +117,7 @@ def script(folder, variant):
     model.compile(keras.optimizers.Adam(rate), "mse")
     # One growth in mid-epoch, and one at an epoch's end.
     grow = keras_fusion.DeepFusion(
-        at_step=[STEPS + 2, 4 * STEPS],
+        at_step=[STEPS + 2, 3 * STEPS],
         optimizer_state="reset" if variant % 3 == 2 else "carry",
         learning_rate_factor=0.7,
         rewarmup_steps=5,

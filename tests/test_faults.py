@@ -24,7 +24,7 @@ KILLER = Path(__file__).resolve().parents[1] / "benchmarks" / "kill_resume.py"
 
 def live_model():
     model = functional()
-    model.compile("adam", loss())
+    model.compile("adam", loss(), jit_compile=False)
     return model
 
 
