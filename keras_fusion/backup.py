@@ -88,6 +88,12 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
 
     def on_train_begin(self, logs=None):
         """Goes on from the last backup, if there is one."""
+        if placement.processes() > 1:
+            raise FusionError(
+                f"This run has {placement.processes()} processes, and a backup is written "
+                "by one. Use GrowModel(record=...) with a checkpoint that all of them "
+                "write, and replay the growths in each."
+            )
         remove_unfinished(self._folder)
         self._since = 0
         found = self._backups()

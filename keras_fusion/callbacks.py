@@ -155,7 +155,10 @@ class GrowModel(RecordedGrowths):
             self._schedule_state = None
         ahead, self._ahead = self._ahead, []
         if ahead and (ahead[0].kind, ahead[0].step) == (GROWTH, self._step):
-            self.grow()  # The backup was made right before this growth.
+            # The backup was made right before this growth; perhaps at an epoch's end.
+            self._batch = None if ahead[0].event["epoch"] == self._epoch else -1
+            self.grow()
+            self._batch = -1
         self._check_schedule()
 
     def on_train_batch_begin(self, batch, logs=None):

@@ -10,7 +10,14 @@ import numpy as np
 import pytest
 
 import keras_fusion
-from keras_fusion import AnnealBlockNorms, DeepFusion, FusionError, OnPlateau, record
+from keras_fusion import (
+    AnnealBlockNorms,
+    DeepFusion,
+    FusionError,
+    OnPlateau,
+    placement,
+    record,
+)
 from keras_fusion.dynamics import WhenItPays
 from keras_fusion.files import whole_folder
 
@@ -506,6 +513,11 @@ def test_a_file_that_is_no_record(tmp_path):
 def test_bad_arguments(options, pattern):
     with pytest.raises(FusionError, match=pattern):
         keras_fusion.BackupAndRestore(**{"backup_dir": "backup"} | options)
+
+
+def test_runs_of_several_processes_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(placement, "processes", lambda: 2)
+    refused("has 2 processes", keras_fusion.BackupAndRestore(tmp_path))
 
 
 def test_configs_round_trip(tmp_path):

@@ -283,7 +283,7 @@ class WhenItPays(GrowthSchedule):
 
     def get_state(self):
         """The losses seen so far."""
-        return {"points": self._points}
+        return {"points": list(self._points)}
 
     def set_state(self, state):
         """Goes on from what `get_state` gave."""
