@@ -1,6 +1,7 @@
 """`BackupAndRestore`: a run with growths is taken up again, killed whenever it was."""
 
 import hashlib
+import math
 import shutil
 import warnings
 from pathlib import Path
@@ -88,11 +89,13 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
 
     def on_train_begin(self, logs=None):
         """Goes on from the last backup, if there is one."""
-        if placement.processes() > 1:
+        with graft.scope(self.model):
+            alone = placement.is_alone()
+        if not alone:
             raise FusionError(
-                f"This run has {placement.processes()} processes, and a backup is written "
-                "by one. Use GrowModel(record=...) with a checkpoint that all of them "
-                "write, and replay the growths in each."
+                "This run has several processes, and a backup is written by one. Use "
+                "GrowModel(record=...) with a checkpoint that all of them write, and "
+                "replay the growths in each."
             )
         remove_unfinished(self._folder)
         self._since = 0
@@ -166,6 +169,8 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
         graft.sync(self.model)
         old = self._backups()
         number = 1 + (_number(old[-1]) if old else 0)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        _check_room(self.model, self._folder)
         with whole_folder(self._folder / f"backup-{number}") as folder:
             self.model.save_weights(folder / _WEIGHTS)
             record.write(folder / _STATE, self._state(epoch, folder))
@@ -230,6 +235,18 @@ def _read(folder):
             f"or delete {folder} and go on from the backup before, if there is one."
         )
     return state
+
+
+def _check_room(model, folder):
+    """HDF5 may take the process down with it when a disk is full."""
+    variables = [*model.variables, *model.optimizer.variables]
+    needed = 4 * sum(math.prod(v.shape) for v in variables)  # about
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise FusionError(
+            f"The backup of about {needed:,} bytes does not fit in {folder}, where {free:,} are "
+            "free. The one before is whole: make room, and start the run again."
+        )
 
 
 def _random(model):

@@ -128,7 +128,9 @@ class GrowModel(RecordedGrowths):
         """Checks the growth before anything changes."""
         self.check_records()
         # Drawn in any case, so that the generator goes on as in the run taken up.
-        drawn = placement.agreed(int(np.random.randint(2**31)))
+        drawn = int(np.random.randint(2**31))
+        with graft.scope(self.model):
+            drawn = placement.agreed(drawn)
         self._seed = drawn if self._seed is None else self._seed
         self.schedule.reset()
         self._checked = False

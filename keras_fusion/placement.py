@@ -169,6 +169,15 @@ def is_chief() -> bool:
     )
 
 
+def is_alone() -> bool:
+    """Whether no other process trains the model too; asked for as `is_chief` is."""
+    if keras.config.backend() == "jax":
+        import jax
+
+        return jax.process_count() == 1
+    return _workers() is None
+
+
 def agreed(number: int) -> int:
     """The first process's number, in all processes.
 

@@ -215,7 +215,9 @@ class RecordedGrowths(runs.Member):
 
     def _write(self, changes):
         content = Record(self.script(), self._seed, changes)
-        if placement.is_chief():
+        with graft.scope(self.model):
+            is_chief = placement.is_chief()
+        if is_chief:
             content.write(Path(self.record))
 
 

@@ -4,14 +4,17 @@ import contextlib
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
 import threading
+import types
 from pathlib import Path
 
 import keras
 import numpy as np
+import processes
 import pytest
 from models import data_for, functional, loss, values
 
@@ -82,23 +85,32 @@ def no_room(size=64):
 
 
 def test_out_of_memory_while_the_target_is_built():
-    """The allocation is real, and larger than any machine's memory."""
-    model = live_model()
-    huge = 2**17  # 4 TB in a kernel of eight times as many units a side
+    """The system really has no memory left for the larger one of two tables."""
+    limits = resource.getrlimit(resource.RLIMIT_AS)
 
-    class Sudden(keras_fusion.FusionOperator):
-        def plan(self, model):
-            if before.values is not None:
-                self.factor = huge
-            return super().plan(model)
+    def no_memory():
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        room = pages * resource.getpagesize() + 2**25  # 32 MB, and 128 are needed
+        resource.setrlimit(resource.RLIMIT_AS, (room, limits[1]))
 
-    grow = keras_fusion.GrowModel(Sudden(), keras_fusion.AtStep(3), verbose=0)
-    before = Before()
-    grow.watchers.append(before)
-    with pytest.raises((GrowthError, FusionError), match="(?i)alloc|OOM|memory"):
-        fit(model, grow)
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((4,), dtype="int32")])
+    model.add(keras.layers.Embedding(1_000_000, 16))
+    model.add(keras.layers.Dense(1))
+    model.compile("sgd", "mse", jit_compile=False)
+    x, y = np.arange(128).reshape(32, 4), np.ones((32, 4, 1))
+    grow, before = watched(no_memory)
+    try:
+        with pytest.raises((GrowthError, FusionError), match="(?i)alloc|OOM|memory"):
+            model.fit(x, y, batch_size=8, verbose=0, callbacks=[grow])
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
     assert grow.events == []
-    assert_trains_on(model, before)
+    for ours, theirs in zip(values(model), before.values, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    model.fit(x, y, batch_size=8, verbose=0)
+    model.fit(x, y, batch_size=8, verbose=0, callbacks=[DeepFusion(at_step=9)])
+    assert model.layers[0].output_dim == 32
 
 
 def test_disk_full_while_the_record_is_written(tmp_path):
@@ -142,30 +154,31 @@ def test_disk_full_after_the_growth(tmp_path):
 
 
 def test_disk_full_while_a_backup_is_written(tmp_path):
-    """The backup before is whole, and the run goes on from it."""
-    folder, room = tmp_path / "backup", no_room(1000)
-    expected = live_model()
+    """HDF5 may then take the process with it. The backup before is whole all the same."""
+    script = processes.start("disk_full.py", tmp_path / "backup")
+    script.communicate(timeout=300)
+    assert script.returncode != 0
+    names = [path.name for path in (tmp_path / "backup").iterdir()]
+    assert "backup-1" in names and "backup-2" not in names
+    model, expected = live_model(), live_model()
     fit(expected, DeepFusion(at_step=3, verbose=0), epochs=3)
-
-    class Full(keras.callbacks.Callback):
-        def on_epoch_begin(self, epoch, logs=None):
-            if epoch == 1:
-                room.__enter__()
-
-    def callbacks():
-        return keras_fusion.BackupAndRestore(folder), DeepFusion(at_step=3, verbose=0)
-
-    try:
-        with pytest.raises(OSError):
-            fit(live_model(), *callbacks(), Full(), epochs=3)
-    finally:
-        room.__exit__(None, None, None)
-    assert [path.name for path in folder.iterdir()] == ["backup-1"]
-    model, (backup, grow) = live_model(), callbacks()
+    backup = keras_fusion.BackupAndRestore(tmp_path / "backup")
+    grow = DeepFusion(at_step=3, verbose=0)
     history = fit(model, backup, grow, epochs=3)
     assert history.epoch == [1, 2] and len(grow.events) == 1
     for ours, theirs in zip(values(model), values(expected), strict=True):
         np.testing.assert_array_equal(ours, theirs)
+
+
+def test_a_disk_that_is_too_full_for_a_backup(tmp_path, monkeypatch):
+    """It is told before, as far as the system tells it."""
+    full = types.SimpleNamespace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: full)
+    model, backup = live_model(), keras_fusion.BackupAndRestore(tmp_path / "backup")
+    with pytest.raises(FusionError, match="does not fit in .*backup, where 1,000 are"):
+        fit(model, backup, epochs=1)
+    monkeypatch.undo()
+    fit(model, backup, epochs=1)
 
 
 def test_files_are_whole_or_not_there(tmp_path):
