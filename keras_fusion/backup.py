@@ -244,8 +244,8 @@ def _check_room(model, folder):
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise FusionError(
-            f"The backup of about {needed:,} bytes does not fit in {folder}, where {free:,} are "
-            "free. The one before is whole: make room, and start the run again."
+            f"The backup of about {needed:,} bytes does not fit in {folder}, where "
+            f"{free:,} are free. The one before is whole: make room, and start again."
         )
 
 

@@ -5,6 +5,7 @@ import zipfile
 
 import keras
 
+from keras_fusion import graft
 from keras_fusion.errors import FusionError
 
 
@@ -40,12 +41,16 @@ def _read(where, path):
             f"{where} must be a keras.Model or the path of a `.keras` file, which is "
             f"loaded in Keras's safe mode. Received: {path!r}."
         )
+    if "://" not in path and not os.path.exists(path):
+        raise FusionError(f"{where}, {path}, is not there. Correct the path.")
     try:
-        return keras.saving.load_model(path, safe_mode=True)
+        if os.path.isfile(path) and not zipfile.is_zipfile(path):
+            raise zipfile.BadZipFile("it has no end")
+        return graft.load_safely(path)
     except (OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
         raise FusionError(
-            f"{where}, {path}, cannot be read ({type(error).__name__}: {error}): it is "
-            "missing, cut off or damaged. Save the partner again."
+            f"{where}, {path}, cannot be read ({error}): it is cut off or damaged. Save "
+            "the partner again."
         ) from error
     except (ValueError, TypeError) as error:
         text = str(error)
