@@ -1,7 +1,8 @@
 """The code in README and in the pages of docs/ runs, block by block, as a reader would.
 
 What the pages take for granted (a model, its data) is made here; what a block defines
-stays for the later blocks of its page, but for the names made here.
+stays for the later blocks of its page, but for the names made here. A block under a comment
+`<!-- not run: why -->` need only be Python.
 """
 
 import pkgutil
@@ -21,8 +22,11 @@ STEPS = 300  # of an epoch: growth at step 2,000 lies within ten
 
 
 def code_blocks(page):
+    """Pairs of a block's source and why it is not run, if it is not."""
     text = (ROOT / page).read_text(encoding="utf-8")
-    return re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    pattern = r"(?:^<!-- not run: ([^>]+) -->\n+)?^```python\n(.*?)^```"
+    found = re.findall(pattern, text, re.DOTALL | re.MULTILINE)
+    return [(source, reason) for reason, source in found]
 
 
 WITH_CODE = [page for page in PAGES if code_blocks(page)]
@@ -77,10 +81,13 @@ def given():
 def test_code_in_pages_runs(page, given, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # pages save pictures
     defined = {"__name__": "a_page"}
-    for number, block in enumerate(code_blocks(page), 1):
+    for number, (source, reason) in enumerate(code_blocks(page), 1):
+        block = compile(source, f"{page}, block {number}", "exec")
+        if reason:
+            continue
         names = defined | given()
         before = dict(names)
-        exec(compile(block, f"{page}, block {number}", "exec"), names)
+        exec(block, names)
         defined |= {k: v for k, v in names.items() if before.get(k) is not v}
 
 
