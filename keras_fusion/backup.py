@@ -47,16 +47,19 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
 
     Example:
 
-    ```python
-    model.fit(
-        dataset,
-        epochs=10,
-        callbacks=[
-            keras_fusion.BackupAndRestore("backup"),
-            keras_fusion.DeepFusion(at_step=1000),
-        ],
-    )
-    ```
+    >>> import keras, keras_fusion, numpy as np, tempfile
+    >>> model = keras.Sequential(
+    ...     [keras.Input((4,)), keras.layers.Dense(8), keras.layers.Dense(1)]
+    ... )
+    >>> model.compile("adam", "mse")
+    >>> callbacks = [
+    ...     keras_fusion.BackupAndRestore(tempfile.mkdtemp()),
+    ...     keras_fusion.DeepFusion(at_epoch=1, verbose=0),
+    ... ]
+    >>> x = np.ones((8, 4), "float32")
+    >>> _ = model.fit(x, x[:, :1], epochs=2, verbose=0, callbacks=callbacks)
+    >>> model.layers[0].units
+    16
     """
 
     def __init__(
