@@ -8,12 +8,15 @@ should meet no warning that is to be ignored.
 """
 
 import argparse
+import base64
+import io
 import os
 import time
 from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
+from PIL import Image
 
 LARGEST = 200_000  # bytes of a notebook with its pictures
 
@@ -53,6 +56,20 @@ def execute(path: Path, *, small: bool, folder: Path) -> nbformat.NotebookNode:
     return notebook
 
 
+def shrink(notebook: nbformat.NotebookNode) -> None:
+    """Stores the pictures with 64 colours each, a third of their size."""
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            data = output.get("data", {})
+            if "image/png" in data:
+                picture = Image.open(io.BytesIO(base64.b64decode(data["image/png"])))
+                small = io.BytesIO()
+                picture.convert("RGB").quantize(64, dither=0).save(
+                    small, "png", optimize=True
+                )
+                data["image/png"] = base64.b64encode(small.getvalue()).decode()
+
+
 def main() -> None:
     """Executes the notebooks that are named."""
     parser = argparse.ArgumentParser(
@@ -69,6 +86,7 @@ def main() -> None:
         notebook = execute(path, small=options.small, folder=options.folder)
         print(f"{path.name}: {time.monotonic() - begin:.0f} s")
         if options.write:
+            shrink(notebook)
             text = nbformat.writes(notebook)
             if len(text) > LARGEST:
                 raise SystemExit(f"{path.name} would have {len(text):,} bytes.")
