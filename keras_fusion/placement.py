@@ -101,7 +101,7 @@ def write(variable: keras.Variable, value: np.ndarray) -> None:
             value.shape, sharding, lambda index: value[index]
         )
     elif keras.config.backend() == "tensorflow":
-        value = _lent(value)
+        value = _lent(np.asarray(value))  # arithmetic on scalars makes no arrays
     variable.assign(value)
 
 
