@@ -12,8 +12,13 @@ import pytest
 import keras_fusion
 from keras_fusion import (
     AnnealBlockNorms,
+    AtStep,
+    Chain,
     DeepFusion,
+    DepthStacking,
     FusionError,
+    GrowModel,
+    HyperCloning,
     OnPlateau,
     placement,
     record,
@@ -207,6 +212,28 @@ def test_block_norms_are_annealed_across_crashes(tmp_path):
         model = run(backup, anneal, first, second, norm=norm, crash=crash)
     assert_equal(state(model), expected)
     assert [e.step for e in first.events + second.events] == [2, 10]
+
+
+def test_depth_and_width_in_one_growth(tmp_path):
+    def residual():
+        keras.utils.set_random_seed(7)
+        inputs = keras.Input((6,))
+        x = keras.layers.Dense(8)(inputs)
+        for _ in range(2):
+            x = x + keras.layers.Dense(8, activation="relu")(x)
+        model = keras.Model(inputs, keras.layers.Dense(1)(x))
+        model.compile(keras.optimizers.Adam(0.02), "mse", jit_compile=False)
+        return model
+
+    def growth():
+        operator = Chain([DepthStacking(), HyperCloning(noise=0.1)])
+        return GrowModel(operator, AtStep(3), verbose=0)
+
+    expected = state(run(growth(), model=residual()))
+    for crash in [(1, 1), None]:
+        backup = keras_fusion.BackupAndRestore(tmp_path / "backup")
+        model = run(backup, growth(), model=residual(), crash=crash)
+    assert_equal(state(model), expected)
 
 
 def test_backups_in_mid_epoch(tmp_path):
