@@ -50,8 +50,8 @@ Against plain copies (`numpy.copy`) of the grown model's weights. The new arrays
 copy need fresh memory from the system, as the grown model does; copying into memory
 that is in use already is faster. Seconds on the clock, ratios to a plain copy.
 
-The aim is three plain copies, and it is not met: most of the time here goes into what is
-done for each variable, whatever its size. The figures were taken beside other work.
+The aim is three plain copies, and it is not met. The figures were taken beside other
+work.
 
 | backend | bytes | copy, s | into memory in use | zeros, s | ratio | paired, s | ratio |
 | --- | --- | --- | --- | --- | --- | --- | --- |
