@@ -39,7 +39,8 @@ def test_notebook_is_in_order(path):
     assert first.source.startswith("# ") and f"{COLAB}/{path.name})" in first.source
     assert 'find_spec("keras_fusion") is None' in install.source
     assert not any("pip install" in cell.source for cell in rest)
-    for link in re.findall(r"\]\((?!http)([^)#]+)", text):
+    prose = "\n".join(c.source for c in rest if c.cell_type == "markdown")
+    for link in re.findall(r"\]\((?!http)([^)#]+)", prose):
         assert (FOLDER / link).exists(), f"{path.name} links to {link}."
 
 

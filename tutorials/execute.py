@@ -43,6 +43,7 @@ def execute(path: Path, *, small: bool, folder: Path) -> nbformat.NotebookNode:
         notebook,
         timeout=1800,
         kernel_name="python3",
+        coalesce_streams=True,
         record_timing=False,
         resources={"metadata": {"path": str(folder)}},
     )
