@@ -52,7 +52,11 @@ class CrashAt(keras.callbacks.Callback):
             raise Crash
 
 
-def net(norm=None, width=8, dropout=0.2):
+# On PyTorch, dropout without a seed draws from PyTorch's own generator.
+DROPOUT = 0.0 if keras.config.backend() == "torch" else 0.2
+
+
+def net(norm=None, width=8, dropout=DROPOUT):
     layers = keras.layers
     stack = [keras.Input((6,)), layers.Dense(width, "relu"), layers.Dropout(dropout)]
     stack += [norm()] if norm else []
