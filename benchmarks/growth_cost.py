@@ -11,7 +11,6 @@ docs/growth_cost.md.
 import argparse
 import gc
 import json
-import os
 import statistics
 import time
 from pathlib import Path
@@ -33,43 +32,54 @@ def main():
     """Measures, prints, and writes."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sizes", nargs="+", default=list(SIZES), choices=SIZES)
+    parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS)
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
     backend = keras.config.backend()
     path = RESULTS / f"growth_cost_{backend}.json"
     found = json.loads(path.read_text()) if path.exists() else {}
     for size in arguments.sizes:
-        found[size] = measure(*SIZES[size], arguments.rounds)
-        print(json.dumps({size: found[size]}, indent=1))
-        path.write_text(json.dumps(found, indent=1) + "\n")
+        sides = Sides(*SIZES[size])
+        for part in arguments.parts:
+            measured = PARTS[part](sides, arguments.rounds)
+            print(json.dumps({size: {part: measured}}, indent=1), flush=True)
+            found.setdefault(size, {"parameters": sides.parameters})[part] = measured
+            path.write_text(json.dumps(found, indent=1) + "\n")
     growth_cost_report.write()
 
 
-def measure(width, vocabulary, rounds):
-    """All figures of one size."""
-    data = batches(vocabulary)
-    build = {"native": lambda: compiled(gpt2(width, vocabulary))}
-    build["small"] = lambda: compiled(gpt2(width // 2, vocabulary))
-    native_event(build["small"], data)  # The first model of a process sets much up.
-    events = {"native": [], "grown": []}
+class Sides:
+    """The models of one size, and their data.
+
+    Args:
+        width: int. Of the grown model.
+        vocabulary: int.
+    """
+
+    def __init__(self, width, vocabulary):
+        self.width, self.vocabulary = width, vocabulary
+        self.data = batches(vocabulary)
+        self.parameters = gpt2(width, vocabulary).count_params()
+
+    def native(self):
+        """A model of the grown size."""
+        return compiled(gpt2(self.width, self.vocabulary))
+
+    def small(self):
+        """A model that grows to it."""
+        return compiled(gpt2(self.width // 2, self.vocabulary))
+
+
+def event(sides, rounds):
+    """The growth against building and compiling a native model."""
+    native_event(sides.small, sides.data)  # A process's first model sets much up.
+    spent = {"native": [], "grown": []}
     for _ in range(rounds):
-        native = build["native"]
         gc.collect()
-        events["native"].append(native_event(native, data)[0])
+        spent["native"].append(native_event(sides.native, sides.data)[0])
         gc.collect()
-        events["grown"].append(growth_event(build["small"], data)[0])
-    _, native = native_event(build["native"], data)
-    _, grown = growth_event(build["small"], data)
-    report = {
-        "parameters": native.count_params(),
-        "load": os.getloadavg()[0],
-        "event": summary(events),
-        "step_after": summary(alternating(native, grown, data, 12 * rounds)),
-    }
-    del native, grown
-    report["step_before"] = summary(before_growth(build["small"](), data, rounds))
-    report["fill"] = filling(build["small"](), rounds)
-    return report
+        spent["grown"].append(growth_event(sides.small, sides.data)[0])
+    return summary(spent)
 
 
 def gpt2(width, vocabulary):
@@ -158,17 +168,22 @@ def growth_event(build, data):
     return clock.seconds[1], model
 
 
-def alternating(native, grown, data, rounds):
-    """Steps of both models in turns."""
-    spent = {"native": [], "grown": []}
-    for _ in range(rounds + 2):
-        for name, model in (("native", native), ("grown", grown)):
-            spent[name].append(clocked(lambda m=model: m.train_on_batch(*data)))
-    return {name: seconds[2:] for name, seconds in spent.items()}
+def step_after(sides, rounds):
+    """Steps of a native and of a grown model in turns."""
+    models = {
+        "native": native_event(sides.native, sides.data)[1],
+        "grown": growth_event(sides.small, sides.data)[1],
+    }
+    spent = {name: [] for name in models}
+    for _ in range(12 * rounds + 2):
+        for name, model in models.items():
+            spent[name].append(clocked(lambda m=model: m.train_on_batch(*sides.data)))
+    return summary({name: seconds[2:] for name, seconds in spent.items()})
 
 
-def before_growth(model, data, rounds, steps=40):
+def step_before(sides, rounds, steps=40):
     """Batches in `fit` without the callback, and with one whose time has not come."""
+    model, data = sides.small(), sides.data
     spent = {"plain": [], "waiting": []}
     for _ in range(rounds + 1):
         for name in spent:
@@ -178,29 +193,31 @@ def before_growth(model, data, rounds, steps=40):
             )
             fit(model, data, steps, [clock] + [grow] * (name == "waiting"))
             spent[name].append(clock.seconds[2:])
-    return {k: [s for run in v[1:] for s in run] for k, v in spent.items()}
+    return summary({k: [s for run in v[1:] for s in run] for k, v in spent.items()})
 
 
-def filling(model, rounds):
+def fill(sides, rounds):
     """The filling of the weights alone, and plain copies of as many bytes."""
-    spent = {"copy": [], "copy into memory in use": []}
-    for mode in ("zeros", "paired"):
-        spent[mode] = []
+    model = sides.small()
+    spent = {
+        name: [] for name in ("zeros", "paired", "copy", "copy into memory in use")
+    }
+    held = []  # What was freed would be given out again, to one side or the other.
     for _ in range(rounds):
         for mode in ("zeros", "paired"):
             plan = keras_fusion.FusionOperator(off_diagonal=mode, seed=0).plan(model)
             gc.collect()
             spent[mode].append(clocked(plan.fill))
-        weights = plan.fused.get_weights()
-        del plan
-        for name, seconds in plain_copies(weights).items():
+            held.append(plan.fused)
+        weights, copies = plan.fused.get_weights(), []
+        for name, seconds in plain_copies(weights, copies).items():
             spent[name].append(seconds)
+        held += [weights, copies]
     return {"bytes": sum(w.nbytes for w in weights)} | summary(spent)
 
 
-def plain_copies(weights):
+def plain_copies(weights, copies):
     """Copies arrays to new memory, and once more into the same."""
-    copies = []
     new = clocked(lambda: copies.extend(map(np.copy, weights)))
     used = clocked(lambda: list(map(np.copyto, copies, weights)))
     return {"copy": new, "copy into memory in use": used}
@@ -223,6 +240,14 @@ def summary(spent):
         }
         for name, pairs in spent.items()
     }
+
+
+PARTS = {
+    "event": event,
+    "step_after": step_after,
+    "step_before": step_before,
+    "fill": fill,
+}
 
 
 if __name__ == "__main__":

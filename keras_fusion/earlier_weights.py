@@ -68,5 +68,10 @@ def _without_variables(plan):
         for key, value in plan.corrections.items()
     }
     return dataclasses.replace(
-        plan, parents=[], fused=None, layouts=layouts, corrections=corrections
+        plan,
+        parents=[],
+        fused=None,
+        layouts=layouts,
+        corrections=corrections,
+        derived=(),
     )

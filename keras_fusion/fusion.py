@@ -71,6 +71,8 @@ class Plan:
             capacity starts from initial values; where it is missing, `("out",)`.
         mean_outputs: indices of the layouts whose other new outputs are the mean of the
             old ones, and not zeros.
+        derived: layers of `fused` (`Normalization`) that compute with values made of
+            their weights, which must be made anew when these have come.
     """
 
     parents: list[keras.Model]
@@ -80,6 +82,7 @@ class Plan:
     corrections: dict = dataclasses.field(default_factory=dict)
     fresh_roles: dict = dataclasses.field(default_factory=dict)
     mean_outputs: frozenset[int] = frozenset()
+    derived: tuple[keras.Layer, ...] = ()
 
     @property
     def stages(self) -> list["Plan"]:
@@ -93,9 +96,8 @@ class Plan:
             read = {id(v): placement.read(v) for v in item.sources}
             arrays = [read[id(v)] for v in item.sources]
             placement.write(item.target, self.values(index, arrays, item.initial()))
-        for _, layer in structure.walk(self.fused):
-            if hasattr(layer, "finalize_state"):
-                layer.finalize_state()  # Normalization computes with copies.
+        for layer in self.derived:
+            layer.finalize_state()
         return self.fused
 
     def values(self, index: int, arrays: list, fresh: np.ndarray | None) -> np.ndarray:
@@ -119,7 +121,7 @@ class Plan:
             item.axes,
             off_diagonal=settings.off_diagonal,
             off_diagonal_scale=settings.off_diagonal_scale,
-            rng=np.random.default_rng([settings.seed, index]),
+            rng=[settings.seed, index],
             fresh=fresh,
             fresh_roles=self.fresh_roles.get(index, ("out",)),
             mean_outputs=index in self.mean_outputs,
@@ -234,6 +236,8 @@ def adopt(plan: Plan) -> None:
     graft.adopt_layouts([(item.sources[0], item.target) for item in plan.layouts])
     waiting = {id(item.target) for item in plan.layouts if not item.has_new}
     graft.give_values([v for v in plan.fused.variables if id(v) not in waiting])
+    layers = (layer for _, layer in structure.walk(plan.fused))
+    plan.derived = tuple(layer for layer in layers if hasattr(layer, "finalize_state"))
 
 
 def fuse(

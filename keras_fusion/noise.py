@@ -8,6 +8,7 @@ not come from the same stretch are uncorrelated, over the draws of places and si
 """
 
 import functools
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -28,12 +29,14 @@ class Noise:
     """Normal noise of one variable.
 
     Args:
-        rng: `numpy.random.Generator`. Source of the places and signs.
+        rng: source of the places and signs: `numpy.random.Generator`, or a seed of one.
         deviation: float.
     """
 
-    def __init__(self, rng: np.random.Generator, deviation: float):
-        self.rng = rng
+    def __init__(
+        self, rng: np.random.Generator | Sequence[int] | None, deviation: float
+    ):
+        self.rng = np.random.default_rng(rng)
         self.deviation = deviation
 
     def like(self, block: np.ndarray) -> np.ndarray:

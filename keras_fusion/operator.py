@@ -11,6 +11,7 @@ the parents' activations; an activation that did not grow is their mean.*
 
 import dataclasses
 import functools
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -62,16 +63,26 @@ class Axis:
         return tuple(_span(block) for block in self.blocks or ())
 
     @functools.cached_property
+    def is_tiled(self) -> bool:
+        """Whether the axis grew, and the parents' blocks are it, one after the other."""
+        end = 0
+        for span in self.spans:
+            if span is None or span.start != end:
+                return False
+            end = span.stop
+        return self.grown and end == self.size
+
+    @functools.cached_property
     def is_apart(self) -> bool:
         """Whether the axis grew, and no position of it belongs to several parents."""
-        if self.blocks is None:
-            return False
+        if self.blocks is None or self.is_tiled:
+            return self.is_tiled
         used = np.concatenate(self.blocks)
         return len(np.unique(used)) == len(used)
 
     def unused(self) -> np.ndarray:
         """Positions that belong to no parent: the new capacity of the target."""
-        if self.blocks is None:
+        if self.blocks is None or self.is_tiled:
             return np.empty(0, int)
         return np.setdiff1d(np.arange(self.size), np.concatenate(self.blocks))
 
@@ -155,7 +166,7 @@ def are_one(arrays: Sequence[np.ndarray]) -> bool:
 
 def _zeros(shape, dtype):
     """Zeros that the backends need not copy."""
-    count = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+    count = math.prod(shape) * np.dtype(dtype).itemsize
     raw = np.zeros(count + ALIGNMENT, "uint8")
     start = -raw.ctypes.data % ALIGNMENT
     return raw[start : start + count].view(dtype).reshape(shape)
@@ -168,7 +179,7 @@ def fuse_arrays(
     scales: Sequence[float] | None = None,
     off_diagonal: str = "zeros",
     off_diagonal_scale: float = 0.1,
-    rng: np.random.Generator | None = None,
+    rng: np.random.Generator | Sequence[int] | None = None,
     fresh: np.ndarray | None = None,
     fresh_roles: Sequence[str] = ("out",),
     mean_outputs: bool = False,
@@ -191,7 +202,7 @@ def fuse_arrays(
             for copies of one model: their inputs are equal, so that the noise
             cancels. For copies, `"paired"` also splits the readout unevenly.
         off_diagonal_scale: float. The noise's deviation relative to the kernel's.
-        rng: `numpy.random.Generator`. Source of the noise.
+        rng: source of the noise: `numpy.random.Generator`, or a seed of one.
         fresh: array of the result's shape with initial values for the new capacity of
             a target larger than the sum of its parents. Defaults to zeros.
         fresh_roles: which new capacity starts from `fresh`. By default outputs that are
@@ -238,7 +249,6 @@ def fuse_arrays(
         used = result[..., np.concatenate(last.blocks)]
         result[..., last.unused()] = used.mean(axis=-1, keepdims=True)
     if off_diagonal != "zeros":
-        rng = rng or np.random.default_rng()
         if has_off_diagonal(axes):
             noise = Noise(rng, off_diagonal_scale * _deviation(arrays))
             _fill_off_diagonal(result, axes, count, noise, off_diagonal == "paired")

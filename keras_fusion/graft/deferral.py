@@ -94,8 +94,9 @@ def _first(variable, value):
     if keras.config.backend() == "jax":
         variable._direct_assign(value)
     else:
-        value = keras.ops.cast(value, variable.dtype)
-        variable._initialize_with_initializer(lambda shape, dtype: value)
+        if keras.backend.standardize_dtype(value.dtype) != variable.dtype:
+            value = keras.ops.cast(value, variable.dtype)
+        variable._initialize(value)
 
 
 def _wake(variable):
