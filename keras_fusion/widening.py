@@ -18,6 +18,7 @@ from keras_fusion import (
     copying,
     fusion,
     graft,
+    placement,
     probe,
     registry,
     structure,
@@ -221,7 +222,7 @@ def free_sizes(model: keras.Model, items: list[VariableLayout]) -> set[int]:
     pairs = layouts.plan([model], twin, Widths(), must_grow=False)
     for variable in twin.trainable_variables:
         scale = 2.0 / np.sqrt(variable.shape[-2]) if len(variable.shape) > 1 else 0.5
-        variable.assign(scale * rng.standard_normal(variable.shape))
+        placement.write(variable, scale * rng.standard_normal(variable.shape))
     targets = {id(pair.sources[0]): pair.target for pair in pairs}
     rows = [(targets[id(item.sources[0])], item.axes) for item in items]
     inputs = probe.accepted(twin)
@@ -231,10 +232,10 @@ def free_sizes(model: keras.Model, items: list[VariableLayout]) -> set[int]:
     def is_free(size):
         moved = _moved(rows, rng.permutation(size))
         for variable, _, new in moved:
-            variable.assign(new)
+            placement.write(variable, new)
         change = probe.change(expected, probe.outputs(twin, inputs))
         for variable, old, _ in moved:
-            variable.assign(old)
+            placement.write(variable, old)
         return change <= probe.tolerance(twin) / 10
 
     return {size for size in sorted(sizes) if is_free(size)}
@@ -244,7 +245,7 @@ def _moved(rows, order):
     """Values with all units of one width in another order."""
     found = []
     for variable, axes in rows:
-        old = new = np.array(keras.ops.convert_to_numpy(variable))
+        old = new = np.array(placement.read(variable))
         for dimension, axis in enumerate(axes):
             for start, size, _, _ in copying.stretches(axis) if axis.grown else ():
                 if size == len(order):

@@ -43,6 +43,14 @@ def test_grown_variables_and_slots_lie_as_their_names_ask(sharded):
     assert {specs.get(path) for path in [*paths, *slots]} == {"P(None, 'model')"}
 
 
+@pytest.mark.parametrize("operator", ["HyperCloning", "Net2Net", "DepthStacking"])
+def test_other_operators_grow_sharded_models(sharded, operator):
+    report = sharded["operators"][operator]
+    assert report["difference"] < 1e-6
+    kernels = [path for path in report["specs"] if path.endswith("/kernel")]
+    assert len(kernels) == {"DepthStacking": 5}.get(operator, 3)
+
+
 def test_no_device_holds_more_than_its_share(sharded):
     report = sharded["memory"]
     assert report["sharding"] == ["P(None, 'model')"] and report["devices"] == 8

@@ -29,13 +29,14 @@ def model_parallel(*patterns):
 KERNELS = ("subclassed/embedding/embeddings", "subclassed/dense/kernel")
 
 
-def train(make, distribution=None):
+def train(make, distribution=None, operator=None):
     """One epoch with a growth in its middle, from names numbered from the start."""
     keras.backend.clear_session()
     keras.distribution.set_distribution(distribution)
     model = make()
     model.compile(keras.optimizers.SGD(0.05, momentum=0.9), models.loss())
-    grow = keras_fusion.DeepFusion(at_step=2, seed=0, verbose=0)
+    operator = operator or keras_fusion.FusionOperator(seed=0)
+    grow = keras_fusion.GrowModel(operator, keras_fusion.AtStep(2), verbose=0)
     x, y = models.data_for("functional", BATCH * STEPS)
     model.fit(x, y, batch_size=BATCH, shuffle=False, verbose=0, callbacks=[grow])
     return model, grow
@@ -53,9 +54,33 @@ def difference(model, expected):
     return max(float(np.max(np.abs(one - other))) for one, other in pairs)
 
 
-def compared(make, *distributions):
-    expected = models.values(train(make)[0])
-    return [report(expected, *train(make, one)) for one in distributions]
+def compared(make, *distributions, operator=None):
+    expected = models.values(train(make, None, operator)[0])
+    return [report(expected, *train(make, one, operator)) for one in distributions]
+
+
+def residual():
+    """Blocks that can be stacked."""
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((models.LENGTH,), dtype="int32")
+    x = keras.layers.Embedding(models.VOCABULARY, 8)(inputs)
+    for _ in range(2):
+        x = x + keras.layers.Dense(8, activation="relu")(x)
+    return keras.Model(inputs, keras.layers.Dense(models.VOCABULARY)(x))
+
+
+def by_other_operators():
+    """Differences of runs that grow by copies of units, and by copies of blocks."""
+    operators = {
+        "HyperCloning": keras_fusion.HyperCloning(noise=0.1, seed=0),
+        "Net2Net": keras_fusion.Net2Net(seed=0),
+        "DepthStacking": keras_fusion.DepthStacking(),
+    }
+    layout = model_parallel("embedding.*/embeddings", "dense.*/kernel")
+    return {
+        name: compared(residual, layout, operator=operator)[0]
+        for name, operator in operators.items()
+    }
 
 
 def report(expected, model, grow):
@@ -105,6 +130,7 @@ def main():
     reports = {
         "data_parallel": data,
         "model_parallel": model,
+        "operators": by_other_operators(),
         "refused": refused(),
         "memory": sharded_growth.measure(width=256),
     }
