@@ -83,6 +83,19 @@ def test_savings_are_compared_seed_by_seed():
     assert late.text() == "not reached"
 
 
+def test_settings_are_compared_seed_by_seed():
+    def run(seed, loss):
+        finals = [{"budget": 0.6, "loss": loss}]
+        return {"course": {"seed": seed}, "finals": finals}
+
+    others = [run(seed, 3.0 + seed) for seed in range(3)]
+    runs = [run(seed, 3.5 + seed) for seed in (1, 2, 7)]
+    assert f"{analysis.above(runs, others, 0.6):+.2f}" == "+0.50 ± 0.00"
+    assert f"{analysis.above(others[1:2], runs, 0.6):+.2f}" == "-0.50"
+    assert analysis.above(others[:1], runs, 0.6) is None
+    assert analysis.above(runs, others, 1.0) is None
+
+
 def test_a_sweep_ends_where_it_has_turned(tmp_path):
     results = Results(tmp_path)
     sweep = [Course("x", "none", SMALL, rate) for rate in (4.0, 1.0, 2.0, 8.0)]

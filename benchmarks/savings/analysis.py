@@ -36,10 +36,10 @@ class Interval:
         error = statistics.stdev(values) / math.sqrt(count)
         return cls(mean, _QUANTILES[count - 2] * error, count)
 
-    def text(self, digits: int) -> str:
-        """Such as `0.612 ± 0.034`."""
-        half = "" if self.half is None else f" ± {self.half:.{digits}f}"
-        return f"{self.mean:.{digits}f}{half}"
+    def __format__(self, spec: str) -> str:
+        """Such as `0.612 ± 0.034`; the format is that of the mean."""
+        half = "" if self.half is None else f" ± {self.half:{spec.lstrip('+')}}"
+        return f"{self.mean:{spec}}{half}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,7 +136,7 @@ class Saving:
         """Such as `≤ 0.41 ± 0.03`."""
         if self.share is None:
             return "not reached"
-        text = ("≤ " if self.bound else "") + self.share.text(2)
+        text = ("≤ " if self.bound else "") + f"{self.share:.2f}"
         return text + (f" ({self.missed} not)" if self.missed else "")
 
 
@@ -163,6 +163,23 @@ def saving(runs: list[dict], scratch: dict[int, float], *, parents: bool) -> Sav
         any(r.bound for r in there),
         len(found) - len(there),
     )
+
+
+def above(runs: list[dict], others: list[dict], budget: float) -> Interval | None:
+    """By how much runs end above others of the same seeds, at equal FLOPs.
+
+    Args:
+        runs: list of results of a setting.
+        others: list of results of another.
+        budget: float.
+
+    Returns:
+        `Interval` of the differences, seed by seed; `None` if they share no seed.
+    """
+    theirs = {run["course"]["seed"]: final(run, budget) for run in others}
+    pairs = [(final(run, budget), theirs.get(run["course"]["seed"])) for run in runs]
+    found = [end - other for end, other in pairs if None not in (end, other)]
+    return Interval.of(found) if found else None
 
 
 def curve(runs: list[dict]) -> tuple[np.ndarray, np.ndarray]:

@@ -17,6 +17,8 @@ TITLES = {
 COLOURS = {"scratch": "#000000", "small alone": "#999999"}
 # Okabe and Ito's palette, told apart by the colour-blind too.
 PALETTE = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+DEFAULT = "self-fusion, rate x1"  # what `DeepFusion` does if it is told nothing
+COMPARED = 0.6  # of the budget: where all settings were tried
 DRAWN = 6  # grown settings in a picture, those with the most seeds first
 
 
@@ -86,7 +88,7 @@ def _summary(results):
     return (
         f"{one['params']:,} parameters grown; {costs} GFLOP a step; a budget of "
         f"{one['budget'] / 1e12:.1f} TFLOP, after which the run from scratch ends at "
-        f"{Interval.of(list(scratch.values())).text(3)} (seeds: {len(scratch)})."
+        f"{Interval.of(list(scratch.values())):.3f} (seeds: {len(scratch)})."
     )
 
 
@@ -110,6 +112,9 @@ def rates_table(results: list[dict]) -> str:
 def settings_table(results: list[dict]) -> str:
     """Each setting: final losses by budget, and the FLOPs to scratch's final loss.
 
+    Beside them, what it ends above (+) or below (-) the default at equal FLOPs, seed by
+    seed.
+
     Args:
         results: list of results of one task.
     """
@@ -118,8 +123,9 @@ def settings_table(results: list[dict]) -> str:
     lines = [
         "| setting | seeds | parents' share | "
         + " | ".join(f"loss at {budget:g}" for budget in budgets)
-        + " | FLOPs to scratch's loss | without the parents' |",
-        "|---|---|---|" + "---|" * (len(budgets) + 2),
+        + f" | to the default at {COMPARED:g} | FLOPs to scratch's loss "
+        "| without the parents' |",
+        "|---|---|---|" + "---|" * (len(budgets) + 3),
     ]
     for name, runs in sorted(settings.items(), key=lambda item: _order(*item)):
         row = [name, str(len({run["course"]["seed"] for run in runs}))]
@@ -127,7 +133,9 @@ def settings_table(results: list[dict]) -> str:
         for budget in budgets:
             losses = [analysis.final(run, budget) for run in runs]
             losses = [loss for loss in losses if loss is not None]
-            row.append(Interval.of(losses).text(3) if losses else "")
+            row.append(f"{Interval.of(losses):.3f}" if losses else "")
+        above = analysis.above(runs, settings.get(DEFAULT, []), COMPARED)
+        row.append("" if above is None or name == DEFAULT else f"{above:+.3f}")
         for parents in (True, False):
             grown = bool(runs[0]["course"]["growths"])
             text = analysis.saving(runs, scratch, parents=parents).text()
