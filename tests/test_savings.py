@@ -56,6 +56,11 @@ def test_a_late_growth_comes_before_the_fall():
     assert branch.begin == courses.phases(course, Costs())[-1].begin
 
 
+def test_a_budget_that_the_small_model_has_spent_has_no_end():
+    course = Course("x", "none", SMALL, 1e-3, (Growth(LARGE, 0.48),), (0.3, 0.48, 0.5))
+    assert [b.budget for b in courses.branches(course, Costs())] == [0.5]
+
+
 def test_interpolation_finds_a_power_law_between_two_ends():
     # A loss that is linear in the logarithm of the FLOPs is met exactly.
     shares = [0.3, 0.5, 0.8]

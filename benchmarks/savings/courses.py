@@ -142,10 +142,15 @@ class Branch:
 
 
 def branches(course: Course, task: Task) -> list[Branch]:
-    """The ends of a course, for each of its budgets; growths come before the fall."""
+    """The ends of a course, for each of its budgets; growths come before the fall.
+
+    A budget that is spent when the last growth comes has no end.
+    """
     found = phases(course, task)
     ends = []
     for budget in sorted(course.budgets):
+        if step_at(found, budget * task.budget) <= found[-1].begin and course.growths:
+            continue
         fall = (1 - DECAY) * budget * task.budget
         begin = step_at(found, max(fall, found[-1].spent))
         ends.append(Branch(budget, begin, step_at(found, budget * task.budget)))

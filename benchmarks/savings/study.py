@@ -25,6 +25,8 @@ PEERS = (
     "Lemon",
     "DepthStacking",
 )
+# Settings that are below the default on the first seed of a task, or were expected to be.
+CONTENDERS = ("paired 0.5", "random 0.5", "rates by width")
 QUARTERED = {"learning_rate_factor": 0.25}  # never the best
 FULL = {"decoder": Size(4, 4), "t5": Size(4, 2), "t5-adam": Size(4, 2)}
 HALF = {"decoder": Size(2, 4), "t5": Size(2, 2), "t5-adam": Size(2, 2)}
@@ -74,6 +76,12 @@ class Study:
             for peer in PEERS
             if (best := self.best_peer(peer, default)) is not None
             for course in self.seeds(best, (SCREEN,))
+        ]
+        yield [
+            course
+            for setting in screened
+            if setting.setting in CONTENDERS
+            for course in self.seeds(setting, (SCREEN,))
         ]
         if (chosen := self.results.best(screened, SCREEN)) is not None:
             yield self.seeds(chosen, FRONTIER[self.task])
