@@ -61,11 +61,11 @@ def tuned(runs: list[dict]) -> list[dict]:
     least = {}
     for run in runs:
         if run["course"]["seed"] == first:
-            end = run["finals"][0]
-            least.setdefault(end["budget"], []).append((end["loss"], _rate(run)))
-    # At the budget that most rates have been tried at.
-    tried = max(least.values(), key=lambda ends: len({rate for _, rate in ends}))
-    best = min(tried)[1]
+            for end in run["finals"]:
+                least.setdefault(end["budget"], []).append((end["loss"], _rate(run)))
+    # At the largest of the budgets that most rates have been tried at.
+    tried = max(least, key=lambda b: (len({rate for _, rate in least[b]}), b))
+    best = min(least[tried])[1]
     return [run for run in runs if _rate(run) == best]
 
 
