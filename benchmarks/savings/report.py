@@ -17,7 +17,7 @@ TITLES = {
 COLOURS = {"scratch": "#000000", "small alone": "#999999"}
 # Okabe and Ito's palette, told apart by the colour-blind too.
 PALETTE = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
-DEFAULT = "self-fusion, rate x1"  # what `DeepFusion` does if it is told nothing
+REFERENCE = "self-fusion, rate x1"  # that the others are compared with
 COMPARED = 0.6  # of the budget: where all settings were tried
 DRAWN = 6  # grown settings in a picture, those with the most seeds first
 
@@ -112,7 +112,7 @@ def rates_table(results: list[dict]) -> str:
 def settings_table(results: list[dict]) -> str:
     """Each setting: final losses by budget, and the FLOPs to scratch's final loss.
 
-    Beside them, what it ends above (+) or below (-) the default at equal FLOPs, seed by
+    Beside them, what it ends above (+) or below (-) the reference at equal FLOPs, seed by
     seed.
 
     Args:
@@ -123,7 +123,7 @@ def settings_table(results: list[dict]) -> str:
     lines = [
         "| setting | seeds | parents' share | "
         + " | ".join(f"loss at {budget:g}" for budget in budgets)
-        + f" | to the default at {COMPARED:g} | FLOPs to scratch's loss "
+        + f" | to self-fusion at {COMPARED:g} | FLOPs to scratch's loss "
         "| without the parents' |",
         "|---|---|---|" + "---|" * (len(budgets) + 3),
     ]
@@ -134,8 +134,8 @@ def settings_table(results: list[dict]) -> str:
             losses = [analysis.final(run, budget) for run in runs]
             losses = [loss for loss in losses if loss is not None]
             row.append(f"{Interval.of(losses):.3f}" if losses else "")
-        above = analysis.above(runs, settings.get(DEFAULT, []), COMPARED)
-        row.append("" if above is None or name == DEFAULT else f"{above:+.3f}")
+        above = analysis.above(runs, settings.get(REFERENCE, []), COMPARED)
+        row.append("" if above is None or name == REFERENCE else f"{above:+.3f}")
         for parents in (True, False):
             grown = bool(runs[0]["course"]["growths"])
             text = analysis.saving(runs, scratch, parents=parents).text()

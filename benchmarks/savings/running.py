@@ -94,6 +94,8 @@ class _Run:
     def _growth(self, number, growth):
         course, begin = self.course, self.phases[number + 1].begin
         options = dict(growth.options)
+        if growth.operator == "fusion":
+            options = {"off_diagonal_scale": 0.1} | options  # The default in its time.
         if growth.operator not in courses.UNSEEDED:
             options["seed"] = course.seed
         if growth.parents > 1:
