@@ -2,6 +2,7 @@
 
 from keras_fusion import dynamics, layers, testing
 from keras_fusion.annealing import AnnealBlockNorms
+from keras_fusion.axes import Axis
 from keras_fusion.backup import BackupAndRestore
 from keras_fusion.callbacks import GrowModel
 from keras_fusion.deep_fusion import DeepFusion
@@ -23,7 +24,7 @@ from keras_fusion.growth_operators import (
 )
 from keras_fusion.learning_rate import GrownSchedule
 from keras_fusion.lemon import Lemon
-from keras_fusion.operator import Axis, fuse_arrays
+from keras_fusion.operator import fuse_arrays
 from keras_fusion.plotting import plot_dynamics, plot_fusion, plot_run
 from keras_fusion.registry import Norm, register, registered
 from keras_fusion.report import FusionReport, fusion_report

@@ -6,8 +6,8 @@ import weakref
 import keras
 import numpy as np
 
+from keras_fusion.axes import Axis, block_index, is_readout
 from keras_fusion.layout import VariableLayout
-from keras_fusion.operator import Axis, block_index, is_readout
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import keras
 
 from keras_fusion import fusion
-from keras_fusion.operator import Axis
+from keras_fusion.axes import Axis
 
 
 @dataclasses.dataclass

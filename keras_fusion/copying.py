@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from keras_fusion.operator import Axis
+from keras_fusion.axes import Axis
 
 NOTHING = -1  # The source of a position that copies no unit.
 

@@ -7,9 +7,9 @@ import numpy as np
 
 from keras_fusion import placement, readout, registry, structure
 from keras_fusion.architecture import skipped_attributes
+from keras_fusion.axes import Axis, contiguous, is_readout
 from keras_fusion.copying import NOTHING
 from keras_fusion.errors import FusionError, StructureError
-from keras_fusion.operator import Axis, contiguous, is_readout
 from keras_fusion.widths import Widths
 
 

@@ -12,9 +12,9 @@ import keras
 import numpy as np
 
 from keras_fusion import placement
+from keras_fusion.axes import is_readout
 from keras_fusion.errors import FusionError
 from keras_fusion.layout import VariableLayout
-from keras_fusion.operator import is_readout
 
 # The power of the gradient's scale that an optimizer's updates have.
 _DEGREES = {

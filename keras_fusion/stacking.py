@@ -9,9 +9,9 @@ import numpy as np
 from keras_fusion import architecture, depth, fusion, placement, repetition, structure
 from keras_fusion import graph as graphs
 from keras_fusion.arguments import check_parent
+from keras_fusion.axes import Axis
 from keras_fusion.errors import FusionError, StructureError
 from keras_fusion.layout import VariableLayout
-from keras_fusion.operator import Axis
 
 ORDERS = ("stacked", "interleaved")
 

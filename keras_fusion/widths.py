@@ -17,8 +17,8 @@ import numpy as np
 
 from keras_fusion import graph as graphs
 from keras_fusion import registry
+from keras_fusion.axes import contiguous
 from keras_fusion.errors import FusionError
-from keras_fusion.operator import contiguous
 
 _FIXED = "fixed"
 

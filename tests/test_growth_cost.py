@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from models import data_for, functional, loss
 
 from keras_fusion import AtStep, Axis, FusionOperator, GrowModel, fuse_arrays, graft
+from keras_fusion.axes import block_index
 from keras_fusion.noise import Noise
-from keras_fusion.operator import block_index, fuse_slot
+from keras_fusion.operator import fuse_slot
 
 DTYPES = ["float32", "float64", "float16"]
 

@@ -36,7 +36,7 @@ from keras_fusion import (
     slot_fusion,
     slots,
 )
-from keras_fusion.operator import Axis
+from keras_fusion.axes import Axis
 from keras_fusion.testing import run_operator_test
 
 # At least one of each known operator.

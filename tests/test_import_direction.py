@@ -15,7 +15,7 @@ SOURCES = Path(__file__).resolve().parents[1] / PACKAGE
 
 # Lowest first. A module (or subpackage) imports only from levels below its own.
 LEVELS = (
-    ("errors", "noise"),
+    ("axes", "errors", "noise"),
     ("layers", "operator", "files"),
     ("structure", "registry", "schedules", "events", "placement"),
     ("rules", "graph", "probe", "observation", "trials", "flops", "copying"),

@@ -7,8 +7,8 @@ import keras
 import numpy as np
 
 from keras_fusion import blocks
+from keras_fusion.axes import block_index, is_readout
 from keras_fusion.errors import FusionError
-from keras_fusion.operator import block_index, is_readout
 from keras_fusion.plotting.figure import INK, NEW_CAPACITY, PARENTS, new_figure, save
 
 _COLUMNS = 4
