@@ -274,8 +274,9 @@ def fuse(
         off_diagonal: how the blocks that join one parent's inputs to another's outputs
             are filled. `"zeros"` keeps the parents apart. `"random"` draws noise, as in
             the paper's second setting; the outputs change a little. `"paired"`, for
-            self-fusion, draws noise and takes it off the diagonal blocks, so that the
-            outputs do not change but the copies part at the first step of training.
+            self-fusion, adds to the copies' inputs noise whose sum over them is zero, so
+            that the outputs do not change but the copies part at the first step of
+            training.
             Defaults to `"zeros"`.
         off_diagonal_scale: float. The noise's standard deviation relative to that of
             the kernel. Defaults to 0.5.

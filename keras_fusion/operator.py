@@ -9,6 +9,7 @@ The invariant that all of it serves: *an activation that grew is the concatenati
 the parents' activations; an activation that did not grow is their mean.*
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -77,9 +78,9 @@ def fuse_arrays(
             a tied readout. Defaults to ones.
         off_diagonal: `"zeros"` keeps the fusion property; `"random"` draws normal
             noise of `off_diagonal_scale` times the kernel's own deviation; `"paired"`
-            draws the same noise and takes it off the diagonal blocks, which is exact
-            for copies of one model: their inputs are equal, so that the noise
-            cancels. For copies, `"paired"` also splits the readout unevenly.
+            adds such noise to each copy's inputs, the same towards all outputs, with
+            the sum zero: exact for copies of one model, since their inputs are equal
+            and the noise cancels. Readouts are told apart in the same way.
         off_diagonal_scale: float. The noise's deviation relative to the kernel's.
         rng: source of the noise: `numpy.random.Generator`, or a seed of one.
         fresh: array of the result's shape with initial values for the new capacity of
@@ -128,12 +129,9 @@ def fuse_arrays(
         used = result[..., np.concatenate(last.blocks)]
         result[..., last.unused()] = used.mean(axis=-1, keepdims=True)
     if off_diagonal != "zeros":
-        if has_off_diagonal(axes):
-            noise = Noise(rng, off_diagonal_scale * _deviation(arrays))
-            _fill_off_diagonal(result, axes, count, noise, off_diagonal == "paired")
-        elif is_readout(axes) and off_diagonal == "paired":
-            noise = Noise(rng, off_diagonal_scale * share * _deviation(arrays))
-            _split_readout(result, axes, count, noise)
+        noise = Noise(rng, off_diagonal_scale * share * _deviation(arrays))
+        fill = _tell_apart if off_diagonal == "paired" else _fill_off_diagonal
+        fill(result, axes, count, noise)
     return result
 
 
@@ -176,53 +174,64 @@ def _fill_new(result, axes, fresh, roles):
             result[tuple(new)] = _working(fresh)[tuple(new)]
 
 
-def _fill_off_diagonal(result, axes, count, noise, paired):
+def _fill_off_diagonal(result, axes, count, noise):
+    """Adds noise to the blocks from one parent's inputs to another's outputs."""
+    if not has_off_diagonal(axes):
+        return
     for out_parent in range(count):
         for parent in range(count):
             if parent != out_parent:
-                across = block_index(axes, parent, out_parent)
-                inner = block_index(axes, out_parent) if paired else None
-                _add_noise(result, across, inner, noise)
+                index = block_index(axes, parent, out_parent)
+                for rows in _pieces(result, index):
+                    _add(result, index, rows, noise.like(result[index][rows]))
 
 
-def _add_noise(result, across, inner, noise):
-    """Adds noise to a block, and takes it off another."""
-    if not (is_view(across) and (inner is None or is_view(inner))):
-        added = noise.like(result[across])
-        result[across] += added
-        if inner is not None:
-            result[inner] -= added
+def _tell_apart(result, axes, count, noise):
+    """Adds to each parent's inputs noise, the same towards all outputs; its sum is zero."""
+    if not (has_off_diagonal(axes) or is_readout(axes)):
         return
-    block = result[across]
-    other = result[inner] if inner is not None else None
-    for rows in _rows(block):
-        added = noise.like(block[rows])
-        block[rows] += added
-        if other is not None:
-            other[rows] -= added
+    blocks = [
+        [
+            block_index(axes, parent, out_parent)
+            for out_parent in (range(count) if has_off_diagonal(axes) else [parent])
+        ]
+        for parent in range(count)
+    ]
+    first = result[blocks[0][0]]
+    for rows in _pieces(result, *itertools.chain(*blocks)):
+        balanced = _balanced(noise, first[rows], count)
+        for indices, added in zip(blocks, balanced, strict=True):
+            for index in indices:
+                _add(result, index, rows, added)
 
 
-def _rows(block):
-    """Slices of the first axis, with about `CHUNK` entries each."""
+def _balanced(noise, block, count):
+    """Noises for all parents, of the deviation asked for, that sum to zero."""
+    if count == 2:
+        one = noise.like(block)
+        return one, -one
+    noises = [noise.like(block) for _ in range(count)]
+    mean = sum(noises) / count
+    # What was subtracted had its share of the deviation.
+    widened = block.dtype.type((count / (count - 1)) ** 0.5)
+    return [(one - mean) * widened for one in noises]
+
+
+def _pieces(result, *indices):
+    """Slices of the first axis, of some `CHUNK` entries if all the blocks are views."""
+    if not all(map(is_view, indices)):
+        return [slice(None)]
+    block = result[indices[0]]
     step = max(1, CHUNK * len(block) // max(1, block.size))
-    return (slice(i, i + step) for i in range(0, len(block), step))
+    return [slice(i, i + step) for i in range(0, len(block), step)]
 
 
-def _split_readout(result, axes, count, noise):
-    """Adds to the parents' readouts noises that sum to zero."""
-    blocks = [block_index(axes, parent) for parent in range(count)]
-    if not all(is_view(block) for block in blocks):
-        noises = [noise.like(result[block]) for block in blocks]
-        mean = sum(noises) / count
-        for block, added in zip(blocks, noises, strict=True):
-            result[block] += added - mean
-        return
-    views = [result[block] for block in blocks]
-    for rows in _rows(views[0]):
-        noises = [noise.like(view[rows]) for view in views]
-        mean = sum(noises) / count
-        for view, added in zip(views, noises, strict=True):
-            view[rows] += added - mean
+def _add(result, index, rows, added):
+    """Adds to rows of a block; to all of them where it is no view."""
+    if is_view(index):
+        result[index][rows] += added
+    else:
+        result[index] += added
 
 
 def fuse_slot(

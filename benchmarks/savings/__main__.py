@@ -16,8 +16,8 @@ import time
 
 ROOT = pathlib.Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "savings"
-TASKS = ["decoder", "t5", "decoder-long"]
-WRITTEN = [*TASKS, "t5-adam"]  # a first try, given up
+TASKS = ["decoder", "t5", "decoder-long", "decoder-noise", "t5-noise"]
+WRITTEN = [*TASKS, "t5-adam"]  # The last is a first try, given up.
 PATIENCE = 15  # seconds until looking again for work that others do not have
 
 
@@ -26,9 +26,7 @@ def main():
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.savings", description=__doc__.splitlines()[0]
     )
-    parser.add_argument(
-        "--task", action="append", help="decoder, t5 or decoder-long; all by default"
-    )
+    parser.add_argument("--task", action="append", choices=TASKS, help="all by default")
     parser.add_argument("--write", action="store_true", help="train nothing")
     parser.add_argument("--threads", type=int, help="of this process")
     parser.add_argument("--work", type=pathlib.Path, default=ROOT / "savings_output")

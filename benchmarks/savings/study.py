@@ -8,6 +8,7 @@ from benchmarks.savings.results import Results
 from benchmarks.savings.tasks import Size
 
 SEEDS = (0, 1, 2)
+SCALES = (0.1, 0.25, 0.5, 1.0)  # of the paired noise
 SCREEN = 0.6  # the share of the budget at which settings are compared
 MOMENT = 0.25  # the share spent before a growth, where nothing else is said
 FRONTIER = {"decoder": (0.3, 0.4, 0.6, 1.0), "t5": (0.3, 0.4, 0.6)}
@@ -268,6 +269,39 @@ class LongStudy:
         ]
 
 
+class NoiseStudy:
+    """The scale of the paired noise, at the rates found by the study of a task.
+
+    Args:
+        task: string, `"decoder-noise"` or `"t5-noise"`.
+        results: `Results`.
+    """
+
+    def __init__(self, task: str, results: Results):
+        self.task = task
+        self.study = Study(task.removesuffix("-noise"), results)
+
+    def stages(self) -> Iterator[list[Course]]:
+        """All scales, on all seeds."""
+        if (default := self.study.default()) is None:
+            return
+        factor = default.growths[0].training["learning_rate_factor"]
+        found = [
+            self.study.grown(
+                f"noise {scale:g}",
+                default.rate,
+                factor=factor,
+                off_diagonal_scale=scale,
+            )
+            for scale in SCALES
+        ]
+        yield [
+            dataclasses.replace(course, task=self.task)
+            for one in found
+            for course in self.study.seeds(one, (SCREEN,))
+        ]
+
+
 def courses(tasks: list[str], results: Results) -> list[Course]:
     """All runs that can be said so far, the first stages of all tasks first.
 
@@ -275,10 +309,7 @@ def courses(tasks: list[str], results: Results) -> list[Course]:
         tasks: list of keys of `tasks.TASKS`.
         results: `Results`.
     """
-    studies = [
-        LongStudy(results) if task == "decoder-long" else Study(task, results)
-        for task in tasks
-    ]
+    studies = [_study(task, results) for task in tasks]
     stages = [list(study.stages()) for study in studies]
     deepest = max(map(len, stages))
     return [
@@ -288,3 +319,10 @@ def courses(tasks: list[str], results: Results) -> list[Course]:
         if number < len(found)
         for course in found[number]
     ]
+
+
+def _study(task, results):
+    if task == "decoder-long":
+        return LongStudy(results)
+    kind = NoiseStudy if task.endswith("-noise") else Study
+    return kind(task, results)
