@@ -35,7 +35,7 @@ def monitored(kind, epochs=2, callbacks=(), monitor=None, **growth):
 
 @pytest.mark.parametrize("kind", [functional, t5])
 def test_records_around_a_growth(kind):
-    _, watch, grow, history = monitored(kind)
+    _, watch, grow, history = monitored(kind, off_diagonal_scale=0.1)
     steps = [(r.step, r.growths) for r in watch.records]
     # Step 4: as asked, right before the growth, and right after it.
     assert steps == [(2, 0), (4, 0), (4, 0), (4, 1), (6, 1), (8, 1)]
@@ -46,7 +46,7 @@ def test_records_around_a_growth(kind):
     assert np.isnan(before.bracket_norm) and np.isnan(before.activation_jump)
     assert after.bracket_norm > 0 and 0 < after.block_share < 1
     assert after.activation_jump >= 1
-    # Copies part: right after the growth only the paired noise tells them apart.
+    # Copies part: right after the growth only the little paired noise tells them apart.
     assert after.block_alignment > 0.5
     assert 0 < after.asymmetry < 0.3
     assert watch.records[-1].asymmetry != after.asymmetry

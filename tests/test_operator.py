@@ -82,6 +82,41 @@ def test_paired_noise_cancels_for_copies(count, rows, columns, seed, scale, read
         assert not np.array_equal(fused, fuse_arrays([kernel] * count, axes))
 
 
+@given(counts, sizes, sizes, seeds, st.floats(0.01, 2.0))
+def test_paired_noise_lets_differences_through_unchanged(
+    count, rows, columns, seed, scale
+):
+    """Whatever sets copies apart, such as rounding, grows no more than in the parent."""
+    kernel = normal(seed, rows, columns).astype("float64")
+    inputs = normal(seed + 1, count, rows).astype("float64")
+    fused = fuse_arrays(
+        [kernel] * count,
+        kernel_axes([rows] * count, [columns] * count),
+        off_diagonal="paired",
+        off_diagonal_scale=scale,
+        rng=np.random.default_rng(seed),
+    )
+    outputs = (inputs.ravel() @ fused).reshape(count, columns)
+    np.testing.assert_allclose(
+        outputs - outputs[0], (inputs - inputs[0]) @ kernel, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("count", [2, 3, 5])
+@pytest.mark.parametrize("readout", [False, True])
+def test_paired_noise_has_the_deviation_asked_for(count, readout):
+    kernel = normal(0, 60, 70) * 3
+    axes = kernel_axes([60] * count, [70] * count)
+    if readout:
+        axes = (axes[0], Axis(70, "out"))
+    options = {"off_diagonal_scale": 0.5, "rng": np.random.default_rng(0)}
+    noisy = fuse_arrays([kernel] * count, axes, off_diagonal="paired", **options)
+    noise = noisy - fuse_arrays([kernel] * count, axes)
+    deviation = 1.5 / count if readout else 1.5  # A readout is divided by the count.
+    for rows in contiguous([60] * count):
+        np.testing.assert_allclose(np.std(noise[rows]), deviation, rtol=0.05)
+
+
 def test_random_noise_has_the_deviation_asked_for():
     kernels = [normal(k, 60, 70) * 3 for k in range(2)]
     fused = fuse_arrays(

@@ -14,6 +14,9 @@ TITLES = {
     "decoder-long": "The decoder on four times the budget",
     "t5-adam": "T5 with Adam, which does not train it well",
 }
+# The tasks that compare the default with others, and their columns' heads.
+DEFAULTS = {"decoder-default": "decoder", "t5-default": "T5"}
+DEFAULT = "noise 0.5"
 COLOURS = {"scratch": "#000000", "small alone": "#999999"}
 # Okabe and Ito's palette, told apart by the colour-blind too.
 PALETTE = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
@@ -40,6 +43,8 @@ def write(results: dict[str, list[dict]], page: Path) -> None:
         _draw(found, page.parent / picture)
         parts += [f"### {TITLES[task]}", f"![Loss against FLOPs]({picture})"]
         parts += [_summary(found), rates_table(found), settings_table(found)]
+    if found := {n: runs for n, runs in results.items() if n in DEFAULTS and runs}:
+        parts += ["### The default", default_table(found)]
     insert("\n\n".join(parts) + "\n", page)
 
 
@@ -79,6 +84,30 @@ def _scratch(results):
         for run in _settings(results)["scratch"]
         if analysis.final(run) is not None
     }
+
+
+def default_table(results: dict[str, list[dict]]) -> str:
+    """Final losses beside the default's, and how far above it, seed by seed.
+
+    Args:
+        results: dict from a task's name to the results of its runs.
+    """
+    columns = {DEFAULTS[task]: _settings(found) for task, found in results.items()}
+    settings = {name: None for found in columns.values() for name in found}
+    lines = [
+        "| setting | " + " | ".join(f"{name} | above" for name in columns) + " |",
+        "|---|" + "---|---|" * len(columns),
+    ]
+    for name in settings:
+        row = [name]
+        for found in columns.values():
+            runs = found.get(name, [])
+            losses = [analysis.final(run, COMPARED) for run in runs]
+            row.append(f"{Interval.of(losses):.3f}" if losses else "")
+            above = analysis.above(runs, found.get(DEFAULT, []), COMPARED)
+            row.append("" if above is None or name == DEFAULT else f"{above:+.3f}")
+        lines.append("| " + " | ".join(row) + " |")
+    return "\n".join(lines)
 
 
 def _summary(results):

@@ -269,33 +269,42 @@ class LongStudy:
         ]
 
 
-class NoiseStudy:
-    """The scale of the paired noise, at the rates found by the study of a task.
+class DefaultStudy:
+    """The default against other scales of its noise and against the operators of others.
+
+    On one text, at the rates found by the study of a task.
 
     Args:
-        task: string, `"decoder-noise"` or `"t5-noise"`.
+        task: string, `"decoder-default"` or `"t5-default"`.
         results: `Results`.
     """
 
     def __init__(self, task: str, results: Results):
         self.task = task
-        self.study = Study(task.removesuffix("-noise"), results)
+        self.study = Study(task.removesuffix("-default"), results)
 
     def stages(self) -> Iterator[list[Course]]:
-        """All scales, on all seeds."""
-        if (default := self.study.default()) is None:
+        """All scales on all seeds, then all operators."""
+        study = self.study
+        if (default := study.default()) is None:
             return
         factor = default.growths[0].training["learning_rate_factor"]
-        found = [
-            self.study.grown(
-                f"noise {scale:g}",
-                default.rate,
-                factor=factor,
-                off_diagonal_scale=scale,
-            )
-            for scale in SCALES
-        ]
-        yield [
+        yield self._seeds(
+            [
+                study.grown(
+                    f"noise {scale:g}",
+                    default.rate,
+                    factor=factor,
+                    off_diagonal_scale=scale,
+                )
+                for scale in SCALES
+            ]
+        )
+        peers = [study.best_peer(name, default) for name in PEERS]
+        yield self._seeds([peer for peer in peers if peer is not None])
+
+    def _seeds(self, found):
+        return [
             dataclasses.replace(course, task=self.task)
             for one in found
             for course in self.study.seeds(one, (SCREEN,))
@@ -324,5 +333,5 @@ def courses(tasks: list[str], results: Results) -> list[Course]:
 def _study(task, results):
     if task == "decoder-long":
         return LongStudy(results)
-    kind = NoiseStudy if task.endswith("-noise") else Study
+    kind = DefaultStudy if task.endswith("-default") else Study
     return kind(task, results)

@@ -256,5 +256,5 @@ class T5Adam(T5):
 
 
 TASKS = {task.name: task for task in (Decoder, T5, LongDecoder, T5Adam)}
-# Another question to the same models.
-TASKS |= {f"{task.name}-noise": task for task in (Decoder, T5)}
+# Other runs of the same models.
+TASKS |= {f"{task.name}-default": task for task in (Decoder, T5)}
