@@ -110,7 +110,10 @@ class Study:
         model.optimizer.build(model.trainable_variables)
         _put(model, self.states[begin])
         grow = keras_fusion.DeepFusion(
-            at_step=step + 1, learning_rate_factor=factor, seed=SEED
+            at_step=step + 1,
+            learning_rate_factor=factor,
+            off_diagonal_scale=0.1,
+            seed=SEED,
         )
         if str(step) not in self.results["bracket"]:
             grow.watchers.append(_BracketMeter(self, step))
