@@ -12,7 +12,7 @@ sys.path.append(str(pathlib.Path(__file__).parents[1]))
 pytest.importorskip("keras_hub")
 pytest.importorskip("sentencepiece")
 
-from benchmarks.savings import analysis, courses, data, report, study, tasks  # noqa: E402
+from benchmarks.savings import analysis, courses, data, study, tasks  # noqa: E402
 from benchmarks.savings.__main__ import RESULTS, TASKS  # noqa: E402
 from benchmarks.savings.courses import Course, Growth  # noqa: E402
 from benchmarks.savings.results import Results  # noqa: E402
@@ -100,22 +100,6 @@ def test_settings_are_compared_seed_by_seed():
     assert f"{analysis.above(others[1:2], runs, 0.6):+.2f}" == "-0.50"
     assert analysis.above(others[:1], runs, 0.6) is None
     assert analysis.above(runs, others, 1.0) is None
-
-
-def test_the_default_has_a_row_that_others_are_compared_with():
-    def run(setting, seed, loss):
-        course = {"setting": setting, "seed": seed, "rate": 1.0}
-        return {"course": course, "finals": [{"budget": 0.6, "loss": loss}]}
-
-    runs = [run("noise 0.5", seed, 3.0 + seed) for seed in (0, 1)]
-    runs += [run("other", seed, 3.25 + seed) for seed in (0, 1)]
-    found = {"decoder-default": runs, "t5-default": runs[:1]}
-    lines = report.default_table(found).splitlines()
-    assert lines[0] == "| setting | decoder | above | T5 | above |"
-    assert lines[2:] == [
-        "| noise 0.5 | 3.500 ± 6.353 |  | 3.000 |  |",
-        "| other | 3.750 ± 6.353 | +0.250 ± 0.000 |  |  |",
-    ]
 
 
 @pytest.mark.parametrize("task", TASKS)

@@ -16,7 +16,7 @@ import time
 
 ROOT = pathlib.Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "savings"
-TASKS = ["decoder", "t5", "decoder-long", "decoder-default", "t5-default"]
+TASKS = ["decoder-default", "t5-default", "decoder", "t5", "decoder-long"]
 WRITTEN = [*TASKS, "t5-adam"]  # The last is a first try, given up.
 PATIENCE = 15  # seconds until looking again for work that others do not have
 

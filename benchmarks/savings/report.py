@@ -9,18 +9,18 @@ from benchmarks.savings.analysis import Interval
 from keras_fusion.t5.tables import insert
 
 TITLES = {
+    "decoder-default": "The default: decoder",
+    "t5-default": "The default: T5",
     "decoder": "Decoder (Llama, next tokens)",
     "t5": "T5 (span corruption, Adafactor)",
     "decoder-long": "The decoder on four times the budget",
     "t5-adam": "T5 with Adam, which does not train it well",
 }
-# The tasks that compare the default with others, and their columns' heads.
-DEFAULTS = {"decoder-default": "decoder", "t5-default": "T5"}
-DEFAULT = "noise 0.5"
 COLOURS = {"scratch": "#000000", "small alone": "#999999"}
 # Okabe and Ito's palette, told apart by the colour-blind too.
 PALETTE = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
-REFERENCE = "self-fusion, rate x1"  # that the others are compared with
+# What the others are compared with: the first of these that was run.
+REFERENCES = ("self-fusion, rate x1", "self-fusion, noise 0.5")
 COMPARED = 0.6  # of the budget: where all settings were tried
 DRAWN = 6  # grown settings in a picture, those with the most seeds first
 
@@ -43,8 +43,6 @@ def write(results: dict[str, list[dict]], page: Path) -> None:
         _draw(found, page.parent / picture)
         parts += [f"### {TITLES[task]}", f"![Loss against FLOPs]({picture})"]
         parts += [_summary(found), rates_table(found), settings_table(found)]
-    if found := {n: runs for n, runs in results.items() if n in DEFAULTS and runs}:
-        parts += ["### The default", default_table(found)]
     insert("\n\n".join(parts) + "\n", page)
 
 
@@ -86,30 +84,6 @@ def _scratch(results):
     }
 
 
-def default_table(results: dict[str, list[dict]]) -> str:
-    """Final losses beside the default's, and how far above it, seed by seed.
-
-    Args:
-        results: dict from a task's name to the results of its runs.
-    """
-    columns = {DEFAULTS[task]: _settings(found) for task, found in results.items()}
-    settings = {name: None for found in columns.values() for name in found}
-    lines = [
-        "| setting | " + " | ".join(f"{name} | above" for name in columns) + " |",
-        "|---|" + "---|---|" * len(columns),
-    ]
-    for name in settings:
-        row = [name]
-        for found in columns.values():
-            runs = found.get(name, [])
-            losses = [analysis.final(run, COMPARED) for run in runs]
-            row.append(f"{Interval.of(losses):.3f}" if losses else "")
-            above = analysis.above(runs, found.get(DEFAULT, []), COMPARED)
-            row.append("" if above is None or name == DEFAULT else f"{above:+.3f}")
-        lines.append("| " + " | ".join(row) + " |")
-    return "\n".join(lines)
-
-
 def _summary(results):
     scratch = _scratch(results)
     one = _settings(results)["scratch"][0]
@@ -148,6 +122,7 @@ def settings_table(results: list[dict]) -> str:
         results: list of results of one task.
     """
     settings, scratch = _settings(results), _scratch(results)
+    reference = next((name for name in REFERENCES if name in settings), None)
     budgets = sorted({f["budget"] for r in results for f in r["finals"]})
     lines = [
         "| setting | seeds | parents' share | "
@@ -163,8 +138,8 @@ def settings_table(results: list[dict]) -> str:
             losses = [analysis.final(run, budget) for run in runs]
             losses = [loss for loss in losses if loss is not None]
             row.append(f"{Interval.of(losses):.3f}" if losses else "")
-        above = analysis.above(runs, settings.get(REFERENCE, []), COMPARED)
-        row.append("" if above is None or name == REFERENCE else f"{above:+.3f}")
+        above = analysis.above(runs, settings.get(reference, []), COMPARED)
+        row.append("" if above is None or name == reference else f"{above:+.3f}")
         for parents in (True, False):
             grown = bool(runs[0]["course"]["growths"])
             text = analysis.saving(runs, scratch, parents=parents).text()

@@ -9,6 +9,7 @@ from benchmarks.savings.tasks import Size
 
 SEEDS = (0, 1, 2)
 SCALES = (0.1, 0.25, 0.5, 1.0)  # of the paired noise
+SCALE = 0.5  # the default
 SCREEN = 0.6  # the share of the budget at which settings are compared
 MOMENT = 0.25  # the share spent before a growth, where nothing else is said
 FRONTIER = {"decoder": (0.3, 0.4, 0.6, 1.0), "t5": (0.3, 0.4, 0.6)}
@@ -284,30 +285,33 @@ class DefaultStudy:
         self.study = Study(task.removesuffix("-default"), results)
 
     def stages(self) -> Iterator[list[Course]]:
-        """All scales on all seeds, then all operators."""
+        """All scales, all operators, then how soon the default is at scratch's loss."""
         study = self.study
         if (default := study.default()) is None:
             return
         factor = default.growths[0].training["learning_rate_factor"]
-        yield self._seeds(
-            [
-                study.grown(
-                    f"noise {scale:g}",
-                    default.rate,
-                    factor=factor,
-                    off_diagonal_scale=scale,
-                )
-                for scale in SCALES
-            ]
-        )
+        by_scale = {
+            scale: study.grown(
+                f"self-fusion, noise {scale:g}",
+                default.rate,
+                factor=factor,
+                off_diagonal_scale=scale,
+            )
+            for scale in SCALES
+        }
+        yield self._seeds(by_scale.values())
         peers = [study.best_peer(name, default) for name in PEERS]
         yield self._seeds([peer for peer in peers if peer is not None])
+        if (scratch := study.scratch()) is None:
+            return
+        yield self._seeds([scratch], (1.0,))
+        yield self._seeds([by_scale[SCALE]], FRONTIER[study.task])
 
-    def _seeds(self, found):
+    def _seeds(self, found, budgets=(SCREEN,)):
         return [
             dataclasses.replace(course, task=self.task)
             for one in found
-            for course in self.study.seeds(one, (SCREEN,))
+            for course in self.study.seeds(one, budgets)
         ]
 
 
