@@ -178,7 +178,7 @@ def make_plan(
     factor: float | None = None,
     into: keras.Model | Callable[[], keras.Model] | None = None,
     off_diagonal: str = "zeros",
-    off_diagonal_scale: float = 0.5,
+    off_diagonal_scale: float = 0.25,
     norms: str = "joint",
     batch=None,
     seed: int | None = None,
@@ -246,7 +246,7 @@ def fuse(
     factor: float | None = None,
     into: keras.Model | Callable[[], keras.Model] | None = None,
     off_diagonal: str = "zeros",
-    off_diagonal_scale: float = 0.5,
+    off_diagonal_scale: float = 0.25,
     norms: str = "joint",
     batch=None,
     seed: int | None = None,
@@ -279,7 +279,7 @@ def fuse(
             training.
             Defaults to `"zeros"`.
         off_diagonal_scale: float. The noise's standard deviation relative to that of
-            the kernel. Defaults to 0.5.
+            the kernel. Defaults to 0.25.
         norms: what becomes of the layer and RMS norms of distinct parents, whose one
             statistic over all features would not be the parents' own. `"joint"` leaves
             them as they are: the function changes. `"block"`, for functional and

@@ -150,7 +150,7 @@ class FusionOperator(GrowthOperator):
         partners=None,
         factor=2,
         off_diagonal=None,
-        off_diagonal_scale=0.5,
+        off_diagonal_scale=0.25,
         into=None,
         seed=None,
         norms="joint",

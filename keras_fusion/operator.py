@@ -58,7 +58,7 @@ def fuse_arrays(
     *,
     scales: Sequence[float] | None = None,
     off_diagonal: str = "zeros",
-    off_diagonal_scale: float = 0.5,
+    off_diagonal_scale: float = 0.25,
     rng: np.random.Generator | Sequence[int] | None = None,
     fresh: np.ndarray | None = None,
     fresh_roles: Sequence[str] = ("out",),

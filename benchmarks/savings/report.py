@@ -20,7 +20,7 @@ COLOURS = {"scratch": "#000000", "small alone": "#999999"}
 # Okabe and Ito's palette, told apart by the colour-blind too.
 PALETTE = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 # What the others are compared with: the first of these that was run.
-REFERENCES = ("self-fusion, rate x1", "self-fusion, noise 0.5")
+REFERENCES = ("self-fusion, rate x1", "self-fusion, noise 0.25")
 COMPARED = 0.6  # of the budget: where all settings were tried
 DRAWN = 6  # grown settings in a picture, those with the most seeds first
 

@@ -9,7 +9,7 @@ from benchmarks.savings.tasks import Size
 
 SEEDS = (0, 1, 2)
 SCALES = (0.1, 0.25, 0.5, 1.0)  # of the paired noise
-SCALE = 0.5  # the default
+SCALE = 0.25  # the default
 SCREEN = 0.6  # the share of the budget at which settings are compared
 MOMENT = 0.25  # the share spent before a growth, where nothing else is said
 FRONTIER = {"decoder": (0.3, 0.4, 0.6, 1.0), "t5": (0.3, 0.4, 0.6)}
