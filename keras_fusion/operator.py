@@ -128,7 +128,7 @@ def fuse_arrays(
     if mean_outputs and last.role == "out" and last.grown and "out" not in fresh_roles:
         used = result[..., np.concatenate(last.blocks)]
         result[..., last.unused()] = used.mean(axis=-1, keepdims=True)
-    if off_diagonal != "zeros":
+    if off_diagonal != "zeros" and count > 1:
         noise = Noise(rng, off_diagonal_scale * share * _deviation(arrays))
         fill = _tell_apart if off_diagonal == "paired" else _fill_off_diagonal
         fill(result, axes, count, noise)

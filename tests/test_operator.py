@@ -117,6 +117,13 @@ def test_paired_noise_has_the_deviation_asked_for(count, readout):
         np.testing.assert_allclose(np.std(noise[rows]), deviation, rtol=0.05)
 
 
+@pytest.mark.parametrize("mode", ["random", "paired"])
+def test_one_parent_with_new_capacity_gets_no_noise(mode):
+    axes = kernel_axes([3], [4], extra=(2, 1))
+    fused = fuse_arrays([normal(0, 3, 4)], axes, off_diagonal=mode, rng=0)
+    np.testing.assert_array_equal(fused, fuse_arrays([normal(0, 3, 4)], axes))
+
+
 def test_random_noise_has_the_deviation_asked_for():
     kernels = [normal(k, 60, 70) * 3 for k in range(2)]
     fused = fuse_arrays(
