@@ -49,8 +49,9 @@ FILL = """
 Against plain copies (`numpy.copy`) of the grown model's weights. The new arrays of a
 copy need fresh memory from the system, as the grown model does; copying into memory
 that is in use already is faster. Seconds on the clock, ratios to a plain copy. The
-filling makes the 196 variables too, which a plain copy does not: on TensorFlow this is a
-third of its time at the smaller size.
+filling makes the 196 variables too, which a plain copy does not. How much that and the
+noise weigh depends on what fresh memory costs: where the smaller plain copy took a
+quarter of the time below, the ratios were 2.34 and 2.98 (revision 5bda43f).
 
 | backend | bytes | copy, s | into memory in use | zeros, s | ratio | paired, s | ratio |
 | --- | --- | --- | --- | --- | --- | --- | --- |
