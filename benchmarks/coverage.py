@@ -15,7 +15,7 @@ import keras_hub
 import numpy as np
 
 import keras_fusion
-from keras_fusion import probe
+from keras_fusion.models import probe
 
 OUTPUT = pathlib.Path(__file__).parents[1] / "docs" / "coverage.md"
 HEADER = f"""# Which keras-hub models can be fused

@@ -23,8 +23,8 @@ import keras
 import numpy as np
 
 import keras_fusion
-from keras_fusion import graft, placement
-from keras_fusion.graft import deferral
+from keras_fusion.models import host, private
+from keras_fusion.models.private import deferral
 
 DEVICES, LAYERS = 8, 4
 RESULTS = Path(__file__).with_name("results") / "sharded_growth.json"
@@ -147,8 +147,8 @@ def measure(width):
 
 def make_plain():
     """Makes and assigns values as Keras does it by itself, to compare with."""
-    graft.without_values = deferral.without_values = contextlib.nullcontext
-    placement.write = lambda variable, value: variable.assign(value)
+    private.without_values = deferral.without_values = contextlib.nullcontext
+    host.write = lambda variable, value: variable.assign(value)
 
 
 def main():

@@ -1,41 +1,45 @@
 """keras_fusion: train a big Keras network for less, by growing it out of small ones."""
 
-from keras_fusion import dynamics, layers, testing
-from keras_fusion.annealing import AnnealBlockNorms
-from keras_fusion.axes import Axis
-from keras_fusion.backup import BackupAndRestore
-from keras_fusion.callbacks import GrowModel
-from keras_fusion.deep_fusion import DeepFusion
-from keras_fusion.depth_operators import Chain, DepthStacking
+from keras_fusion import dynamics, flops, layers, testing
+from keras_fusion.analysis.plotting import plot_dynamics, plot_fusion, plot_run
+from keras_fusion.analysis.report import FusionReport, fusion_report
 from keras_fusion.errors import (
     FusionError,
     GrowthError,
     StructureError,
     UnregisteredLayerError,
 )
-from keras_fusion.events import GrowthEvent
-from keras_fusion.fusion import fuse
-from keras_fusion.graft import multi_worker_fit
-from keras_fusion.growth_operators import (
-    FusionOperator,
+from keras_fusion.layout.axes import Axis
+from keras_fusion.models.private import multi_worker_fit
+from keras_fusion.models.rules import Norm, register, registered
+from keras_fusion.operators.base import (
     GrowthOperator,
     known_operators,
     register_operator,
 )
-from keras_fusion.learning_rate import GrownSchedule
-from keras_fusion.lemon import Lemon
-from keras_fusion.operator import fuse_arrays
-from keras_fusion.plotting import plot_dynamics, plot_fusion, plot_run
-from keras_fusion.registry import Norm, register, registered
-from keras_fusion.report import FusionReport, fusion_report
-from keras_fusion.schedules import AtEpoch, AtStep, GrowthSchedule, Moment, OnPlateau
-from keras_fusion.slots import Slot, register_optimizer
-from keras_fusion.width_operators import (
-    HyperCloning,
-    Net2Net,
-    StagedTraining,
-    ZeroPadding,
+from keras_fusion.operators.chain import Chain
+from keras_fusion.operators.fusion import FusionOperator, fuse
+from keras_fusion.operators.hypercloning import HyperCloning
+from keras_fusion.operators.lemon import Lemon
+from keras_fusion.operators.net2net import Net2Net
+from keras_fusion.operators.stacking import DepthStacking
+from keras_fusion.operators.staged import StagedTraining
+from keras_fusion.operators.zero_padding import ZeroPadding
+from keras_fusion.training.anneal import AnnealBlockNorms
+from keras_fusion.training.backup import BackupAndRestore
+from keras_fusion.training.deep_fusion import DeepFusion
+from keras_fusion.training.event import GrowthEvent
+from keras_fusion.training.grow_model import GrowModel
+from keras_fusion.training.learning_rate import GrownSchedule
+from keras_fusion.training.schedules import (
+    AtEpoch,
+    AtStep,
+    GrowthSchedule,
+    Moment,
+    OnPlateau,
 )
+from keras_fusion.values.fuse import fuse_arrays
+from keras_fusion.values.slots import Slot, register_optimizer
 
 __version__ = "0.1.0"
 
@@ -69,6 +73,7 @@ __all__ = [
     "UnregisteredLayerError",
     "ZeroPadding",
     "dynamics",
+    "flops",
     "fuse",
     "fuse_arrays",
     "fusion_report",

@@ -11,12 +11,13 @@ import tempfile
 import keras
 import numpy as np
 
-from keras_fusion import fusion, layout, probe, registry
-from keras_fusion.callbacks import GrowModel
-from keras_fusion.deep_fusion import DeepFusion
-from keras_fusion.growth_operators import GrowthOperator
-from keras_fusion.operator import fuse_slot
-from keras_fusion.schedules import AtStep
+from keras_fusion.models import probe, rules, tree
+from keras_fusion.operators import fusion
+from keras_fusion.operators.base import GrowthOperator
+from keras_fusion.training.deep_fusion import DeepFusion
+from keras_fusion.training.grow_model import GrowModel
+from keras_fusion.training.schedules import AtStep
+from keras_fusion.values.fuse import fuse_slot
 
 __all__ = ["run_growth_test", "run_rule_test"]
 
@@ -102,12 +103,12 @@ def _perturb(model):
 
 
 def _counterpart(plan, layer):
-    pairs = layout.structure.lockstep([plan.parents[0], plan.fused])
+    pairs = tree.lockstep([plan.parents[0], plan.fused])
     return next(new for _, (old, new) in pairs if old is layer)
 
 
 def _check_widths(layer, fused, factor):
-    rule = registry.find(layer)
+    rule = rules.find(layer)
     if rule is None or rule.grow is not None:
         return
     old, new = layer.get_config(), fused.get_config()

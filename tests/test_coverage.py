@@ -12,7 +12,8 @@ import pytest
 from models import perturbed
 from test_rules import SAMPLES
 
-from keras_fusion import FusionError, fuse, probe, registered, structure
+from keras_fusion import FusionError, fuse, registered
+from keras_fusion.models import probe, tree
 
 sys.path.append(str(pathlib.Path(__file__).parents[1] / "benchmarks"))
 families = pytest.importorskip("families")
@@ -45,7 +46,7 @@ def test_every_rule_is_in_a_family():
     seen = set()
     for family in families.ALL:
         for model in families.models(family).values():
-            for _, layer in structure.walk(model):
+            for _, layer in tree.walk(model):
                 seen |= {f"keras_hub>{cls.__name__}" for cls in type(layer).__mro__}
         keras.utils.clear_session()
     rules = {key for key in registered() if str(key).startswith("keras_hub>")}

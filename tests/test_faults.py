@@ -20,8 +20,9 @@ import pytest
 from models import data_for, functional, loss, values
 
 import keras_fusion
-from keras_fusion import DeepFusion, FusionError, GrowthError, GrowthSchedule, growth
-from keras_fusion.files import whole
+from keras_fusion import DeepFusion, FusionError, GrowthError, GrowthSchedule
+from keras_fusion.training import swap
+from keras_fusion.training.files import whole
 
 KILLER = Path(__file__).resolve().parents[1] / "benchmarks" / "kill_resume.py"
 
@@ -46,7 +47,7 @@ class Before(keras.callbacks.Callback):
         self.action, self.values = action, None
 
     def before_growth(self, growth):
-        self.values = values(growth.model)
+        self.values = values(swap.model)
         self.action()
 
     def after_growth(self, growth):
@@ -120,10 +121,10 @@ def test_out_of_memory_while_the_target_is_built():
 
 def test_disk_full_while_the_record_is_written(tmp_path):
     model, room = live_model(), no_room()
-    path = tmp_path / "growth.json"
+    path = tmp_path / "swap.json"
     grow, before = watched(room.__enter__, record=path)
     try:
-        with pytest.raises(GrowthError, match="growth.json cannot be written.*large"):
+        with pytest.raises(GrowthError, match="swap.json cannot be written.*large"):
             fit(model, grow)
     finally:
         room.__exit__(None, None, None)
@@ -133,7 +134,7 @@ def test_disk_full_while_the_record_is_written(tmp_path):
 
 def test_disk_full_after_the_growth(tmp_path):
     """What was measured on the grown model comes late: the growth stays."""
-    room, path = no_room(), tmp_path / "growth.json"
+    room, path = no_room(), tmp_path / "swap.json"
 
     class Measured:
         def check(self, model):
@@ -146,7 +147,7 @@ def test_disk_full_after_the_growth(tmp_path):
     grow, _ = watched(record=path, learning_rate_factor=Measured())
     model = live_model()
     try:
-        with pytest.warns(UserWarning, match="growth.json lacks the measured"):
+        with pytest.warns(UserWarning, match="swap.json lacks the measured"):
             fit(model, grow)
     finally:
         room.__exit__(None, None, None)
@@ -293,14 +294,14 @@ def test_keyboard_interrupt_in_a_growth(delay):
 
 def test_keyboard_interrupt_while_the_model_is_swapped(monkeypatch):
     """It is held back until the growth is done, and comes then."""
-    put = growth.graft.graft
+    put = swap.graft.graft
 
     def interrupted(*arguments):
         os.kill(os.getpid(), signal.SIGINT)
         put(*arguments)
         os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(growth.graft, "graft", interrupted)
+    monkeypatch.setattr(swap.graft, "graft", interrupted)
     model, grow = live_model(), DeepFusion(at_step=3, verbose=0)
     handler = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):

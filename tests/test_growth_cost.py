@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from models import data_for, functional, loss
 
 from keras_fusion import AtStep, Axis, FusionOperator, GrowModel, fuse_arrays, graft
-from keras_fusion.axes import block_index
-from keras_fusion.noise import Noise
-from keras_fusion.operator import fuse_slot
+from keras_fusion.layout.axes import block_index
+from keras_fusion.models import private
+from keras_fusion.values.fuse import fuse_slot
+from keras_fusion.values.noise import Noise
 
 DTYPES = ["float32", "float64", "float16"]
 
@@ -175,11 +176,11 @@ def test_a_plan_holds_no_weights_until_it_is_filled():
 
 @pytest.mark.core
 def test_initial_values_can_be_read_before_the_filling():
-    with graft.without_values():
+    with private.without_values():
         layer = keras.layers.Dense(3, kernel_initializer="ones")
         layer.build((None, 2))
     np.testing.assert_array_equal(keras.ops.convert_to_numpy(layer.kernel), 1.0)
-    graft.give_values([layer.bias])
+    private.give_values([layer.bias])
     layer.kernel.assign(2 * np.ones((2, 3), "float32"))
     layer.kernel.assign_add(np.ones((2, 3), "float32"))
     outputs = layer(np.ones((1, 2), "float32"))

@@ -16,8 +16,8 @@ from keras_fusion import (
     FusionError,
     GrowModel,
     HyperCloning,
-    repetition,
 )
+from keras_fusion.architecture import repetition
 
 ORDERS = {"stacked": [0, 1, 0, 1], "interleaved": [0, 0, 1, 1]}
 

@@ -32,12 +32,10 @@ from keras_fusion import (
     Net2Net,
     StagedTraining,
     ZeroPadding,
-    copying,
-    slot_fusion,
-    slots,
 )
-from keras_fusion.axes import Axis
+from keras_fusion.layout.axes import Axis
 from keras_fusion.testing import run_operator_test
+from keras_fusion.values import copies, slot_values, slots
 
 # At least one of each known operator.
 OPERATORS = {
@@ -172,7 +170,7 @@ def test_moments_are_carried_at_the_scale_of_the_gradients(operator, kind):
         if not item.target.trainable:
             continue
         arrays = [small[id(source)] for source in item.sources]
-        expected = slot_fusion.fused_slot(
+        expected = slot_values.fused_slot(
             slots.Slot(1.0),
             arrays,
             item,
@@ -205,20 +203,20 @@ def test_noise_parts_copies_that_stay_equal_without():
 def test_sources_of_axes_that_hold_several_stretches():
     plain = Axis(6, "in", (np.arange(4),))
     np.testing.assert_array_equal(
-        copying.source_positions(plain, copying.in_turn), [0, 1, 2, 3, 0, 1]
+        copies.source_positions(plain, copies.in_turn), [0, 1, 2, 3, 0, 1]
     )
     two = Axis(8, "in", (np.array([0, 1, 4, 5]),))
     np.testing.assert_array_equal(
-        copying.source_positions(two, copying.in_turn), [0, 1, 0, 1, 2, 3, 2, 3]
+        copies.source_positions(two, copies.in_turn), [0, 1, 0, 1, 2, 3, 2, 3]
     )
-    assert copying.source_positions(Axis(3, "in"), copying.in_turn) is None
+    assert copies.source_positions(Axis(3, "in"), copies.in_turn) is None
 
 
 def test_shares_of_a_unit_sum_to_one():
     sources = np.array([0, 1, 2, 0, 0, 2])
-    np.testing.assert_allclose(copying.shares(sources)[:3], [1 / 3, 1, 1 / 2])
+    np.testing.assert_allclose(copies.shares(sources)[:3], [1 / 3, 1, 1 / 2])
     rng = np.random.default_rng(0)
-    uneven = copying.uneven_shares(sources, 0.5, rng)
+    uneven = copies.uneven_shares(sources, 0.5, rng)
     np.testing.assert_allclose(np.bincount(sources, uneven), 1.0)
     assert abs(uneven[0] - uneven[3]) > 1e-3
 
@@ -229,7 +227,7 @@ def test_a_kernel_of_copies_reads_copies_as_it_did():
     axes = (Axis(8, "in", (np.arange(5),)), Axis(4, "out", (np.arange(3),)))
     sources = (np.array([0, 1, 2, 3, 4, 2, 2, 0]), np.array([0, 1, 2, 1]))
     for options in ({}, {"noise": 0.3}, {"spread": 0.6}):
-        wide = copying.copy_array(kernel, axes, sources, rng=rng, **options)
+        wide = copies.copy_array(kernel, axes, sources, rng=rng, **options)
         expected = (x @ kernel)[:, sources[1]]
         np.testing.assert_allclose(x[:, sources[0]] @ wide, expected, atol=1e-12)
 

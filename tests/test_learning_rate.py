@@ -8,7 +8,7 @@ from models import data_for, functional, loss, norm_free, numpy, t5, t5_untied
 
 import keras_fusion
 from keras_fusion import DeepFusion, GrownSchedule
-from keras_fusion.learning_rate import Ramp
+from keras_fusion.training.learning_rate import Ramp
 
 pytestmark = pytest.mark.core
 

@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from keras_fusion import Axis, fuse_arrays
-from keras_fusion.axes import block_index, contiguous
-from keras_fusion.operator import fuse_slot
+from keras_fusion.architecture.widths import contiguous
+from keras_fusion.layout.axes import block_index
+from keras_fusion.values.fuse import fuse_slot
 
 sizes = st.integers(1, 5)
 counts = st.integers(2, 4)

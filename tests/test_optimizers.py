@@ -15,7 +15,8 @@ from keras import layers, optimizers
 from models import numpy
 
 import keras_fusion
-from keras_fusion import DeepFusion, graft, slots
+from keras_fusion import DeepFusion, graft
+from keras_fusion.values import slots
 
 VOCABULARY, LENGTH, CLASSES, STEPS = 7, 5, 3, 3
 RATE = 0.05

@@ -20,11 +20,11 @@ from keras_fusion import (
     GrowModel,
     HyperCloning,
     OnPlateau,
-    placement,
-    record,
 )
 from keras_fusion.dynamics import WhenItPays
-from keras_fusion.files import whole_folder
+from keras_fusion.models import processes
+from keras_fusion.training import record
+from keras_fusion.training.files import whole_folder
 
 EPOCHS, STEPS = 4, 4  # of eight examples each
 
@@ -547,7 +547,7 @@ def test_bad_arguments(options, pattern):
 
 
 def test_runs_of_several_processes_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(placement, "is_alone", lambda: False)
+    monkeypatch.setattr(processes, "is_alone", lambda: False)
     refused("has several processes", keras_fusion.BackupAndRestore(tmp_path))
 
 

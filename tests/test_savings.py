@@ -18,8 +18,8 @@ from benchmarks.savings.courses import Course, Growth  # noqa: E402
 from benchmarks.savings.results import Results  # noqa: E402
 from benchmarks.savings.running import Runner  # noqa: E402
 from benchmarks.savings.tasks import Size  # noqa: E402
-from keras_fusion.t5 import corpus  # noqa: E402
-from keras_fusion.t5.documents import Source, open_source  # noqa: E402
+from keras_fusion.t5 import corpus
+from keras_fusion.t5.documents import Source, open_source
 
 SMALL, LARGE = Size(1, 1), Size(2, 1)
 

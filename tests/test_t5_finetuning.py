@@ -9,14 +9,14 @@ import pytest
 
 pytest.importorskip("keras_hub")
 
-from keras_fusion.errors import FusionError  # noqa: E402
-from keras_fusion.t5 import corpus, finetuning, metrics  # noqa: E402
-from keras_fusion.t5.batches import streamed  # noqa: E402
-from keras_fusion.t5.finetuning import Answerer, TaskBatches, finetune  # noqa: E402
-from keras_fusion.t5.model import Architecture, build  # noqa: E402
-from keras_fusion.t5.tasks import open_task  # noqa: E402
-from keras_fusion.t5.text_task import Texts, TextTask  # noqa: E402
-from keras_fusion.t5.vocabulary import EOS_ID, Vocabulary  # noqa: E402
+from keras_fusion.errors import FusionError
+from keras_fusion.t5 import corpus, finetuning, metrics
+from keras_fusion.t5.batches import streamed
+from keras_fusion.t5.finetuning import Answerer, TaskBatches, finetune
+from keras_fusion.t5.model import Architecture, build
+from keras_fusion.t5.tasks import open_task
+from keras_fusion.t5.text_task import Texts, TextTask
+from keras_fusion.t5.vocabulary import EOS_ID, Vocabulary
 
 DOCUMENTS = [
     "color sentence: the sky is blue and the sea is blue",

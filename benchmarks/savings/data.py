@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
-from keras_fusion.files import whole
 from keras_fusion.t5 import token_files
 from keras_fusion.t5.documents import Source, open_source
 from keras_fusion.t5.rows import Rows
 from keras_fusion.t5.vocabulary import Vocabulary
+from keras_fusion.training.files import whole
 
 SOURCE = "installed-packages"
 VOCABULARY_SIZE = 1024

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from benchmarks.savings.courses import Course
-from keras_fusion.files import whole
+from keras_fusion.training.files import whole
 
 
 class Results:

@@ -9,7 +9,7 @@ from collections.abc import Collection
 import keras
 import tensorflow as tf
 
-from keras_fusion.flops import training_step_flops
+from keras_fusion.analysis.flops import training_step_flops
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,10 +8,10 @@ import keras
 import tensorflow as tf
 
 import keras_fusion
+from keras_fusion.analysis.flops import training_step_flops
 from keras_fusion.demo.planning import Cost, Plan
 from keras_fusion.demo.progress import FlopsMeter, Point, Progress, StepTimer
 from keras_fusion.demo.settings import Settings
-from keras_fusion.flops import training_step_flops
 from keras_fusion.t5.model import Architecture, build
 
 

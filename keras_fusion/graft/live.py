@@ -5,15 +5,12 @@ state, metrics, history, stop flag, strategy); its graph, layers and weights bec
 fused model's. So every reference that others hold stays valid.
 """
 
-import contextlib
-
 import keras
 import numpy as np
 
-from keras_fusion import structure
 from keras_fusion.errors import GrowthError
-from keras_fusion.graft import deferral
 from keras_fusion.graft import optimizer as optimizers
+from keras_fusion.models.private import deferral
 
 # What belongs to the training run and not to the network.
 _RUN_STATE = {
@@ -53,53 +50,6 @@ _RUN_STATE = {
     "unrolled_steps_per_execution",
 }
 _PLAIN = (bool, int, float, str, bytes, type(None))
-
-
-def sync(model: keras.Model) -> None:
-    """Brings the values that a JAX training loop holds back into the variables."""
-    if hasattr(model, "jax_state_sync") and getattr(model, "_jax_state", None):
-        model.jax_state_sync()
-
-
-def scope(model: keras.Model) -> contextlib.AbstractContextManager:
-    """The scope in which variables of the model must be created."""
-    strategy = getattr(model, "_distribute_strategy", None)
-    return strategy.scope() if strategy is not None else contextlib.nullcontext()
-
-
-def start_at_epoch(model: keras.Model, epoch: int | None) -> None:
-    """Says where a `fit()` that is about to begin starts, whatever was passed to it."""
-    model._initial_epoch = epoch
-
-
-def keep_names(pairs: list[tuple[keras.Layer, keras.Layer]]) -> None:
-    """Gives the fused model's layers and variables the names of a model's.
-
-    Keras numbers unnamed sub-layers anew in each build; patterns that match variables
-    by path (a LayoutMap, a weight-decay exclusion) must go on matching.
-
-    Args:
-        pairs: list of `(layer of the model, its counterpart)`.
-    """
-    for old, new in pairs:
-        new.name = old.name
-        new._path = old._path
-        for old_input, new_input in zip(_inputs(old), _inputs(new), strict=True):
-            new_input.name = old_input.name
-        for old_variable, new_variable in structure.shared_variables([old, new]):
-            new_variable._path = old_variable._path
-            new_variable._name = old_variable._name
-        if keras.config.backend() == "torch" and hasattr(new, "_torch_params"):
-            new._track_variables()
-
-
-def _inputs(layer):
-    """A model's input layers, in order; none of another layer."""
-    held = layer.layers if isinstance(layer, keras.Model) else []
-    return [x for x in held if isinstance(x, keras.layers.InputLayer)]
-
-
-# The live model.
 
 
 def graft(

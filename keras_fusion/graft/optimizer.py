@@ -6,11 +6,11 @@ rate, loss scale, and its slots in the fused form that `slots` says.
 
 import keras
 
-from keras_fusion import rate_multipliers, slot_fusion
-from keras_fusion import slots as slot_rules
 from keras_fusion.errors import FusionError
-from keras_fusion.graft import deferral
 from keras_fusion.graft import multipliers as rates
+from keras_fusion.models.private import deferral
+from keras_fusion.values import rate_multipliers, slot_values
+from keras_fusion.values import slots as slot_rules
 
 # Attributes of optimizers that count, and go on counting after a reset.
 _COUNTERS = ("_iterations", "_learning_rate", "step_counter", "dynamic_scale")
@@ -57,13 +57,13 @@ def _trainables(optimizer):
     return list(optimizer._trainable_variables)
 
 
-def read_state(optimizer: keras.optimizers.Optimizer | None) -> slot_fusion.State:
+def read_state(optimizer: keras.optimizers.Optimizer | None) -> slot_values.State:
     """What an optimizer remembers: its step count and slots."""
     if optimizer is None:
-        return slot_fusion.State()
+        return slot_values.State()
     trainables, lists = _trainables(optimizer), _variable_lists(optimizer)
     lists = {k: v for k, v in lists.items() if len(v) == len(trainables)}
-    return slot_fusion.State(optimizer, steps(optimizer), trainables, lists)
+    return slot_values.State(optimizer, steps(optimizer), trainables, lists)
 
 
 def _variable_lists(optimizer):
@@ -209,7 +209,7 @@ def _grown(plan, optimizer_state, multipliers):
     families = [_leaves_of(parent, count) for parent in plan.parents]
     for *states, leaf in zip(*families, leaves(fresh), strict=True):
         parents, copies = [read_state(s) for s in states], plan.settings.copies
-        slot_fusion.transfer(
+        slot_values.transfer(
             parents, read_state(leaf), plan.layouts, copies=copies, reset=reset
         )
     deferral.give_values(fresh.variables)

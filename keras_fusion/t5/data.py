@@ -5,7 +5,6 @@ from pathlib import Path
 
 import tensorflow as tf
 
-from keras_fusion.files import whole
 from keras_fusion.t5 import token_files
 from keras_fusion.t5.batches import TrainingBatches, validation_batches
 from keras_fusion.t5.documents import Source, open_source
@@ -13,6 +12,7 @@ from keras_fusion.t5.recipe import Recipe
 from keras_fusion.t5.rows import Rows
 from keras_fusion.t5.span_corruption import SpanCorruption
 from keras_fusion.t5.vocabulary import EOS_ID, Vocabulary
+from keras_fusion.training.files import whole
 
 # Enough for a vocabulary, and few enough to read from a corpus of any size.
 _VOCABULARY_DOCUMENTS = 200_000

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 
 import keras_fusion
-from keras_fusion.flops import training_step_flops
+from keras_fusion.analysis.flops import training_step_flops
 from keras_fusion.t5 import strategy
 from keras_fusion.t5.data import PretrainingData
 from keras_fusion.t5.model import build

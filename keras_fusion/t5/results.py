@@ -8,11 +8,11 @@ from pathlib import Path
 
 import keras
 
-from keras_fusion.files import whole
 from keras_fusion.t5.costs import cost
 from keras_fusion.t5.recipe import Recipe, Table
 from keras_fusion.t5.store import Store
 from keras_fusion.t5.tree import Node
+from keras_fusion.training.files import whole
 
 
 def collect(recipe: Recipe, store: Store) -> dict:

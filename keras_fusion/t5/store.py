@@ -18,8 +18,8 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from keras_fusion.files import whole
 from keras_fusion.t5.tree import Node
+from keras_fusion.training.files import whole
 
 
 class Store:

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from keras_fusion.files import whole
 from keras_fusion.t5.documents import Source
 from keras_fusion.t5.vocabulary import Vocabulary
+from keras_fusion.training.files import whole
 
 _DOCUMENTS_AT_ONCE = 256
 

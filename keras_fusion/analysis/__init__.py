@@ -1,0 +1,1 @@
+"""Looking at a growth: reports, FLOPs, dynamics and pictures."""

@@ -1,0 +1,204 @@
+"""The loss of a Keras model as a function of its weights, and its derivatives.
+
+The loss's second derivative is only ever applied to vectors: one product with it costs
+about as much as two gradients, and no matrix is formed. Vectors are lists of arrays in
+the order of `model.trainable_variables`.
+"""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable
+
+import keras
+import numpy as np
+
+from keras_fusion.errors import FusionError
+from keras_fusion.models import tree
+
+_HALF = ("float16", "bfloat16")
+
+
+class Derivatives:
+    """Gradient and second-derivative products of a compiled model's loss.
+
+    The loss is that of `fit` in inference mode (no dropout), penalties included. A model
+    of mixed precision is computed in float32. The functions are compiled once per shape
+    of the batch; the weights are those at the time of the call.
+
+    Args:
+        model: a built, compiled model.
+        directions: function from the gradient to a list of vectors, each of which is
+            multiplied by the second derivative. It may use `keras.ops` only. Defaults to
+            none.
+
+    Raises:
+        FusionError: if the model is not compiled, or on PyTorch.
+
+    Example:
+
+    >>> import keras, numpy as np
+    >>> from keras_fusion.dynamics import Derivatives
+    >>> model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+    >>> model.compile("sgd", "mse")
+    >>> derivatives = Derivatives(model, lambda gradient: [gradient])
+    >>> result = derivatives(np.ones((4, 1)), np.ones((4, 1)))
+    >>> [p.shape for p in result.products[0]]
+    [(1, 1), (1,)]
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        directions: Callable[[list], list[list]] = lambda gradient: [],
+    ):
+        if not model.compiled:
+            raise FusionError(
+                f"{model.name!r} is not compiled, so it has no loss. Call compile() with "
+                "the loss of the training."
+            )
+        backend = keras.config.backend()
+        if backend not in _ENGINES:
+            raise FusionError(
+                f"Derivatives of second order work on {sorted(_ENGINES)}. Received: the "
+                f"backend {backend!r}."
+            )
+        self.model = model
+        self._run = _ENGINES[backend](self._loss, directions)
+
+    def __call__(self, x, y, sample_weight=None) -> "Result":
+        """Computes the loss, its gradient and the products on a batch.
+
+        Args:
+            x: the inputs of a batch, as `fit` takes them.
+            y: its targets.
+            sample_weight: its weights, if any.
+
+        Returns:
+            `Result` of NumPy arrays.
+        """
+        values = [v.value for v in self.model.trainable_variables]
+        others = [v.value for v in self.model.non_trainable_variables]
+        batch = keras.tree.map_structure(
+            lambda a: a if a is None else keras.ops.convert_to_tensor(a),
+            (x, y, sample_weight),
+        )
+        with _in_float32(self.model):
+            loss, gradient, products = self._run(values, others, *batch)
+        numpy = keras.ops.convert_to_numpy
+        return Result(
+            float(numpy(loss)),
+            [numpy(g) for g in gradient],
+            [[numpy(p) for p in product] for product in products],
+        )
+
+    def _loss(self, values, others, x, y, sample_weight):
+        model = self.model
+        state = [
+            *zip(model.trainable_variables, values, strict=True),
+            *zip(model.non_trainable_variables, others, strict=True),
+        ]
+        # Nothing that the model keeps, such as metrics, is changed by this.
+        with keras.StatelessScope(state_mapping=state):
+            outputs = model(x, training=False)
+            return model.compute_loss(x, y, outputs, sample_weight, training=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """The loss, its gradient, and the second derivative's products on a batch.
+
+    Args:
+        loss: float.
+        gradient: list of arrays, one a trainable variable.
+        products: list of such lists, one a direction.
+
+    Example: see `Derivatives`, which returns it.
+
+    >>> import keras, numpy as np
+    >>> from keras_fusion.dynamics import Derivatives
+    >>> model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+    >>> model.compile("sgd", "mse")
+    >>> result = Derivatives(model)(np.ones((4, 1)), np.ones((4, 1)))
+    >>> [g.shape for g in result.gradient], result.products
+    ([(1, 1), (1,)], [])
+    """
+
+    loss: float
+    gradient: list
+    products: list[list]
+
+
+def dot(a: list, b: list) -> float:
+    """The inner product of two vectors, in float64."""
+    return float(
+        sum(np.vdot(np.asarray(u, "float64"), v) for u, v in zip(a, b, strict=True))
+    )
+
+
+def norm(a: list) -> float:
+    """The Euclidean norm of a vector."""
+    return float(np.sqrt(dot(a, a)))
+
+
+@contextlib.contextmanager
+def _in_float32(model):
+    """Lets layers of half precision compute in float32 for the while."""
+    half = [
+        (layer, layer.dtype_policy)
+        for _, layer in tree.walk(model)
+        if layer.compute_dtype in _HALF
+    ]
+    try:
+        for layer, _ in half:
+            layer.dtype_policy = "float32"
+        yield
+    finally:
+        for layer, policy in half:
+            layer.dtype_policy = policy
+
+
+def _tensorflow(loss_of, directions):
+    import tensorflow as tf
+
+    @tf.function(reduce_retracing=True)
+    def run(values, others, x, y, sample_weight):
+        values = [tf.identity(value) for value in values]
+        with tf.GradientTape(persistent=True) as outer:
+            outer.watch(values)
+            with tf.GradientTape() as inner:
+                inner.watch(values)
+                loss = loss_of(values, others, x, y, sample_weight)
+            zero = tf.UnconnectedGradients.ZERO
+            slopes = inner.gradient(loss, values, unconnected_gradients=zero)
+            gradient = [tf.convert_to_tensor(slope) for slope in slopes]
+        products = [
+            [
+                tf.convert_to_tensor(product)
+                for product in outer.gradient(gradient, values, vector, zero)
+            ]
+            # The second derivative is symmetric: from the left is from the right.
+            for vector in directions(gradient)
+        ]
+        return loss, gradient, products
+
+    return run
+
+
+def _jax(loss_of, directions):
+    import jax
+
+    @jax.jit
+    def run(values, others, x, y, sample_weight):
+        def slope(values):
+            loss, gradient = jax.value_and_grad(loss_of)(
+                values, others, x, y, sample_weight
+            )
+            return gradient, loss
+
+        gradient, product, loss = jax.linearize(slope, values, has_aux=True)
+        return loss, gradient, [product(vector) for vector in directions(gradient)]
+
+    return run
+
+
+_ENGINES = {"tensorflow": _tensorflow, "jax": _jax}

@@ -1,0 +1,1 @@
+"""From parents to the bigger model: what must correspond, what grows, and the model."""

@@ -1,0 +1,286 @@
+"""From parents to the bigger model: its architecture, with untrained weights.
+
+The bigger model comes from the parents' configs, with each width the sum of theirs,
+so that it is an ordinary Keras model that saves and loads without keras_fusion.
+"""
+
+from collections.abc import Callable
+
+import keras
+
+from keras_fusion.architecture import widths
+from keras_fusion.architecture.parents import check_correspondence
+from keras_fusion.errors import FusionError
+from keras_fusion.models import graph as graphs
+from keras_fusion.models import probe, rules, tree
+from keras_fusion.models.block_norms import can_be_block_norm, is_block_norm, norm_like
+from keras_fusion.models.host import is_distributed
+
+
+def build(
+    parents: list[keras.Model],
+    into: keras.Model | Callable[[], keras.Model] | None = None,
+    *,
+    block_norms: bool = False,
+    capacity: float = 1.0,
+    epsilon_divisor: float | None = None,
+) -> tuple[keras.Model, widths.Widths]:
+    """Builds the model that the parents will be fused into.
+
+    Args:
+        parents: K built models of one architecture.
+        into: a built model to fuse into, or a function without arguments that builds
+            one; for models that have no config.
+        block_norms: bool. Whether norms over what grew get one statistic a parent.
+        capacity: float of at least 1. How much larger than the sum of the parents each
+            width is to be.
+        epsilon_divisor: float. What the epsilons of joint norms are divided by. Defaults
+            to `capacity`, since new capacity that starts at zero lowers what they are
+            added to.
+
+    Returns:
+        The model, built, with fresh weights, and where the parents' features lie.
+
+    Raises:
+        StructureError: if the parents' layers do not correspond.
+        FusionError: if a class has no config or no rule, with the way out.
+    """
+    check_correspondence(parents)
+    plain = graphs.is_plain(parents[0])
+    found = widths.analyse(parents, capacity) if plain else widths.Widths()
+    found.block_norms, found.capacity = block_norms, capacity
+    found.epsilon_divisor = capacity if epsilon_divisor is None else epsilon_divisor
+    if into is not None:
+        model = into if isinstance(into, keras.Model) else into()
+        if not isinstance(model, keras.Model):
+            raise FusionError(
+                "`into` must be a keras.Model or a function that returns one. "
+                f"Received: into={into!r}, which gave {type(model).__name__}."
+            )
+    else:
+        model = _grow(parents, found)
+    if not (model.built and model.weights):
+        _build_weights(model, parents[0])
+    return model, found
+
+
+def _grow(layers, found):
+    """The grown counterpart of corresponding layers or models."""
+    first = layers[0]
+    if not isinstance(first, keras.Layer):  # an operation such as `x + y`
+        return _from_config(first, first.get_config())
+    if graphs.is_plain(first):
+        return _grow_graph(layers, found)
+    if can_be_block_norm(first):
+        return _grow_norm(layers, found)
+    rule = rules.find(first)
+    if rule is None:
+        return _copy_weightless(first)
+    return _from_config(first, _grown_config(layers, rule, found))
+
+
+def _grow_norm(layers, found):
+    """A norm with the parents' blocks, or with one statistic for all."""
+    first = layers[0]
+    placement = found.entries.get(id(first))
+    block_wise = found.block_norms or any(is_block_norm(layer) for layer in layers)
+    if placement is None or not block_wise:
+        return norm_like(first, None, epsilon=first.epsilon / found.epsilon_divisor)
+    if not placement.is_contiguous:
+        raise FusionError(
+            f"The norm {first.name!r} reads features of the parents that do not lie side "
+            "by side (behind a Flatten or Concatenate), so it cannot be block-wise. Use "
+            "norms='joint' or norms='calibrated'."
+        )
+    sizes = [len(block) for block in placement.blocks]
+    blocks = [
+        size
+        for layer, own in zip(layers, sizes, strict=True)
+        for size in (layer.blocks if is_block_norm(layer) else (own,))
+    ]
+    if placement.size > sum(blocks):
+        blocks.append(placement.size - sum(blocks))  # new capacity
+    return norm_like(first, tuple(blocks))
+
+
+def with_stock_norms(model: keras.Model) -> keras.Model:
+    """A new model of the same widths, with Keras's norms in place of block norms.
+
+    Args:
+        model: a functional or Sequential model.
+    """
+    return regrown(model, widths.Widths())
+
+
+def regrown(model: keras.Model, found: widths.Widths) -> keras.Model:
+    """A new model of a model's widths, with what `found` says changed."""
+    grown = _grow([model], found)
+    if not (grown.built and grown.weights):
+        _build_weights(grown, model)
+    return grown
+
+
+def _grow_graph(models, found):
+    first = models[0]
+    siblings = widths.siblings_of(models)
+    inputs = _grown_inputs(first, found)
+    if isinstance(first, keras.Sequential):
+        grown = [_grow(siblings[id(layer)], found) for layer in first.layers]
+        return keras.Sequential(inputs + grown, name=first.name)
+    # Cloned from an uncompiled twin: clone_model would compile the clone as well.
+    twin = keras.Model(first.input, first.output, name=first.name)
+    return keras.models.clone_model(
+        twin,
+        input_tensors=keras.tree.pack_sequence_as(first.input, inputs),
+        clone_function=lambda op: _grow(siblings.get(id(op), (op,)), found),
+    )
+
+
+def _grown_inputs(model, found):
+    """New inputs; those of a nested model may be wider."""
+    placed = found.inputs.get(id(model), [None] * len(model.inputs))
+    return [
+        keras.Input(
+            batch_shape=(*t.shape[:-1], p.size) if p else t.shape,
+            dtype=t.dtype,
+            name=t.name,
+        )
+        for t, p in zip(model.inputs, placed, strict=True)
+    ]
+
+
+def _copy_weightless(layer):
+    if layer.weights:
+        names = [v.name for v in tree.own_variables(layer)]
+        raise rules.unregistered(layer, layer.name, names)
+    return _from_config(layer, layer.get_config())
+
+
+def _grown_config(layers, rule, found):
+    first = layers[0]
+    configs = [_config(layer) for layer in layers]
+    fixed = id(first) in found.fixed
+    _check_keys(first, rule, configs[0])
+    if rule.refuse and rule.widths:
+        raise FusionError(
+            f"{type(first).__name__} {first.name!r} cannot grow: {rule.refuse}."
+        )
+    if rule.grow is not None:
+        config = rule.grow(configs, fixed)
+        twice = rule.grow(configs * 2, fixed)
+        return _enlarged(config, twice, found.capacity, first.name)
+    config = dict(configs[0])
+    for key in rule.widths:
+        if not (fixed and key == rule.output_width):
+            own = [c[key] for c in configs]
+            total = {key: _sum(own)}
+            config |= _enlarged(total, {key: _sum(own * 2)}, found.capacity, first.name)
+    config |= _scaled_epsilons(config, rule, found)
+    if fixed and rule.widths and rule.output_width is None and not rule.nested:
+        raise FusionError(
+            f"{rule.cls} {first.name!r} makes an output of the model, whose size must "
+            "stay. Say which key sets that size: keras_fusion.register(..., "
+            "output_width=...)."
+        )
+    for key in rule.nested:
+        config[key] = _grown_serialized([getattr(x, key) for x in layers], found)
+    for key in rule.shared:
+        config[key] = getattr(first, key)
+    config |= found.overrides.get(id(first), {})
+    return {k: v for k, v in config.items() if k not in rule.unset}
+
+
+def _check_keys(layer, rule, config):
+    missing = [k for k in (*rule.widths, *rule.nested) if k not in config]
+    if missing:
+        raise FusionError(
+            f"The rule of {type(layer).__name__} names {missing}, which its config "
+            f"does not have; it has {sorted(config)}. Correct the `widths` or `nested` "
+            "of keras_fusion.register, or extend get_config()."
+        )
+
+
+def _config(layer):
+    try:
+        return layer.get_config()
+    except NotImplementedError as error:
+        cls = type(layer).__name__
+        raise FusionError(
+            f"{cls} {layer.name!r} has no config, so a bigger one cannot be made of "
+            "it. Give the class a get_config(), or pass the bigger model (or a "
+            "function that builds it) as `into`."
+        ) from error
+
+
+def _enlarged(value, twice, capacity, name, key=None):
+    """A config with what doubles for twice the parents made larger by a factor."""
+    if value == twice or capacity == 1.0:
+        return value
+    if isinstance(value, dict):
+        return {k: _enlarged(v, twice[k], capacity, name, k) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        pairs = zip(value, twice, strict=True)
+        return tuple(_enlarged(v, t, capacity, name, key) for v, t in pairs)
+    size = value * capacity
+    if abs(size - round(size)) > 1e-6:
+        raise FusionError(
+            f"The factor makes {key}={value} of {name!r} to {size:g}, which is not whole. "
+            "Choose a factor that fits the heads and widths."
+        )
+    return round(size)
+
+
+def _scaled_epsilons(config, rule, found):
+    composite = bool(rule.widths) and not rule.roles
+    has_norm = not found.block_norms and (rule.norm or composite)
+    if found.epsilon_divisor == 1.0 or not has_norm:
+        return {}
+    keys = (k for k, v in config.items() if "eps" in k and isinstance(v, float))
+    return {k: config[k] / found.epsilon_divisor for k in keys}
+
+
+def _sum(values):
+    if any(v is None for v in values):
+        return values[0]
+    if isinstance(values[0], (list, tuple)):
+        return tuple(_sum(column) for column in zip(*values, strict=True))
+    return sum(values)
+
+
+def _grown_serialized(models, found):
+    """A nested model's serialized form, grown, for the outer class to build anew."""
+    rule = rules.find(models[0])
+    if rule is None or graphs.is_plain(models[0]):
+        serialized = keras.saving.serialize_keras_object(_grow(models, found))
+    else:  # Without building it twice.
+        serialized = keras.saving.serialize_keras_object(models[0])
+        serialized["config"] = _grown_config(models, rule, found)
+    dropped = ("build_config", "compile_config")
+    return {k: v for k, v in serialized.items() if k not in dropped}
+
+
+def _from_config(layer, config):
+    try:
+        return type(layer).from_config(config)
+    except Exception as error:
+        raise FusionError(
+            f"{type(layer).__name__} {layer.name!r} could not be built with the grown "
+            f"config {config}: {error} Correct its rule, or pass the bigger model as "
+            "`into`."
+        ) from error
+
+
+def _build_weights(model, like):
+    """Creates the weights of a subclassed model, by a call on inputs like its parent's."""
+    try:
+        inputs = probe.batch(like)
+        if is_distributed():  # Without values to compute with.
+            inputs = keras.tree.map_structure(
+                lambda x: keras.KerasTensor(x.shape, str(x.dtype)), inputs
+            )
+        model(inputs)
+    except Exception as error:
+        raise FusionError(
+            f"The bigger {type(model).__name__} could not be built by a call on inputs "
+            f"like its parent's: {error} Call it once on a batch and pass it as `into`."
+        ) from error

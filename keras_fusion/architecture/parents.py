@@ -1,0 +1,204 @@
+"""The parents of a growth: found, loaded, checked, and matched layer by layer."""
+
+import os
+import zipfile
+
+import keras
+
+from keras_fusion.architecture import alignment
+from keras_fusion.errors import FusionError, StructureError
+from keras_fusion.models import graph as graphs
+from keras_fusion.models import private, rules, tree
+
+
+def resolve_parents(
+    parents: list[keras.Model] | keras.Model,
+    factor: float | None,
+    copies: int | None = None,
+) -> tuple[list[keras.Model], float]:
+    """The K parents, and how much larger than their sum the target is to be.
+
+    In a self-fusion they are K times the same model: once for a factor of 1.5, whose
+    other half is new capacity; or as often as `copies` says.
+
+    Raises:
+        FusionError: naming the argument.
+    """
+    if isinstance(parents, keras.Model):
+        if factor is None:
+            raise FusionError(
+                "One model was given as `parents`, and no `factor`. Pass factor=2 to "
+                "fuse it with itself, or a list of models."
+            )
+        number = isinstance(factor, (int, float)) and not isinstance(factor, bool)
+        if not number or not 1 < factor < float("inf"):
+            raise FusionError(
+                f"`factor` must be a number above 1. Received: factor={factor!r}."
+            )
+        models = [parents] * (copies or int(factor))
+        capacity = factor / len(models)
+    else:
+        if factor is not None:
+            raise FusionError(
+                f"`factor` is for one model. Received: factor={factor!r} with a list of "
+                "parents; leave one of the two out."
+            )
+        models, capacity = list(parents), 1.0
+        _check_count(models)
+    for i, model in enumerate(models):
+        check_parent(i, model)
+    return models, capacity
+
+
+def _check_count(models):
+    if len(models) < 2:
+        raise FusionError(
+            f"`parents` must be at least two models. Received {len(models)}; to fuse one "
+            "with itself pass it alone, with factor=2."
+        )
+
+
+def check_parent(i: int, model: keras.Model) -> None:
+    """Checks that a model can be grown.
+
+    Args:
+        i: int. Which of `parents`.
+        model: the model.
+
+    Raises:
+        FusionError: naming what it is or lacks.
+    """
+    if not isinstance(model, keras.Model):
+        raise FusionError(
+            f"`parents[{i}]` must be a keras.Model. Received: {model!r} of type "
+            f"{type(model).__name__}."
+        )
+    if not model.built or not model.weights:
+        raise FusionError(
+            f"`parents[{i}]`, {type(model).__name__} {model.name!r}, is not built, so it "
+            "has no weights to fuse. Call it once on a batch, or build() it."
+        )
+    for address, layer in tree.walk(model):
+        state = getattr(layer, "quantization_mode", None) and "quantized"
+        if state or getattr(layer, "lora_enabled", False):
+            raise FusionError(
+                f"{type(layer).__name__} at {address!r} of `parents[{i}]` is "
+                f"{state or 'LoRA-enabled'}. Fuse the model before that; or build it "
+                "anew, without, and give the new layer this one's merged `kernel`."
+            )
+
+
+def check_correspondence(parents: list[keras.Model]) -> None:
+    """Checks that parents differ in nothing but their widths.
+
+    Raises:
+        StructureError: naming the layer and the values that differ.
+    """
+    if all(graphs.is_plain(parent) for parent in parents):
+        _check_wiring(parents)
+    for address, layers in tree.lockstep(parents):
+        rule = rules.find(layers[0])
+        if rule is not None and (rule.widths or rule.equal):
+            _check_configs(address, layers, rule)
+
+
+def _check_wiring(parents):
+    (names, first), *others = (_wiring(parent) for parent in parents)
+    for k, (own_names, own) in enumerate(others, 1):
+        if own == first:
+            continue
+        same = (a == b for a, b in zip(first, own, strict=False))
+        i = next((i for i, equal in enumerate(same) if not equal), -1)
+        raise StructureError(
+            "The parents differ in how their layers are joined, in the options of a call, "
+            f"or in the order in which layers were made: parents[0] at {names[i]!r}, "
+            f"parents[{k}] at {own_names[i]!r}. Only widths may differ, "
+            "and how often a residual block is repeated."
+        )
+
+
+def _wiring(model):
+    """The names of the calls; and what each is, what feeds it, and its layer's place."""
+    found = alignment.wiring(graphs.read(model))
+    places = {layer.name: i for i, layer in enumerate(model.layers)}
+    names = [call.name for call in found.calls]
+    forms = [(f, places.get(n)) for f, n in zip(found.form, names, strict=False)]
+    return [*names, "the outputs"], [*forms, found.form[-1]]
+
+
+def _check_configs(address, layers, rule):
+    where = f"{type(layers[0]).__name__} at {address or 'the top'!r}"
+    configs = [layer.get_config() for layer in layers]
+    for key, value in configs[0].items():
+        values = [config.get(key) for config in configs]
+        is_size = isinstance(value, int) and key != "seed"
+        if is_size and key not in rule.widths and any(v != value for v in values):
+            hint = " Head sizes must be equal." if "dim" in key else ""
+            raise StructureError(
+                f"The parents differ in {key!r} of {where}: {values}. Only widths "
+                f"{rule.widths} may differ.{hint}"
+            )
+    for name, function in rule.equal.items():
+        values = [function(config) for config in configs]
+        if len(set(values)) > 1:
+            raise StructureError(
+                f"The parents differ in their {name} in {where}: {values}. It must be "
+                "equal in all parents."
+            )
+
+
+# Partners, from files that are not trusted.
+
+
+def load(i: int, given: keras.Model | str | os.PathLike) -> keras.Model:
+    """A partner, loaded in Keras's safe mode if it is given as a path, and checked.
+
+    Args:
+        i: int. Its place in the list of partners.
+        given: a model, or the path of a `.keras` file.
+
+    Raises:
+        FusionError: if the file cannot be read or brings code with it, or if a weight is
+            not finite.
+    """
+    where = f"`partners[{i}]`"
+    if not isinstance(given, keras.Model):
+        where, given = f"{where}, {os.fspath(given)}", _read(where, os.fspath(given))
+    for variable in given.weights:
+        if keras.backend.is_float_dtype(variable.dtype):
+            finite = keras.ops.all(keras.ops.isfinite(variable))
+            if not bool(keras.ops.convert_to_numpy(finite)):
+                raise FusionError(
+                    f"{where}, has values in {variable.path!r} that are not finite (NaN "
+                    "or infinite). It has diverged: give an earlier state of it."
+                )
+    return given
+
+
+def _read(where, path):
+    """Loads a `.keras` file; it must not bring code with it."""
+    if not path.endswith(".keras"):
+        raise FusionError(
+            f"{where} must be a keras.Model or the path of a `.keras` file, which is "
+            f"loaded in Keras's safe mode. Received: {path!r}."
+        )
+    if "://" not in path and not os.path.exists(path):
+        raise FusionError(f"{where}, {path}, is not there. Correct the path.")
+    try:
+        if os.path.isfile(path) and not zipfile.is_zipfile(path):
+            raise zipfile.BadZipFile("it has no end")
+        return private.load_safely(path)
+    except (OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        raise FusionError(
+            f"{where}, {path}, cannot be read ({error}): it is cut off or damaged. Save "
+            "the partner again."
+        ) from error
+    except (ValueError, TypeError) as error:
+        text = str(error)
+        if "unsafe" in text or "safe_mode" in text:
+            raise FusionError(
+                f"{where}, {path}, holds code (a Lambda layer), and a file is loaded in "
+                "Keras's safe mode only. Load it yourself if you trust it, and give the "
+                "model."
+            ) from error
+        raise FusionError(f"{where}, {path}, cannot be loaded: {text}") from error

@@ -1,0 +1,43 @@
+"""Growth as dynamics: what growing in mid-training does to the training."""
+
+from keras_fusion.analysis.dynamics import (
+    Blocks,
+    Bracket,
+    BracketRate,
+    Derivatives,
+    DynamicsMonitor,
+    Field,
+    LossCurve,
+    Phases,
+    Proposal,
+    Record,
+    Result,
+    WhenItPays,
+    activation_jump,
+    activation_rms,
+    asymmetry,
+    block_alignment,
+    propose,
+    rate_factor,
+)
+
+__all__ = [
+    "Blocks",
+    "Bracket",
+    "BracketRate",
+    "Derivatives",
+    "DynamicsMonitor",
+    "Field",
+    "LossCurve",
+    "Phases",
+    "Proposal",
+    "Record",
+    "Result",
+    "WhenItPays",
+    "activation_jump",
+    "activation_rms",
+    "asymmetry",
+    "block_alignment",
+    "propose",
+    "rate_factor",
+]

@@ -1,0 +1,1 @@
+"""Per variable of the grown model: which block of which parent lies where."""

@@ -1,0 +1,156 @@
+"""Tied readouts: where no readout kernel can be divided by the number of parents.
+
+The fused logits are the mean of the parents'. An untied readout is divided by K. A
+tied one is the embedding itself, which must stay as it is for the inputs, so the
+factor goes into the last scalable layer before it: a norm's gamma (and beta).
+"""
+
+import keras
+
+from keras_fusion.architecture.widths import is_reverse
+from keras_fusion.errors import FusionError
+from keras_fusion.models import graph as graphs
+from keras_fusion.models import rules, tree
+
+
+def scales(parents: list[keras.Model], fused: keras.Model) -> dict:
+    """Factors that average the tied readouts of a model.
+
+    Args:
+        parents: K built models.
+        fused: the bigger model.
+
+    Returns:
+        Dict from `(id of the first parent's layer, variable name)` to K factors.
+
+    Raises:
+        FusionError: if a tied readout has no layer before it that can carry the
+            factor.
+    """
+    places = list(tree.lockstep([*parents, fused]))
+    embeddings = _embedding_scales([layers for _, layers in places])
+    found = {(key, "embeddings"): scale for key, scale in embeddings.items()}
+    for _, layers in places:
+        *owners, grown = layers
+        factors = _factors(owners, grown)
+        for layer, embedding in _scaled_layers(owners[0], grown):
+            # What the embedding is scaled by, its transpose is scaled by too.
+            shared = embeddings.get(id(embedding), (1.0,) * len(parents))
+            rule = rules.find_for_weights(layer)
+            for name in rule.scalable:
+                found[(id(layer), name)] = tuple(
+                    f / s for f, s in zip(factors, shared, strict=True)
+                )
+    return found
+
+
+def _embedding_scales(places):
+    """Scales that undo what a bigger width changes between embedding and network."""
+    found = {}
+    for *owners, grown in places:
+        rule = rules.find(grown)
+        if rule is None or rule.input_multipliers is None:
+            continue
+        bigger = rule.input_multipliers(grown)
+        own = [rule.input_multipliers(owner) for owner in owners]
+        for path, value in bigger.items():
+            scale = tuple(multipliers[path] / value for multipliers in own)
+            found[id(_resolve(owners[0], path))] = scale
+    return found
+
+
+def _factors(owners, grown):
+    """What each parent's last hidden states are multiplied by, for the mean."""
+    rule = rules.find(grown)
+    multiplier = rule.readout_multiplier if rule else None
+    if multiplier is None:
+        return (1.0 / len(owners),) * len(owners)
+    return tuple(
+        multiplier(owner) / multiplier(grown) / len(owners) for owner in owners
+    )
+
+
+def _scaled_layers(layer, grown):
+    """Yields `(layer before a tied readout that grew, its embedding or None)`."""
+    rule = rules.find(layer)
+    if rule is not None and rule.tied_readout is not None:
+        if _has_embedding(layer):
+            norm = _attribute(layer, rule.tied_readout)
+            if _shapes(norm) != _shapes(_attribute(grown, rule.tied_readout)):
+                yield norm, getattr(layer, "token_embedding", None)
+    elif graphs.is_plain(layer) or (graphs.is_graph_model(layer) and rule.nested):
+        graph, bigger = graphs.read(layer), graphs.read(grown)
+        for call, counterpart in zip(graph.calls, bigger.calls, strict=False):
+            if not (is_reverse(call) and call.operation.tie_weights):
+                continue
+            if call.features[0].shape[-1] != counterpart.features[0].shape[-1]:
+                last = _last_scalable(graph, call.features[0], call.name)
+                yield last, call.operation
+
+
+def _has_embedding(layer):
+    """Whether the readout is tied at all; a head may hold a kernel of its own."""
+    return getattr(layer, "token_embedding", layer) is not None
+
+
+def _shapes(layer):
+    return [tuple(v.shape) for v in layer.variables]
+
+
+def _attribute(layer, path):
+    layer = _resolve(layer, path)
+    rule = rules.find_for_weights(layer)
+    if rule is None or not rule.scalable:
+        raise FusionError(
+            f"The rule names {path!r}, a {type(layer).__name__}, which cannot "
+            "scale its output. Name a norm, or register its class with `scalable`."
+        )
+    return layer
+
+
+def _resolve(layer, path):
+    """The sub-layer at a path of attributes and, for lists, positions."""
+    for name in path.split("."):
+        if isinstance(layer, (list, tuple)):
+            layer = layer[int(name)]
+        elif hasattr(layer, name):
+            layer = getattr(layer, name)
+        else:
+            raise FusionError(
+                f"The rule of {type(layer).__name__} names {path!r}, but there is "
+                f"no attribute {name!r}. Correct the path."
+            )
+    return layer
+
+
+def _last_scalable(graph, tensor, readout):
+    """Follows the features back to the last layer that can scale them."""
+    while (call := graph.producer(tensor.key)) is not None:
+        if graph.consumers(tensor.key) > 1:
+            break
+        operation = call.operation
+        rule = rules.find(operation) if isinstance(operation, keras.Layer) else None
+        if rule is not None and rule.scalable and _is_linear(operation):
+            return operation
+        if rule is not None and rule.last_norm is not None:
+            return _attribute(operation, rule.last_norm)
+        if graphs.is_plain(operation):
+            inner = graphs.read(operation)
+            output = inner.outputs[tensor.key[2]]
+            return _last_scalable(inner, output, readout)
+        same = [t for t in call.features if t.shape[-1] == tensor.shape[-1]]
+        has_weights = isinstance(operation, keras.Layer) and operation.weights
+        if has_weights or len(same) != 1:
+            break
+        tensor = same[0]
+    raise FusionError(
+        f"The readout {readout!r} is tied to its embedding, and no norm or linear layer "
+        "of its own stands before it that could carry the factor of the mean. Put a "
+        "norm before the readout, untie it (tie_weights=False), or register the "
+        "model's class with `tied_readout`."
+    )
+
+
+def _is_linear(layer):
+    activation = getattr(layer, "activation", None)
+    return activation is None or activation == keras.activations.linear

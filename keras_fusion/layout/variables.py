@@ -1,0 +1,219 @@
+"""Per variable of the fused model: whose block is where, and at what scale."""
+
+import dataclasses
+
+import keras
+import numpy as np
+
+from keras_fusion.architecture.widths import Widths, contiguous
+from keras_fusion.errors import FusionError, StructureError
+from keras_fusion.layout import tied_readout
+from keras_fusion.layout.axes import NOTHING, Axis, is_readout
+from keras_fusion.models import host, rules, tree
+
+
+@dataclasses.dataclass(frozen=True)
+class VariableLayout:
+    """How one variable of the fused model comes from its parents' variables.
+
+    Args:
+        address: string. Where the variable is held.
+        sources: tuple of K `keras.Variable`, one a parent.
+        target: the fused model's `keras.Variable`.
+        axes: tuple of `Axis`, one per dimension.
+        scales: tuple of K factors on the parents' values (a norm before a tied
+            readout); ones elsewhere.
+        offset: float. What the layer adds to the value before it multiplies with it.
+        before_tied_readout: bool. Whether the variable carries the factor of the mean,
+            for a readout that cannot.
+        copied: for a widening by copies of units, for each axis the old position that
+            each new one copies, or `None` (see `copying`); `None` for a fusion.
+    """
+
+    address: str
+    sources: tuple
+    target: keras.Variable
+    axes: tuple[Axis, ...]
+    scales: tuple[float, ...]
+    offset: float = 0.0
+    before_tied_readout: bool = False
+    copied: tuple | None = None
+
+    @property
+    def grown(self) -> bool:
+        """Whether the parents lie side by side in this variable."""
+        return any(axis.grown for axis in self.axes)
+
+    @property
+    def has_new(self) -> bool:
+        """Whether some entries belong to no parent."""
+        if self.copied is None:
+            return any(axis.unused().size for axis in self.axes)
+        sources = (source for source in self.copied if source is not None)
+        return any((source == NOTHING).any() for source in sources)
+
+    def initial(self) -> np.ndarray | None:
+        """The target's initial values, if it has new capacity that they are for."""
+        return host.read(self.target) if self.has_new else None
+
+    @property
+    def is_state(self) -> bool:
+        """Whether the variable counts (a seed's state) and is copied, not averaged."""
+        return not keras.backend.is_float_dtype(self.target.dtype)
+
+    @property
+    def copies(self) -> float:
+        """How many parents, or copies of the one, lie side by side."""
+        if self.copied is None:
+            return len(self.sources)
+        grown = (axis for axis in self.axes if axis.grown)
+        return max((axis.size / len(axis.blocks[0]) for axis in grown), default=1.0)
+
+    @property
+    def gradient_scale(self) -> float:
+        """How much smaller this variable's gradient is than a parent's.
+
+        In a self-fusion each of K copies has 1/K of the influence on the outputs. So
+        a hidden block gets g/K; a readout, itself divided by K, gets g; what did not
+        grow gets g.
+        """
+        if not self.grown or is_readout(self.axes):
+            return 1.0
+        return 1.0 / (self.copies * float(np.mean(self.scales)))
+
+
+def plan(
+    parents: list[keras.Model],
+    fused: keras.Model,
+    widths: Widths,
+    *,
+    must_grow: bool = True,
+) -> list[VariableLayout]:
+    """Lays the parents out in the fused model, variable by variable.
+
+    Args:
+        parents: K built models.
+        fused: the built bigger model.
+        widths: what `widths.analyse` found on the parents' graphs.
+        must_grow: bool. Whether it is an error if all shapes are the first parent's.
+
+    Returns:
+        One `VariableLayout` per variable of `fused`, seeds included.
+
+    Raises:
+        StructureError: if shapes do not fit; the message names the variable.
+        UnregisteredLayerError: if a layer's weights have no roles.
+        FusionError: if nothing grew at all.
+    """
+    scales = tied_readout.scales(parents, fused)
+    layouts, planned = [], set()
+    for address, layers in tree.lockstep([*parents, fused]):
+        for *sources, target in tree.shared_variables(layers):
+            if id(target) in planned:
+                continue
+            planned.add(id(target))
+            name = f"{address}.{target.name}" if address else target.name
+            key = tree.stable_name(target)
+            axes = _axes(name, sources, target, layers, widths)
+            place = (id(layers[0]), key)
+            scale = scales.get(place, (1.0,) * len(parents))
+            offset = (
+                rule.offset(key) if (rule := rules.find_for_weights(layers[0])) else 0
+            )
+            layouts.append(
+                VariableLayout(
+                    name,
+                    tuple(sources),
+                    target,
+                    axes,
+                    scale,
+                    offset,
+                    place in scales and key != "embeddings",
+                )
+            )
+    if must_grow and not any(layout.grown for layout in layouts):
+        raise FusionError(
+            f"Nothing grows from {parents[0].name!r} to {fused.name!r}: no width of "
+            "theirs differs. Register the width keys of your classes, or pass a "
+            "bigger model as `into`."
+        )
+    return layouts
+
+
+def _axes(name, sources, target, layers, widths):
+    shapes = [tuple(v.shape) for v in sources]
+    shape = tuple(target.shape)
+    if len({len(s) for s in (*shapes, shape)}) > 1:
+        raise StructureError(
+            f"Variable {name!r} has shapes {shapes} in the parents and {shape} in the "
+            "fused model; their ranks differ."
+        )
+    unchanged = all(s == shape for s in shapes)
+    roles = _roles(name, target, layers[0], len(shape), unchanged)
+    return tuple(
+        _axis(name, i, roles[i], [s[i] for s in shapes], shape[i], layers, widths)
+        for i in range(len(shape))
+    )
+
+
+def _roles(name, target, layer, rank, unchanged):
+    if not keras.backend.is_float_dtype(target.dtype) and unchanged:
+        return (None,) * rank  # State such as a seed's: no layer describes it.
+    rule = rules.find_for_weights(layer)
+    roles = rule.variable_roles(layer).get(tree.stable_name(target)) if rule else None
+    if roles is None:
+        names = [v.name for v in tree.own_variables(layer)]
+        raise rules.unregistered(layer, name, names)
+    if len(roles) != rank:
+        raise FusionError(
+            f"The rule of {type(layer).__name__} gives {target.name!r} the roles "
+            f"{roles}, but it has {rank} axes of sizes {tuple(target.shape)}."
+        )
+    return roles
+
+
+def _axis(name, i, role, sizes, size, layers, widths):
+    role, parts = role if isinstance(role, tuple) else (role, 1)
+    placement = _placement(role, layers, widths) if parts == 1 else None
+    if all(s == size for s in sizes) and (role is None or placement is None):
+        return Axis(size, role)
+    if placement is not None and placement.size == size:
+        return Axis(size, role, placement.blocks)
+    if role is None or sum(sizes) > size:
+        raise StructureError(
+            f"Axis {i} of {name!r} has sizes {sizes} in the parents and {size} in the "
+            f"fused model. " + _size_advice(role, sizes)
+        )
+    if placement is not None and not placement.is_contiguous:
+        raise FusionError(
+            f"Axis {i} of {name!r} reads features that do not lie side by side, and "
+            f"has {size} entries for {placement.size}. Put the layers that flatten or "
+            "concatenate outside of composite layers."
+        )
+    if all(s == size for s in sizes):
+        return Axis(size, role)
+    return Axis(size, role, _stacked(sizes, size, parts))
+
+
+def _stacked(sizes, size, parts):
+    """Blocks of an axis that is several tensors one after the other."""
+    blocks = contiguous([own // parts for own in sizes])
+    starts = np.arange(parts) * (size // parts)
+    return tuple((starts[:, None] + block).ravel() for block in blocks)
+
+
+def _size_advice(role, sizes):
+    if role is None:
+        return (
+            "It is no width, so it must be equal everywhere (a vocabulary, a sequence "
+            "length, a head size)."
+        )
+    return f"It must be at least {sum(sizes)}, the sum of the parents' sizes."
+
+
+def _placement(role, layers, widths):
+    if role == "in":
+        return widths.entries.get(id(layers[0]))
+    if role == "out":
+        return widths.outputs.get(id(layers[0]))
+    return None

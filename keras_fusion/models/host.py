@@ -1,0 +1,161 @@
+"""Where values lie: read and written variable by variable, over devices and processes.
+
+Under a `keras.distribution` (JAX) a variable may be sharded: each device holds a part. No
+device must ever hold the whole of it on the way through a growth, so that values are read
+into the host's memory and written from there, shard by shard.
+"""
+
+import hashlib
+
+import keras
+import numpy as np
+
+from keras_fusion.errors import FusionError
+
+# Bytes; at such an address the backends use an array's own memory, without a copy.
+ALIGNMENT = 64
+# The most that a device gets at once of a variable whose parts lie in other processes.
+PIECE_BYTES = 2**26
+_LENDABLE = ("float16", "float32", "float64")
+
+
+def is_distributed() -> bool:
+    """Whether a `keras.distribution` lays variables out over devices."""
+    return (
+        keras.config.backend() == "jax"
+        and keras.distribution.distribution() is not None
+    )
+
+
+def read(variable: keras.Variable) -> np.ndarray:
+    """A variable's value in the host's memory, which may be the variable's own: read only.
+
+    Where several processes hold parts of it, all of them must call this, in one order.
+    """
+    return host(variable.value)
+
+
+def host(value) -> np.ndarray:
+    """A tensor's value in the host's memory, see `read`."""
+    if keras.config.backend() == "jax":
+        import jax
+
+        if isinstance(value, jax.Array) and not value.is_fully_replicated:
+            return _gathered(value)
+        return np.asarray(value)  # Without a copy, where the host holds it.
+    if keras.config.backend() == "tensorflow":
+        import tensorflow as tf
+
+        if not isinstance(value, (tf.SparseTensor, tf.IndexedSlices, tf.RaggedTensor)):
+            return np.asarray(tf.convert_to_tensor(value))
+    return np.asarray(keras.ops.convert_to_numpy(value))
+
+
+def _gathered(value):
+    result = np.empty(value.shape, value.dtype)
+    if value.is_fully_addressable:
+        for shard in value.addressable_shards:
+            result[shard.index] = np.asarray(shard.data)
+        return result
+    for index, piece in _pieces(value):
+        result[index] = np.asarray(piece)
+    return result
+
+
+def _pieces(value):
+    """A value of several processes, piece by piece, each on all devices."""
+    import jax
+
+    spec = (*value.sharding.spec, *[None] * value.ndim)[: value.ndim]
+    # Along a sharded axis XLA would gather everything before it cuts.
+    axis = spec.index(None) if None in spec else 0
+    size = value.shape[axis]
+    rows = max(1, min(size, PIECE_BYTES * size // max(1, value.nbytes)))
+    everywhere = jax.sharding.NamedSharding(
+        value.sharding.mesh, jax.sharding.PartitionSpec()
+    )
+    cut = jax.jit(
+        lambda x, start: jax.lax.dynamic_slice_in_dim(x, start, rows, axis),
+        out_shardings=everywhere,
+    )
+    for start in range(0, size, rows):
+        start = min(start, size - rows)
+        index = [slice(None)] * value.ndim
+        index[axis] = slice(start, start + rows)
+        yield tuple(index), cut(value, start)
+
+
+def write(variable: keras.Variable, value: np.ndarray) -> None:
+    """Gives a variable a value, of which each device gets its own part only.
+
+    Args:
+        variable: the `keras.Variable`.
+        value: array of its shape, which must not be changed afterwards.
+    """
+    if is_distributed():
+        import jax
+
+        # As `assign` would: float64 is float32 here if JAX is not told otherwise.
+        dtype = jax.dtypes.canonicalize_dtype(variable.dtype)
+        value = np.asarray(value, dtype)
+        sharding = layout_of(variable)
+        sharding = getattr(sharding, "backend_layout", sharding)
+        value = jax.make_array_from_callback(
+            value.shape, sharding, lambda index: value[index]
+        )
+    elif keras.config.backend() == "tensorflow":
+        value = _lent(np.asarray(value))  # arithmetic on scalars makes no arrays
+    variable.assign(value)
+
+
+def _lent(value):
+    """A tensor in the array's own memory, if it lies as TensorFlow's must."""
+    fits = value.flags.c_contiguous and value.ctypes.data % ALIGNMENT == 0
+    if not (fits and value.size and value.flags.writeable and value.dtype in _LENDABLE):
+        return value
+    import tensorflow as tf
+
+    return tf.experimental.dlpack.from_dlpack(value.__dlpack__())
+
+
+def layout_of(variable: keras.Variable):
+    """The layout that the current distribution has for a variable."""
+    return keras.distribution.distribution().get_variable_layout(variable)
+
+
+def check_layout(source: keras.Variable, target: keras.Variable, address: str) -> None:
+    """Checks that a grown variable can be sharded as the small one is.
+
+    Args:
+        source: the small model's variable.
+        target: the grown model's variable.
+        address: string. Where it is held.
+
+    Raises:
+        FusionError: naming the variable, its shape, and the axis of the mesh.
+    """
+    if not is_distributed():
+        return
+    layout = layout_of(source)
+    if not isinstance(layout, keras.distribution.TensorLayout):
+        return
+    mesh, shape = layout.device_mesh, tuple(target.shape)
+    sizes = dict(zip(mesh.axis_names, mesh.shape, strict=True))
+    for i, name in enumerate(layout.axes):
+        if name is not None and shape[i] % sizes[name]:
+            raise FusionError(
+                f"The grown {address!r} (path {source.path!r}) has shape {shape}, and "
+                f"its layout {layout.axes} shards axis {i} over the mesh's axis {name!r} "
+                f"of {sizes[name]} devices, which does not divide {shape[i]}. Choose a "
+                "factor, partners or `into` with which it does, or another LayoutMap."
+            )
+
+
+def weights_digest(model: keras.Model) -> str:
+    """A sha256 of a model's weights, in order."""
+    digest = hashlib.sha256()
+    for variable in model.weights:
+        array = np.ascontiguousarray(read(variable))
+        digest.update(f"{array.dtype}{array.shape}".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()

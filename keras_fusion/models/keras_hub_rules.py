@@ -1,0 +1,255 @@
+"""Rules for keras-hub's layers, backbones and tasks.
+
+Written by name, so that keras-hub is imported by nobody but its users, and since it
+does not export the inner layers of its backbones. What follows keras-hub's conventions
+(the names of config keys, features on the last axis) needs no rule of its own.
+"""
+
+from keras_fusion.models.rules import Norm, register
+from keras_fusion.models.tree import stable_name
+
+# What keras-hub calls widths, alone or after `encoder_` and `decoder_`.
+_STREAM = ("projection_dim", "hidden_dim", "decoder_hidden_dim")
+_WIDTHS = (
+    "hidden_dim",
+    "embedding_dim",
+    "intermediate_dim",
+    "mlp_dim",
+    "projection_dim",
+    "moe_intermediate_dim",
+    "shared_expert_intermediate_dim",
+    "shared_expert_intermediate_size",
+    "cross_attention_hidden_size",
+    "num_heads",
+    "num_attention_heads",
+    "num_query_heads",
+    "num_key_value_heads",
+)
+_DEPTHS = ("num_layers", "encoder_num_layers", "decoder_num_layers")
+_LAST_NORMS = (
+    "decoder_layer_norm",
+    "decoder_norm",
+    "layer_norm",
+    "final_layernorm",
+    "final_layer_norm",
+    "norm",
+    # After a post-norm decoder there is none of the backbone's own.
+    "decoder_transformer_layers.-1._feedforward_layer_norm",
+    "transformer_layers.-1._feedforward_layer_norm",
+)
+_BLOCK = ("num_heads", "intermediate_dim")
+
+
+def _widths(backbone):
+    prefixes = ("", "encoder_", "decoder_")
+    names = {prefix + name for prefix in prefixes for name in _WIDTHS}
+    return tuple(key for key in backbone.get_config() if key in names)
+
+
+def _output_width(backbone):
+    config = backbone.get_config()
+    return next((key for key in _STREAM if config.get(key)), None)
+
+
+def _last_norm(backbone):
+    def holds(path):
+        return hasattr(backbone, path.split(".")[0])
+
+    return next((path for path in _LAST_NORMS if holds(path)), None)
+
+
+def _depth(backbone):
+    return tuple(key for key in _DEPTHS if key in backbone.get_config())
+
+
+def _head_size(config):
+    for key in ("key_value_dim", "head_dim", "head_size"):
+        if config.get(key):
+            return config[key]
+    for key in ("num_heads", "num_attention_heads", "num_query_heads"):
+        if config.get(key) and config.get("hidden_dim"):
+            return config["hidden_dim"] / config[key]
+    return None
+
+
+register(
+    "keras_hub>Backbone",
+    widths=_widths,
+    output_width=_output_width,
+    equal={"head size": _head_size},
+    depth=_depth,
+    last_norm=_last_norm,
+)
+
+# Weights of inner layers: features are the last axis. A layer that is named a norm and
+# has a scale is an RMS norm; keras-hub's layer norms are Keras's.
+
+
+def _inner_roles(layer):
+    return {
+        stable_name(v): (None,) * (len(v.shape) - 1) + ("out",) * (len(v.shape) > 0)
+        for v in layer.variables
+    }
+
+
+def _is_norm(layer):
+    return "norm" in type(layer).__name__.lower() and hasattr(layer, "scale")
+
+
+register(
+    "keras_hub>*",
+    roles=_inner_roles,
+    scalable=lambda layer: ("scale",) if _is_norm(layer) else (),
+    norm=lambda layer: Norm("mean_square", "scale") if _is_norm(layer) else None,
+)
+# These multiply with 1 + scale; of the same name is Gemma 4's, which does not.
+for _name in ("RMSNormalization", "Qwen3_5LayerNorm", "EdRecRMSNormalization"):
+    register(
+        f"keras_hub>{_name}",
+        roles={"scale": ("out",)},
+        scalable=("scale",),
+        norm=lambda layer: Norm(
+            "mean_square",
+            "scale",
+            offset=0.0 if ".gemma4." in type(layer).__module__ else 1.0,
+        ),
+    )
+register(
+    "keras_hub>T5LayerNorm",
+    roles={"weight": ("out",)},
+    scalable=("weight",),
+    norm=Norm("mean_square", "weight"),
+)
+# Biases of the attention by head, whose size stays.
+_BY_HEAD = ("out", None)
+register(
+    "keras_hub>XLNetEncoder",
+    roles={
+        "content_attention_bias": _BY_HEAD,
+        "positional_attention_bias": _BY_HEAD,
+        "segment_attention_bias": _BY_HEAD,
+        "segment_encoding": (None, *_BY_HEAD),
+    },
+)
+# Experts: the same number in all parents, each as wide as theirs together.
+_EXPERTS = {
+    "expert_feedforward_intermediate_dense": (None, "in", "out"),
+    "expert_feedforward_output_dense": (None, "in", "out"),
+}
+_HALVES = {"expert_feedforward_gate_dense": (None, "in", ("out", 2))}
+register(
+    "keras_hub>MixtralMoeExperts",
+    roles=_EXPERTS | {"expert_feedforward_gate_dense": (None, "in", "out")},
+)
+for _name in ("QwenMoeExperts", "Qwen3MoeExperts", "Qwen3_5MoeExperts"):
+    register(f"keras_hub>{_name}", roles=_EXPERTS | _HALVES)
+register(
+    "keras_hub>GptOssExperts",
+    # Gate and up alternate, so that pairs lie side by side.
+    roles={
+        "gate_up_proj": (None, "in", "out"),
+        "gate_up_proj_bias": (None, "out"),
+        "down_proj": (None, "in", "out"),
+        "down_proj_bias": (None, "out"),
+    },
+)
+
+# Building blocks.
+
+register("keras_hub>TransformerEncoder", widths=_BLOCK)
+register(
+    "keras_hub>TransformerDecoder",
+    widths=_BLOCK,
+    # With these the layer would be built at once, in the parent's shapes.
+    unset=("decoder_sequence_shape", "encoder_sequence_shape"),
+)
+register("keras_hub>PositionEmbedding", roles={"embeddings": (None, "out")})
+register(
+    "keras_hub>TokenAndPositionEmbedding",
+    widths=("embedding_dim",),
+    output_width="embedding_dim",
+)
+register(
+    "keras_hub>MaskedLMHead",
+    roles={"output_kernel": ("in", None), "output_bias": (None,)},
+    tied_readout="_intermediate_layer_norm",
+)
+
+# Backbones that differ from the conventions.
+
+register(
+    "keras_hub>FNetBackbone",
+    widths=_widths,
+    output_width=_output_width,
+    refuse="its Fourier transform mixes the features of one parent with another's",
+)
+register(
+    "keras_hub>XLNetBackbone",
+    widths=_widths,
+    output_width=_output_width,
+    refuse=(
+        "its sinusoids of relative positions are a constant of hidden_dim, and would be "
+        "others"
+    ),
+)
+for _name in ("BloomBackbone", "FalconBackbone"):
+    register(
+        f"keras_hub>{_name}",
+        widths=_widths,
+        output_width=_output_width,
+        refuse="its ALiBi slopes are constants of the number of heads, and would be others",
+    )
+
+
+def _gemma_multipliers(backbone):
+    return {"token_embedding": backbone.hidden_dim**0.5}
+
+
+for _name in ("GemmaBackbone", "Gemma3Backbone", "Gemma4Backbone"):
+    register(
+        f"keras_hub>{_name}",
+        widths=_widths,
+        output_width=_output_width,
+        equal={"head size": _head_size},
+        depth=_depth,
+        last_norm="layer_norm",
+        input_multipliers=_gemma_multipliers,
+    )
+for _name in ("T5GemmaBackbone", "T5Gemma2Backbone"):
+    register(
+        f"keras_hub>{_name}",
+        widths=_widths,
+        output_width="decoder_hidden_dim",
+        equal={"head size": lambda config: config["decoder_head_dim"]},
+        depth=_depth,
+        last_norm=_last_norm,
+        input_multipliers=lambda backbone: {
+            "token_embedding": backbone.encoder_hidden_dim**0.5,
+            "decoder_token_embedding": backbone.decoder_hidden_dim**0.5,
+        },
+    )
+
+# Two towers, whose embeddings are compared; what they are projected to stays as it is.
+for _name in ("CLIPBackbone", "MetaCLIP2Backbone", "SigLIPBackbone"):
+    register(f"keras_hub>{_name}", nested=("vision_encoder", "text_encoder"))
+
+# Every task is grown around its backbone. What it adds is a readout, and perhaps a layer
+# before it that is as wide as the backbone, by a config key of its own.
+
+_AROUND = {"nested": ("backbone",), "shared": ("preprocessor",)}
+register("keras_hub>Task", widths=_widths, **_AROUND)
+# Its head reads the backbone's last, post-norm block without a norm of its own.
+register("keras_hub>RoformerV2MaskedLMHead")
+register(
+    "keras_hub>RoformerV2MaskedLM",
+    **_AROUND,
+    tied_readout="backbone.transformer_layers.-1.feedforward_norm",
+)
+register(
+    "keras_hub>T5Seq2SeqLM",
+    **_AROUND,
+    # A tied T5 multiplies its last hidden states by hidden_dim**-0.5.
+    readout_multiplier=lambda task: (
+        task.backbone.hidden_dim**-0.5 if task.backbone.tie_embedding_weights else 1.0
+    ),
+)

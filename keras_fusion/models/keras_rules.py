@@ -1,0 +1,177 @@
+"""Rules for the layers of Keras itself."""
+
+from keras import layers
+
+from keras_fusion.models.rules import Norm, register
+
+_NORM = {
+    name: ("out",)
+    for name in ("gamma", "beta", "scale", "moving_mean", "moving_variance")
+} | {"blend": ()}
+_KERNEL = {"kernel": ("in", "out"), "bias": ("out",)}
+
+
+# Dense layers and embeddings.
+
+
+def einsum_letters(equation: str) -> tuple[str, str, str]:
+    """The letters of an EinsumDense equation, the ellipsis left out.
+
+    Args:
+        equation: e.g. `"abc,cde->abde"` or `"...x,xy->...y"`.
+
+    Returns:
+        The letters of the input, of the kernel and of the output.
+    """
+    left, output = equation.replace("...", "").split("->")
+    inputs, kernel = left.split(",")
+    return inputs, kernel, output
+
+
+def _einsum_roles(layer):
+    inputs, kernel, output = einsum_letters(layer.equation)
+    # A letter of both the input and the output is a batch of kernels: it is
+    # concatenated, as an output is.
+    kernel_roles = tuple("out" if letter in output else "in" for letter in kernel)
+    bias = "".join(letter for letter in output if letter in (layer.bias_axes or ""))
+    return {"kernel": kernel_roles, "bias": ("out",) * len(bias)}
+
+
+def _grow_einsum(configs, fixed):
+    """Grows the first output letter of the kernel's own (the heads, never their size)."""
+    config = dict(configs[0])
+    inputs, _, output = einsum_letters(config["equation"])
+    shapes = [list(_as_tuple(c["output_shape"])) for c in configs]
+    letters = output[-len(shapes[0]) :]
+    grown = False
+    for i, letter in enumerate(letters):
+        if letter in inputs:
+            shapes[0][i] = None  # Keras takes it from the input, which may have grown.
+        elif not fixed and not grown:
+            shapes[0][i] = sum(shape[i] for shape in shapes)
+            grown = True
+    return config | {"output_shape": tuple(shapes[0])}
+
+
+def _as_tuple(shape):
+    return tuple(shape) if isinstance(shape, (list, tuple)) else (shape,)
+
+
+register(
+    layers.Dense,
+    widths=("units",),
+    output_width="units",
+    roles=_KERNEL,
+    scalable=("kernel", "bias"),
+)
+register(
+    layers.EinsumDense,
+    widths=("output_shape",),
+    output_width="output_shape",
+    roles=_einsum_roles,
+    scalable=("kernel", "bias"),
+    grow=_grow_einsum,
+)
+register(
+    layers.Embedding,
+    widths=("output_dim",),
+    output_width="output_dim",
+    roles={"embeddings": (None, "out"), "reverse_embeddings": ("in", None)},
+)
+
+# Attention. Heads are concatenated; their size stays.
+
+register(
+    layers.MultiHeadAttention,
+    widths=("num_heads", "output_shape"),
+    output_width="output_shape",
+)
+register(
+    layers.GroupQueryAttention,
+    widths=("num_query_heads", "num_key_value_heads"),
+    equal={
+        "ratio of query heads to key-value heads": lambda config: (
+            config["num_query_heads"] / config["num_key_value_heads"]
+        )
+    },
+)
+_SINGLE_HEAD = (
+    "its one softmax over the joined features of several parents is not theirs; use "
+    "MultiHeadAttention, whose heads are concatenated"
+)
+register(layers.Attention, refuse=_SINGLE_HEAD)
+register(layers.AdditiveAttention, refuse=_SINGLE_HEAD)
+
+# Norms. One statistic over the joined features of distinct parents is not theirs.
+
+register(
+    layers.LayerNormalization,
+    roles=_NORM,
+    scalable=("gamma", "beta"),
+    norm=Norm("mean_variance", "gamma", "beta"),
+)
+register(
+    layers.RMSNormalization,
+    roles=_NORM,
+    scalable=("scale",),
+    norm=Norm("mean_square", "scale"),
+)
+# What an adapted layer has learned of its input, whose width it has.
+register(
+    layers.Normalization,
+    roles=lambda layer: {
+        name: (*(None,) * (len(layer.adapt_mean.shape) - 1), "out")
+        for name in ("mean", "variance")
+    },
+)
+register(layers.BatchNormalization, roles=_NORM, scalable=("gamma", "beta"))
+register(
+    layers.GroupNormalization,
+    widths=("groups",),
+    roles=_NORM,
+    scalable=("gamma", "beta"),
+)
+
+# Convolutions over `channels_last` data.
+
+register(
+    layers.Conv1D,
+    widths=("filters",),
+    output_width="filters",
+    roles={"kernel": (None, "in", "out"), "bias": ("out",)},
+)
+register(
+    layers.Conv2D,
+    widths=("filters",),
+    output_width="filters",
+    roles={"kernel": (None, None, "in", "out"), "bias": ("out",)},
+)
+register(
+    layers.PReLU,
+    roles=lambda layer: {"alpha": (None,) * (len(layer.alpha.shape) - 1) + ("out",)},
+)
+
+# Layers without weights. Those not named here keep the width of their input.
+
+for merge in (
+    layers.Add,
+    layers.Average,
+    layers.Maximum,
+    layers.Minimum,
+    layers.Multiply,
+    layers.Subtract,
+):
+    register(merge, merge="all")
+register(layers.Concatenate, merge="concatenate")
+_MIXES = "it mixes the features of one parent with those of another"
+register(layers.Dot, refuse=_MIXES)
+register(layers.Softmax, refuse=_MIXES)
+register(layers.UnitNormalization, refuse=_MIXES)
+register(
+    layers.Lambda,
+    refuse="its function is a black box, which may hold a width or mix the features; "
+    "write it as a layer class with a config and a rule",
+)
+register(layers.Permute, refuse="it moves the widths to another axis")
+_FIXED_SHAPE = "its shape is a constant that holds the parents' width"
+register(layers.Reshape, refuse=_FIXED_SHAPE)

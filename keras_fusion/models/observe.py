@@ -1,0 +1,66 @@
+"""Looking into a model: what goes in and out of its layers while it computes."""
+
+from collections.abc import Iterable
+
+import keras
+
+from keras_fusion.models import host
+
+
+class Observation(dict):
+    """Calls by layer id; `order` lists the ids as the layers finished first."""
+
+    def __init__(self):
+        super().__init__()
+        self.order = []
+
+
+def observe(model: keras.Model, inputs, layers: Iterable[keras.Layer]) -> Observation:
+    """Calls a model in inference mode and keeps what its layers take and give.
+
+    Args:
+        model: a built model.
+        inputs: a batch in the structure of the model's inputs.
+        layers: the layers to look at.
+
+    Returns:
+        `Observation`, a dict from a layer's id to a list of `(input, output)`, one pair
+        of arrays (in float32 or wider) per call of the layer. What is no single tensor
+        is `None`.
+    """
+    seen = Observation()
+    layers = list(layers)
+    try:
+        for layer in layers:
+            layer.call = _Recorder(layer, seen)
+        model(keras.tree.map_structure(keras.ops.convert_to_tensor, inputs))
+    finally:
+        for layer in layers:
+            vars(layer).pop("call", None)
+    return seen
+
+
+class _Recorder:
+    """Stands in for a layer's `call`, an attribute of the instance for the while."""
+
+    def __init__(self, layer, seen):
+        self._call, self._id, self._seen = layer.call, id(layer), seen
+        seen[self._id] = []
+        self.__wrapped__ = layer.call  # Keras reads the signature.
+
+    def __call__(self, *args, **kwargs):
+        result = self._call(*args, **kwargs)
+        first = args[0] if args else next(iter(kwargs.values()), None)
+        if not self._seen[self._id]:
+            self._seen.order.append(self._id)
+        self._seen[self._id].append((_array(first), _array(result)))
+        return result
+
+
+def _array(value):
+    if not keras.ops.is_tensor(value):
+        return None
+    if keras.backend.is_float_dtype(keras.backend.standardize_dtype(value.dtype)):
+        wide = keras.backend.result_type(value.dtype, "float32")
+        value = keras.ops.cast(value, wide)
+    return host.host(value)

@@ -1,0 +1,23 @@
+"""Everything that touches Keras's private state, but for the graft itself."""
+
+from keras_fusion.models.private.deferral import (
+    adopt_layouts,
+    give_values,
+    without_values,
+)
+from keras_fusion.models.private.loading import load_safely
+from keras_fusion.models.private.multi_worker import multi_worker_fit
+from keras_fusion.models.private.names import keep_names
+from keras_fusion.models.private.trainer import scope, start_at_epoch, sync
+
+__all__ = [
+    "adopt_layouts",
+    "give_values",
+    "keep_names",
+    "load_safely",
+    "multi_worker_fit",
+    "scope",
+    "start_at_epoch",
+    "sync",
+    "without_values",
+]

@@ -1,0 +1,65 @@
+"""A run of several processes: who speaks for all, and a number that all agree on."""
+
+import keras
+import numpy as np
+
+
+def is_chief() -> bool:
+    """Whether this process is the one that speaks for all.
+
+    With TensorFlow's workers it must be asked for in the scope of their strategy.
+    """
+    if keras.config.backend() == "jax":
+        import jax
+
+        return jax.process_index() == 0
+    workers = _workers()
+    if workers is None:
+        return True
+    resolver = workers.cluster_resolver
+    return resolver.task_type == "chief" or (
+        resolver.task_id == 0 and "chief" not in resolver.cluster_spec().jobs
+    )
+
+
+def is_alone() -> bool:
+    """Whether no other process trains the model too; asked for as `is_chief` is."""
+    if keras.config.backend() == "jax":
+        import jax
+
+        return jax.process_count() == 1
+    return _workers() is None
+
+
+def agreed(number: int) -> int:
+    """The first process's number, in all processes.
+
+    Args:
+        number: int below 2**31, such as a seed that each process has drawn itself.
+    """
+    if keras.config.backend() == "jax":
+        import jax
+        from jax.experimental import multihost_utils
+
+        if jax.process_count() > 1:
+            number = multihost_utils.broadcast_one_to_all(np.int32(number))
+    elif (workers := _workers()) is not None:
+        import tensorflow as tf
+
+        def part():
+            first = tf.distribute.get_replica_context().replica_id_in_sync_group == 0
+            return tf.constant(number, tf.int64) * tf.cast(first, tf.int64)
+
+        number = workers.reduce("SUM", workers.run(part), axis=None)
+    return int(number)
+
+
+def _workers():
+    """The strategy of several TensorFlow workers, if it is in scope."""
+    if keras.config.backend() != "tensorflow":
+        return None
+    import tensorflow as tf
+
+    strategy = tf.distribute.get_strategy()
+    kind = tf.distribute.MultiWorkerMirroredStrategy
+    return strategy if isinstance(strategy, kind) else None

@@ -1,0 +1,170 @@
+"""Walking a model: which layers it has, and which variables each layer owns.
+
+Two builds of one architecture name their unnamed sub-layers differently, so layers
+correspond by where they are held (attribute or position), never by name or path.
+"""
+
+import re
+from collections.abc import Iterator
+
+import keras
+
+from keras_fusion.errors import StructureError
+from keras_fusion.models import rules
+from keras_fusion.models.block_norms import stock_class
+
+# TensorFlow's bookkeeping, which holds the same layers once more.
+_BOOKKEEPING = re.compile("_self_(tracked_trackables$|unconditional_)")
+
+# Keras's own lists of a model's layers, by position and by depth.
+_LISTS = re.compile("_layers$|_operations")
+
+
+def skipped_attributes(layer: keras.Layer) -> tuple[str, ...]:
+    """Attributes of a layer that are no part of the network (a tokenizer)."""
+    rule = rules.find(layer)
+    return rule.shared if rule is not None else ()
+
+
+def children(layer: keras.Layer, *, list_layers: bool = True) -> dict:
+    """Direct sub-layers by address, each once, in an order that two builds share.
+
+    Args:
+        layer: the layer or model.
+        list_layers: bool. Whether a model's `layers` come first, by their positions.
+
+    Returns:
+        Dict from address (`"layers[2]"`, `"encoder"`) to layer.
+    """
+    skip, found = skipped_attributes(layer), {}
+    if list_layers and isinstance(layer, keras.Model):
+        _collect("layers", list(layer.layers), found)
+    # On the PyTorch backend attributes that are layers are held in `_modules`.
+    attributes = dict(vars(layer))
+    attributes |= attributes.pop("_modules", {})
+    if not list_layers:
+        attributes = {k: v for k, v in attributes.items() if not _LISTS.match(k)}
+    # Keras's own list comes last: an attribute is the better address.
+    for name, value in sorted(
+        attributes.items(), key=lambda item: (item[0] == "_layers", item[0])
+    ):
+        if name.lstrip("_") not in skip and not _BOOKKEEPING.match(name):
+            _collect(name, value, found)
+    if not list_layers and isinstance(layer, keras.Model):
+        _collect("layers", {child.name: child for child in layer.layers}, found)
+    skipped = {id(getattr(layer, name, None)) for name in skip}
+    unique, seen = {}, {id(layer)} | skipped
+    for address, child in found.items():
+        if id(child) not in seen:
+            seen.add(id(child))
+            unique[address] = child
+    return unique
+
+
+def _collect(address, value, found):
+    if isinstance(value, keras.layers.InputLayer):
+        return  # It has no state, and a nested model may share it with the outer one.
+    if isinstance(value, keras.Layer):
+        found[address] = value
+    elif isinstance(value, (list, tuple)):
+        for i, item in enumerate(value):
+            _collect(f"{address}[{i}]", item, found)
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            _collect(f"{address}[{key!r}]", item, found)
+
+
+def walk(layer: keras.Layer) -> Iterator:
+    """Yields `(address, layer)` for a layer and all below it, each layer once.
+
+    Args:
+        layer: the layer or model to start from.
+    """
+    seen = {id(layer)}
+
+    def descend(address, current):
+        yield address, current
+        for name, child in children(current).items():
+            if id(child) not in seen:
+                seen.add(id(child))
+                yield from descend(f"{address}.{name}" if address else name, child)
+
+    yield from descend("", layer)
+
+
+def by_attribute(layer: keras.Layer) -> Iterator:
+    """As `walk`, with addresses that do not depend on how many layers come before.
+
+    What no attribute of a model holds is addressed by its name.
+    """
+    seen = {id(layer)}
+
+    def descend(address, current):
+        yield address, current
+        for name, child in children(current, list_layers=False).items():
+            if id(child) not in seen:
+                seen.add(id(child))
+                yield from descend(f"{address}.{name}" if address else name, child)
+
+    yield from descend("", layer)
+
+
+def own_variables(layer: keras.Layer) -> list:
+    """The variables that a layer holds itself, its sub-layers' left out."""
+    below = {id(v) for child in children(layer).values() for v in child.variables}
+    return [v for v in layer.variables if id(v) not in below]
+
+
+def stable_name(variable: keras.Variable) -> str:
+    """A variable's name, without the number that Keras gives to those without name."""
+    return re.sub(r"^variable_\d+$", "variable", variable.name)
+
+
+def shared_variables(layers: list) -> list[tuple]:
+    """The corresponding own variables of corresponding layers, by position.
+
+    A block norm's blend has no counterpart in the norm of Keras that it stands for.
+
+    Raises:
+        StructureError: if other variables differ.
+    """
+    stacks = [own_variables(layer) for layer in layers]
+    if len({type(layer) for layer in layers}) > 1:
+        common = set.intersection(*({v.name for v in stack} for stack in stacks))
+        stacks = [[v for v in stack if v.name in common] for stack in stacks]
+    names = [[stable_name(v) for v in stack] for stack in stacks]
+    if any(n != names[0] for n in names):
+        raise StructureError(
+            f"The variables of {type(layers[0]).__name__} {layers[0].name!r} differ "
+            f"between the models: {names}. Build them with the same options; if weights "
+            "are tied by hand, which no config tells, pass a bigger model that is tied as "
+            "well as `into`."
+        )
+    return list(zip(*stacks, strict=True))
+
+
+def lockstep(models: list) -> Iterator:
+    """Yields `(address, layers)` for the corresponding layers of several models.
+
+    Raises:
+        StructureError: if the models do not have the same layers; the message names
+            the first place where they differ.
+    """
+    walks = [list(walk(model)) for model in models]
+    for steps in zip(*walks, strict=False):
+        address, layers = steps[0][0], [layer for _, layer in steps]
+        if len({stock_class(layer) for layer in layers}) > 1:
+            raise StructureError(
+                f"The models differ at {address or 'the top'!r}: "
+                f"{[type(layer).__name__ for layer in layers]}. Parents must be of one "
+                "architecture and depth; only widths may differ."
+            )
+        yield address, layers
+    lengths = [len(w) for w in walks]
+    if len(set(lengths)) > 1:
+        longest = max(walks, key=len)
+        raise StructureError(
+            f"The models have different numbers of layers: {lengths}; the first layer "
+            f"without counterpart is {longest[min(lengths)][0]!r}. Parents must be of "
+            "equal depth; only widths may differ."
+        )

@@ -1,0 +1,1 @@
+"""The methods of growth: each lays out a `Plan`, one file per method."""

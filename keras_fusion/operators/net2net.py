@@ -1,0 +1,133 @@
+"""Net2Net: units are copied, and what goes out of each is divided among its copies."""
+
+import keras
+import numpy as np
+
+from keras_fusion.errors import FusionError
+from keras_fusion.operators import arguments, widening
+from keras_fusion.operators.base import GrowthOperator, register_operator
+from keras_fusion.operators.plan import Plan
+
+DRAWS = ("balanced", "random")
+
+
+@register_operator(
+    "width",
+    exact="without joint norms, or where every unit is copied equally often",
+    source="Chen et al., Net2Net, ICLR 2016",
+)
+class Net2Net(GrowthOperator):
+    """Copies units, and divides what goes out of each by the number of its copies.
+
+    Net2WiderNet, for whole networks. Heads are copied whole, and features of one head
+    stay together. One layer or RMS norm over units that are copied unequally often has
+    another statistic than before, so that the function changes; that is refused unless
+    `exact=False`.
+
+    The optimizer's state is carried as if the network had always had the copies: a unit
+    of c copies gets 1/c of the old gradient in each, its first moments are divided by c
+    and its second by c**2. The paper says nothing of the state; it trains on at a tenth
+    of the learning rate (`GrowModel(..., learning_rate_factor=0.1)`).
+
+    Args:
+        factor: number above 1. How many times as wide the model becomes; heads and
+            widths must stay whole. Defaults to 2.
+        draw: `"random"` draws the units to copy with replacement, as the paper does;
+            `"balanced"` copies none a second time before all have been copied, which
+            makes whole factors exact under norms, too. Defaults to `"balanced"`.
+        exact: bool. Whether to refuse a growth that changes the function. Defaults to
+            `True`.
+        noise: float. Deviation of noise relative to the kernel's, by which the copies
+            part; it cancels over the copies of each input. Defaults to 0.01. The paper
+            adds noise as well where no dropout is used; that ours cancels is ours.
+        seed: int. Seed of the draws and the noise.
+
+    Raises:
+        FusionError: for an unknown `draw`; in training, for a growth that would change
+            the function.
+
+    Example:
+
+    >>> import keras, keras_fusion
+    >>> model = keras.Sequential(
+    ...     [keras.Input((4,)), keras.layers.Dense(8), keras.layers.Dense(1)]
+    ... )
+    >>> wide = keras_fusion.Net2Net(factor=1.5, seed=0).plan(model).fill()
+    >>> [layer.units for layer in wide.layers]
+    [12, 1]
+
+    Source: Chen, Goodfellow and Shlens, Net2Net: Accelerating Learning via Knowledge
+    Transfer, ICLR 2016; for transformers Chen et al., bert2BERT, ACL 2022.
+    """
+
+    def __init__(
+        self,
+        factor: float = 2,
+        draw: str = "balanced",
+        exact: bool = True,
+        noise: float = 0.01,
+        seed: int | None = None,
+    ):
+        if draw not in DRAWS:
+            raise FusionError(
+                f"`draw` must be one of {DRAWS}. Received: draw={draw!r}."
+            )
+        self.factor = factor
+        self.draw = draw
+        self.exact = exact
+        self.noise = noise
+        self.seed = seed
+
+    def plan(self, model: keras.Model) -> Plan:
+        """Lays out the growth of a model; changes nothing."""
+        seed = arguments.drawn_seed(self.seed)
+
+        def choose(model, grown, items):
+            groups = widening.common_groups(model, grown, items)
+            free = widening.free_sizes(model, items)
+            return lambda old, new: self._sources(old, new, seed, groups, free)
+
+        plan = widening.make_plan(
+            model, self.factor, choose, noise=self.noise, seed=seed
+        )
+        if not widening.has_even_norms(plan):
+            if self.exact:
+                raise FusionError(
+                    f"Net2Net(factor={self.factor!r}, draw={self.draw!r}) copies the units "
+                    f"of {model.name!r} unequally often, which changes the statistics of "
+                    "its norms and so the function. Use a whole factor with "
+                    "draw='balanced', Lemon(factor), or allow it with exact=False."
+                )
+            plan = plan.without_promise()
+        return plan
+
+    def _sources(self, old, new, seed, groups, free):
+        """The units that a stretch of features copies."""
+        if old == new:
+            return np.arange(old)
+        # Drawn from the sizes alone, so that all axes of one width copy alike.
+        size = 1 if old in free else old // groups
+        count, wanted = old // size, new // size
+        rng = np.random.default_rng([seed, count, wanted])
+        extra = wanted - count
+        if self.draw == "random":
+            drawn = rng.integers(0, count, extra)
+        else:
+            rounds = [rng.permutation(count) for _ in range(-(-extra // count))]
+            drawn = np.concatenate(rounds)[:extra]
+        units = np.concatenate([np.arange(count), drawn])
+        return (units[:, None] * size + np.arange(size)).ravel()
+
+    def __str__(self):
+        """What the operator does, for the console."""
+        return f"Net2Net x{self.factor}"
+
+    def get_config(self) -> dict:
+        """The constructor's arguments."""
+        return {
+            "factor": self.factor,
+            "draw": self.draw,
+            "exact": self.exact,
+            "noise": self.noise,
+            "seed": self.seed,
+        }

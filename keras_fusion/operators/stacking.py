@@ -1,0 +1,304 @@
+"""The layout of a growth in depth: which old block each new one is a copy of."""
+
+import dataclasses
+import re
+
+import keras
+import numpy as np
+
+from keras_fusion.architecture import depth, repetition
+from keras_fusion.architecture.parents import check_parent
+from keras_fusion.errors import FusionError, StructureError
+from keras_fusion.layout.axes import Axis
+from keras_fusion.layout.variables import VariableLayout
+from keras_fusion.models import graph as graphs
+from keras_fusion.models import host, tree
+from keras_fusion.operators.base import GrowthOperator, register_operator
+from keras_fusion.operators.plan import Plan, Settings, adopt
+
+ORDERS = ("stacked", "interleaved")
+
+
+@dataclasses.dataclass
+class Stacking(Plan):
+    """A laid-out growth in depth.
+
+    Args:
+        pairs: list of `(old layer, deeper model's layer)`, the new blocks' too.
+        new: indices of the layouts of new blocks.
+        zeroed: indices of the layouts that start at zero.
+    """
+
+    pairs: list = dataclasses.field(default_factory=list)
+    new: frozenset[int] = frozenset()
+    zeroed: frozenset[int] = frozenset()
+
+    def corresponding(self) -> list[tuple[keras.Layer, keras.Layer]]:
+        """The layers of the first parent with their counterparts that are not new."""
+        fresh = {id(self.layouts[i].target) for i in self.new}
+        return [
+            (old, new)
+            for old, new, is_new in self.pairs
+            if not is_new and not fresh & {id(v) for v in tree.own_variables(new)}
+        ]
+
+    def values(self, index: int, arrays: list, fresh: np.ndarray | None) -> np.ndarray:
+        """The value of one variable of the deeper model."""
+        if index in self.zeroed:
+            return np.zeros_like(arrays[0])
+        if index in self.new and self.layouts[index].is_state:
+            # A dropout's seed: two layers must not draw the same masks.
+            return host.read(self.layouts[index].target)
+        return np.asarray(arrays[0])
+
+    def copy_trainability(self) -> None:
+        """Freezes in the deeper model what is frozen in its origin."""
+        for old, new, _ in self.pairs:
+            if old.trainable != new.trainable:
+                new.trainable = old.trainable
+        for item in self.layouts:
+            if item.sources[0].trainable != item.target.trainable:
+                item.target.trainable = item.sources[0].trainable
+
+
+def make_plan(
+    model: keras.Model, factor: int, *, order: str = "stacked", identity: bool = False
+) -> Stacking:
+    """Lays out a growth in depth, changing nothing.
+
+    Args:
+        model: a built model.
+        factor: int. How many times as deep it becomes.
+        order: one of `ORDERS`.
+        identity: bool. Whether new blocks start as identities.
+
+    Returns:
+        A `Stacking`.
+
+    Raises:
+        FusionError: for a model in which no blocks can be found, or whose new blocks
+            cannot be identities.
+    """
+    check_parent(0, model)
+    if graphs.is_plain(model):
+        deep, rows = _repeated(model, factor, order)
+    else:
+        deep, rows = _recounted(model, factor, order)
+    pairs, layouts, new = [], [], []
+    seen = set()
+    for address, old, grown, is_new in rows:
+        pairs.append((old, grown, is_new))
+        for source, target in _variables(address, old, grown):
+            if id(target) in seen:
+                continue
+            seen.add(id(target))
+            new += [len(layouts)] * is_new
+            name = f"{address}.{target.name}"
+            axes = tuple(Axis(size) for size in target.shape)
+            layouts.append(VariableLayout(name, (source,), target, axes, (1.0,)))
+    settings = Settings("zeros", 0.0, 0, copies=True, promised=identity)
+    plan = Stacking([model], deep, layouts, settings, pairs=pairs, new=frozenset(new))
+    adopt(plan)
+    if identity:
+        plan.zeroed = _writers(plan)
+    return plan
+
+
+def _variables(address, old, new):
+    """The corresponding own variables of a block and its origin."""
+    own = {tree.stable_name(v): v for v in tree.own_variables(old)}
+    for target in tree.own_variables(new):
+        source = own.get(tree.stable_name(target))
+        if source is None or tuple(source.shape) != tuple(target.shape):
+            raise StructureError(
+                f"The new block's {target.name!r} at {address!r} has no counterpart of "
+                f"shape {tuple(target.shape)} in the block that it would copy, which has "
+                f"{ {n: tuple(v.shape) for n, v in own.items()} }. Blocks of different "
+                "kinds cannot be stacked with this factor and order."
+            )
+        yield source, target
+
+
+def _writers(plan):
+    """The layouts whose values must be zero for the new blocks to be identities."""
+    plan.fill()
+    new = [
+        plan.layouts[i] for i in sorted(plan.new) if plan.layouts[i].target.trainable
+    ]
+    depth.quiet(plan.parents[0], plan.fused, [item.target for item in new])
+    return frozenset(
+        i
+        for i in plan.new
+        if plan.layouts[i].target.trainable
+        and not np.any(host.read(plan.layouts[i].target))
+    )
+
+
+# Functional models.
+
+
+def _repeated(model, factor, order):
+    """The deeper model, and rows `(address, old layer, new layer, is new)`."""
+    stacks = repetition.stacks(model)
+    if not stacks:
+        raise FusionError(
+            f"{model.name!r} has no blocks to repeat: none of its parts comes again, and "
+            "none is residual. Build it of residual blocks, or grow it in width."
+        )
+    rows = []
+    for stack in stacks:
+        whole = tuple(segment for layer in stack.layers for segment in layer)
+        rows += [whole] if order == "stacked" else stack.layers
+    config, origin = repetition.repeated(model, rows, factor - 1)
+    deep = depth.rewired(model, config)
+    found = [("", model, deep, False)]
+    for layer in deep.layers:
+        old = model.get_layer(origin.get(layer.name, layer.name))
+        is_new = layer.name in origin
+        for address, (a, b) in tree.lockstep([old, layer]):
+            found.append((f"{layer.name}.{address}".rstrip("."), a, b, is_new))
+    return deep, found
+
+
+# Models whose config counts their blocks.
+
+
+def _recounted(model, factor, order):
+    """As `_repeated`, for a class that is built of a config."""
+    counts = depth.counts(model)
+    if not counts:
+        raise FusionError(
+            f"{type(model).__name__} {model.name!r} does not tell how many blocks it has. "
+            "Name the config keys that count them: keras_fusion.register("
+            f"{type(model).__name__}, widths=..., depth=('num_layers',))."
+        )
+    deep = depth.with_counts(model, {k: factor * n for k, n in counts.items()})
+    places, grown = (dict(tree.by_attribute(m)) for m in (model, deep))
+    numbers = _Numbers(places, grown)
+    found = []
+    for address, layer in grown.items():
+        old, is_new = numbers.origin(address, factor, order)
+        if type(places.get(old)) is type(layer):
+            found.append((address, places[old], layer, is_new))
+        elif layer.trainable_variables:
+            raise StructureError(
+                f"{type(layer).__name__} at {address!r} of the deeper model has no block "
+                f"to copy: at {old!r} is {type(places.get(old)).__name__}. Blocks of "
+                "different kinds cannot be stacked with this factor and order."
+            )
+    return deep, found
+
+
+class _Numbers:
+    """Which number in an address counts blocks: the one that runs further when deeper."""
+
+    def __init__(self, shallow, deep):
+        self._old, self._new = self._by_prefix(shallow), self._by_prefix(deep)
+
+    @staticmethod
+    def _by_prefix(addresses):
+        found = {}
+        for address in addresses:
+            for match in re.finditer(r"\d+", address):
+                found.setdefault(address[: match.start()], set()).add(int(match[0]))
+        return found
+
+    def origin(self, address, factor, order):
+        """The address of the block that is copied, and whether the copy is a new one."""
+        for match in re.finditer(r"\d+", address):
+            prefix = address[: match.start()]
+            old, new = self._old.get(prefix, set()), self._new[prefix]
+            if old and len(new) == factor * len(old):
+                place = int(match[0]) - min(new)
+                if order == "stacked":
+                    copy, place = divmod(place, len(old))
+                else:
+                    place, copy = divmod(place, factor)
+                number = place + min(old)
+                return f"{prefix}{number}{address[match.end() :]}", copy > 0
+        return address, False
+
+
+@register_operator(
+    "depth",
+    exact="with identity=True",
+    source="Du et al., Stacking Your Transformers (G_stack), NeurIPS 2024",
+)
+class DepthStacking(GrowthOperator):
+    """Stacks copies of a model's layers on top of each other.
+
+    G_stack: the layers 1 to L become 1 to L, 1 to L. The function changes (the copies
+    process what their originals gave out), and recovers in training; with
+    `identity=True` new blocks add nothing to the residual stream at first, and the
+    function stays.
+
+    Layers are found as repeated residual blocks in functional and `Sequential` models,
+    nested ones as a whole; in other models, keras-hub's among them, by the config keys
+    that count them (`register(..., depth=("num_layers",))`).
+
+    Each new block's optimizer state is a copy of its origin's, and the step count goes on,
+    so that nothing starts with second moments of zero; that choice is ours.
+
+    Args:
+        factor: int of at least 2. How many times as deep the model becomes. The paper
+            recommends 4, early in training. Defaults to 2.
+        order: `"stacked"` puts the whole stack on top of itself (1, 2, 1, 2);
+            `"interleaved"` puts each copy behind its origin (1, 1, 2, 2). Defaults to
+            `"stacked"`.
+        identity: bool. Whether the weights through which new blocks write to the stream
+            start at zero, their other weights as copies. Defaults to `False`.
+
+    Raises:
+        FusionError: for a factor that is not whole, or an unknown order; in training, for a
+            model without blocks to repeat, and with `identity` for one whose new blocks
+            cannot be identities (norms after the residual sum).
+
+    Example:
+
+    >>> import keras, keras_fusion
+    >>> inputs = keras.Input((4,))
+    >>> x = keras.layers.Dense(8)(inputs)
+    >>> for _ in range(2):
+    ...     x = x + keras.layers.Dense(8, activation="relu")(x)
+    >>> model = keras.Model(inputs, keras.layers.Dense(1)(x))
+    >>> deep = keras_fusion.DepthStacking(factor=2).plan(model).fill()
+    >>> sum(isinstance(layer, keras.layers.Dense) for layer in deep.layers)
+    6
+
+    Source: Du et al., Stacking Your Transformers: A Closer Look at Model Growth for
+    Efficient LLM Pre-Training, NeurIPS 2024; before it Gong et al., Efficient Training of
+    BERT by Progressively Stacking, ICML 2019. Copies with zeroed outputs: Wu et al., LLaMA
+    Pro, ACL 2024.
+    """
+
+    def __init__(self, factor: int = 2, order: str = "stacked", identity: bool = False):
+        if not isinstance(factor, int) or factor < 2:
+            raise FusionError(
+                "`factor` of DepthStacking must be an integer of at least 2. Received: "
+                f"factor={factor!r}."
+            )
+        if order not in ORDERS:
+            raise FusionError(
+                f"`order` must be one of {ORDERS}. Received: order={order!r}."
+            )
+        self.factor = factor
+        self.order = order
+        self.identity = identity
+
+    def plan(self, model: keras.Model) -> Plan:
+        """Lays out the growth of a model; changes nothing."""
+        return make_plan(model, self.factor, order=self.order, identity=self.identity)
+
+    def __str__(self):
+        """What the operator does, for the console."""
+        return (
+            f"depth {'by identities' if self.identity else self.order} x{self.factor}"
+        )
+
+    def get_config(self) -> dict:
+        """The constructor's arguments."""
+        return {
+            "factor": self.factor,
+            "order": self.order,
+            "identity": self.identity,
+        }

@@ -1,0 +1,67 @@
+"""Staged training: two copies side by side, and nothing that joins them."""
+
+import keras
+
+from keras_fusion.operators import fusion
+from keras_fusion.operators.base import GrowthOperator, register_operator
+from keras_fusion.operators.plan import Plan
+
+
+@register_operator(
+    "width",
+    exact="always",
+    source="Shen et al., Staged Training for Transformer Language Models, ICML 2022",
+)
+class StagedTraining(GrowthOperator):
+    """Doubles the width with two copies side by side, and nothing that joins them.
+
+    Kernels become [[W, 0], [0, W]], the readout is averaged; the function stays. That is
+    `FusionOperator(factor=2, off_diagonal="zeros")`. Both halves get equal gradients and
+    stay equal, unless dropout or `noise` parts them.
+
+    The optimizer's state is carried by the paper's rule: first moments / 2, second
+    moments / 4. The paper leaves the moments of the new off-diagonals at zero; here they
+    are the copies', since those weights get the same gradients: zero second moments under
+    an old step count would make the first updates too large. The paper then goes on with
+    the bigger model's learning rate from an earlier point of its schedule; give
+    `GrowModel` a `learning_rate_factor`, or `rewarmup_steps`.
+
+    Args:
+        noise: float. Deviation of noise on the off-diagonals relative to the kernel's,
+            taken off the diagonals. Defaults to 0, as in the paper.
+        seed: int. Seed of the noise.
+
+    Example:
+
+    >>> import keras, keras_fusion
+    >>> model = keras.Sequential(
+    ...     [keras.Input((4,)), keras.layers.Dense(8), keras.layers.Dense(1)]
+    ... )
+    >>> wide = keras_fusion.StagedTraining().plan(model).fill()
+    >>> [layer.units for layer in wide.layers]
+    [16, 1]
+
+    Source: Shen et al., Staged Training for Transformer Language Models, ICML 2022.
+    """
+
+    def __init__(self, noise: float = 0.0, seed: int | None = None):
+        self.noise = noise
+        self.seed = seed
+
+    def plan(self, model: keras.Model) -> Plan:
+        """Lays out the growth of a model; changes nothing."""
+        return fusion.make_plan(
+            model,
+            factor=2,
+            off_diagonal="paired" if self.noise else "zeros",
+            off_diagonal_scale=self.noise,
+            seed=self.seed,
+        )
+
+    def __str__(self):
+        """What the operator does, for the console."""
+        return "staged training x2"
+
+    def get_config(self) -> dict:
+        """The constructor's arguments."""
+        return {"noise": self.noise, "seed": self.seed}

@@ -1,0 +1,62 @@
+"""Zero padding: new units beside the old ones, without influence at first."""
+
+import keras
+
+from keras_fusion.operators import fusion
+from keras_fusion.operators.base import GrowthOperator, register_operator
+from keras_fusion.operators.plan import Plan
+
+
+@register_operator(
+    "width",
+    exact="always, or it is refused",
+    source="Yao et al., Masked Structural Growth, ICLR 2024 (its end point)",
+)
+class ZeroPadding(GrowthOperator):
+    """Adds new units beside the old ones, which have no influence at first.
+
+    On each way through a new unit one weight starts at zero and the others at their
+    initial values, so that the function stays and the new weights learn. Which must be
+    zero is found by trying on the model itself; where a layer norm would notice new
+    features, they start as the mean of the old ones.
+
+    Masked Structural Growth lets new weights of any start in by a mask that rises from 0
+    to 1; its end point, reached at once, is this. The zeros in place of the mask are ours.
+
+    The optimizer's first moments of new weights are zero, their second moments the
+    average of the old ones', since zeros would make the first updates too large. Of the
+    optimizer the paper says nothing that is needed here.
+
+    Args:
+        factor: number above 1. How many times as wide the model becomes; heads and
+            widths must stay whole. Defaults to 2.
+
+    Example:
+
+    >>> import keras, keras_fusion
+    >>> model = keras.Sequential(
+    ...     [keras.Input((4,)), keras.layers.Dense(8), keras.layers.Dense(1)]
+    ... )
+    >>> wide = keras_fusion.ZeroPadding(factor=1.5).plan(model).fill()
+    >>> [layer.units for layer in wide.layers]
+    [12, 1]
+
+    Source: Yao et al., Masked Structural Growth for 2x Faster Language Model
+    Pre-training, ICLR 2024; zeros for the new: Gesmundo and Maile, Composable
+    Function-preserving Expansions for Transformer Architectures, 2023.
+    """
+
+    def __init__(self, factor: float = 2):
+        self.factor = factor
+
+    def plan(self, model: keras.Model) -> Plan:
+        """Lays out the growth of a model; changes nothing."""
+        return fusion.make_plan(model, factor=self.factor, copies_of_one=1)
+
+    def __str__(self):
+        """What the operator does, for the console."""
+        return f"zero padding x{self.factor}"
+
+    def get_config(self) -> dict:
+        """The constructor's arguments."""
+        return {"factor": self.factor}

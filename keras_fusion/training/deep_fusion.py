@@ -1,0 +1,108 @@
+"""`DeepFusion`: growth inside `model.fit()` by fusion, in one line."""
+
+from collections.abc import Callable
+
+import keras
+
+from keras_fusion.errors import FusionError
+from keras_fusion.operators.fusion import FusionOperator
+from keras_fusion.training.grow_model import GrowModel
+from keras_fusion.training.schedules import AtEpoch, AtStep, GrowthSchedule
+
+
+@keras.saving.register_keras_serializable(package="keras_fusion")
+class DeepFusion(GrowModel):
+    """Deep Fusion in one line: fuses the model in training, inside `model.fit()`.
+
+    Give exactly one of `at_step`, `at_epoch` and `schedule`. With `partners` the model
+    is fused with other trained models of its architecture; without, with itself.
+
+    Args:
+        at_step: int or increasing list of ints. Optimizer steps after which to grow,
+            counted from 1.
+        at_epoch: int or increasing list of ints. Epochs after which to grow, counted
+            from 1.
+        schedule: `GrowthSchedule`, e.g. `OnPlateau("val_loss", patience=3)`.
+        partners: list of K-1 models or paths of `.keras` files; `None` for
+            self-fusion.
+        factor: number above 1. How many times as wide a self-fusion makes the model, see
+            `fuse`. Defaults to 2.
+        off_diagonal: `"zeros"`, `"random"` or `"paired"`, see `fuse`. Defaults to
+            `"paired"` in a self-fusion and to `"zeros"` with partners.
+        off_diagonal_scale: float, see `fuse`. Defaults to 0.25.
+        into: model or function that builds one, see `fuse`.
+        norms: `"joint"`, `"block"` or `"calibrated"` (measured on `probe`), see `fuse`.
+            Defaults to `"joint"`.
+        seed: int. Seed of the off-diagonal noise.
+        **kwargs: `optimizer_state`, `learning_rate_factor`, `learning_rate_multipliers`,
+            `rewarmup_steps`, `probe`, `tolerance` and `verbose`, see `GrowModel`.
+
+    Raises:
+        FusionError: for arguments that cannot work, at once where they are enough to
+            tell, on the first batch at the latest.
+
+    Example:
+
+    >>> import keras, keras_fusion, numpy as np
+    >>> def build():
+    ...     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8)])
+    ...     model.add(keras.layers.Dense(1))
+    ...     return model
+    >>> model, other = build(), build()
+    >>> x = np.ones((32, 4), "float32")
+    >>> for parent in (model, other):  # trained apart
+    ...     parent.compile("adam", "mse")
+    ...     _ = parent.fit(x, x[:, :1], verbose=0)
+    >>> grow = keras_fusion.DeepFusion(at_step=3, partners=[other], verbose=0)
+    >>> _ = model.fit(x, x[:, :1], batch_size=8, verbose=0, callbacks=[grow])
+    >>> model.layers[0].units
+    16
+
+    Source: Mazzawi et al., ICML 2024.
+    """
+
+    def __init__(
+        self,
+        *,
+        at_step: int | list[int] | None = None,
+        at_epoch: int | list[int] | None = None,
+        schedule: GrowthSchedule | None = None,
+        partners: list | None = None,
+        factor: float = 2,
+        off_diagonal: str | None = None,
+        off_diagonal_scale: float = 0.25,
+        into: Callable[[], keras.Model] | keras.Model | None = None,
+        norms: str = "joint",
+        seed: int | None = None,
+        **kwargs,
+    ):
+        operator = FusionOperator(
+            partners,
+            factor,
+            off_diagonal,
+            off_diagonal_scale,
+            into,
+            seed,
+            norms,
+            kwargs.get("probe"),
+        )
+        super().__init__(operator, _one_schedule(at_step, at_epoch, schedule), **kwargs)
+
+    def get_config(self) -> dict:
+        """The constructor's arguments, serialized."""
+        config = super().get_config()
+        del config["operator"]
+        return config | self.operator.get_config()
+
+
+def _one_schedule(at_step, at_epoch, schedule):
+    given = {"at_step": at_step, "at_epoch": at_epoch, "schedule": schedule}
+    given = {name: value for name, value in given.items() if value is not None}
+    if len(given) != 1:
+        raise FusionError(
+            "Give exactly one of `at_step`, `at_epoch` and `schedule`. Received: "
+            f"{given or 'none of them'}."
+        )
+    if at_step is not None:
+        return AtStep(at_step)
+    return AtEpoch(at_epoch) if at_epoch is not None else schedule
