@@ -10,6 +10,7 @@ from keras_fusion.errors import (
     UnregisteredLayerError,
 )
 from keras_fusion.layout.axes import Axis
+from keras_fusion.layout.variables import VariableLayout
 from keras_fusion.models.private import multi_worker_fit
 from keras_fusion.models.rules import Norm, register, registered
 from keras_fusion.operators.base import (
@@ -22,6 +23,7 @@ from keras_fusion.operators.fusion import FusionOperator, fuse
 from keras_fusion.operators.hypercloning import HyperCloning
 from keras_fusion.operators.lemon import Lemon
 from keras_fusion.operators.net2net import Net2Net
+from keras_fusion.operators.plan import Plan, Plans, lay_out
 from keras_fusion.operators.stacking import DepthStacking
 from keras_fusion.operators.staged import StagedTraining
 from keras_fusion.operators.zero_padding import ZeroPadding
@@ -38,6 +40,7 @@ from keras_fusion.training.schedules import (
     Moment,
     OnPlateau,
 )
+from keras_fusion.values.fillers import Filler
 from keras_fusion.values.fuse import fuse_arrays
 from keras_fusion.values.slots import Slot, register_optimizer
 
@@ -52,6 +55,7 @@ __all__ = [
     "Chain",
     "DeepFusion",
     "DepthStacking",
+    "Filler",
     "FusionError",
     "FusionOperator",
     "FusionReport",
@@ -67,10 +71,13 @@ __all__ = [
     "Net2Net",
     "Norm",
     "OnPlateau",
+    "Plan",
+    "Plans",
     "Slot",
     "StagedTraining",
     "StructureError",
     "UnregisteredLayerError",
+    "VariableLayout",
     "ZeroPadding",
     "dynamics",
     "flops",
@@ -78,6 +85,7 @@ __all__ = [
     "fuse_arrays",
     "fusion_report",
     "known_operators",
+    "lay_out",
     "layers",
     "multi_worker_fit",
     "plot_dynamics",

@@ -12,8 +12,8 @@ import keras
 import numpy as np
 
 from keras_fusion.models import probe, rules, tree
-from keras_fusion.operators import fusion
 from keras_fusion.operators.base import GrowthOperator
+from keras_fusion.operators.fusion import plan_fusion
 from keras_fusion.training.deep_fusion import DeepFusion
 from keras_fusion.training.grow_model import GrowModel
 from keras_fusion.training.schedules import AtStep
@@ -70,7 +70,7 @@ def run_rule_test(
     inputs = probe.batch(model, size=input_shape[0], seed=1)
     before = probe.outputs(model, inputs)
     for off_diagonal in ("paired", "zeros"):
-        plan = fusion.make_plan(model, factor=factor, off_diagonal=off_diagonal, seed=1)
+        plan = plan_fusion(model, factor=factor, off_diagonal=off_diagonal, seed=1)
         plan.fill()
         change = probe.change(before, probe.outputs(plan.fused, inputs))
         assert change <= tolerance, (
@@ -280,7 +280,7 @@ def run_operator_test(
     again = keras.saving.serialize_keras_object(operator)
     assert again == config, f"The config of {operator} changes: {config}, {again}."
     model.compile(optimizer=optimizer, loss=loss)
-    exact = operator.plan(model).settings.is_exact
+    exact = operator.plan(model, 0).exact
     steps = at_step + steps_after
     data = keras.tree.map_structure(lambda a: _rows(a, steps * batch_size), (x, y))
     probe_batch = keras.tree.map_structure(lambda a: a[:batch_size], x)

@@ -171,9 +171,9 @@ BAD_FUSIONS = {
         lambda: fuse([gpt2(), gpt2(seed=1)], off_diagonal="paired"),
         r"'paired'.*copies of one model",
     ),
-    "off_diagonal_scale": (
-        lambda: fuse(gpt2(), factor=2, off_diagonal_scale=-1.0),
-        r"off_diagonal_scale=-1.0",
+    "noise_scale": (
+        lambda: fuse(gpt2(), factor=2, noise_scale=-1.0),
+        r"noise_scale=-1.0",
     ),
     "into a parent": (
         lambda: fuse(m := subclassed(), factor=2, into=m),

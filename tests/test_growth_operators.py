@@ -33,7 +33,7 @@ from keras_fusion import (
     StagedTraining,
     ZeroPadding,
 )
-from keras_fusion.layout.axes import Axis
+from keras_fusion.layout.axes import Axis, CopiedAxis
 from keras_fusion.testing import run_operator_test
 from keras_fusion.values import copies, slot_values, slots
 
@@ -41,14 +41,14 @@ from keras_fusion.values import copies, slot_values, slots
 OPERATORS = {
     "fusion": FusionOperator(seed=0),
     "hypercloning": HyperCloning(),
-    "hypercloning_x3_noise": HyperCloning(3, noise=0.1, seed=0),
+    "hypercloning_x3_noise": HyperCloning(3, noise_scale=0.1, seed=0),
     "net2net": Net2Net(seed=0),
     "net2net_random": Net2Net(draw="random", exact=False, seed=0),
     "net2net_by_a_half": Net2Net(1.5, exact=False, seed=0),
     "lemon": Lemon(seed=0),
     "lemon_by_a_half": Lemon(1.5, seed=0),
     "staged": StagedTraining(),
-    "staged_noise": StagedTraining(noise=0.1, seed=0),
+    "staged_noise": StagedTraining(noise_scale=0.1, seed=0),
     "zero_padding": ZeroPadding(),
     "stacking": DepthStacking(),
     "stacking_x3_interleaved": DepthStacking(3, "interleaved"),
@@ -121,15 +121,15 @@ def test_the_function_stays_where_it_is_promised(name, kind):
     limit = 1e-3 if by_zeros and kind == "gpt2" else 1e-5
     must_be = getattr(operator, "exact", True) or kind == "sequential"
     must_be = must_be and name not in NOT_EXACT
-    assert plan.settings.is_exact or not must_be
-    assert change < limit if plan.settings.is_exact else 1e-5 < change < 10
+    assert plan.exact or not must_be
+    assert change < limit if plan.exact else 1e-5 < change < 10
 
 
 @pytest.mark.parametrize("name", OPERATORS)
 def test_all_are_exact_without_norms(name):
     model, x = norm_free(16), data_for("functional", 4)[0]
     plan = OPERATORS[name].plan(model)
-    assert plan.settings.is_exact == (name not in NOT_EXACT)
+    assert plan.exact == (name not in NOT_EXACT)
     if name in NOT_EXACT:
         return
     change = relative_change(outputs(model, x), outputs(plan.fill(), x))
@@ -149,9 +149,9 @@ def gradients(model, x, y):
 LAWS = [
     (HyperCloning(), "functional"),
     (HyperCloning(), "t5"),
-    (Net2Net(noise=0.0, seed=1), "functional"),
-    (Net2Net(1.5, "random", noise=0.0, seed=1), "norm_free"),
-    (Lemon(1.5, spread=0.0, noise=0.0), "norm_free"),
+    (Net2Net(noise_scale=0.0, seed=1), "functional"),
+    (Net2Net(1.5, "random", noise_scale=0.0, seed=1), "norm_free"),
+    (Lemon(1.5, spread=0.0, noise_scale=0.0), "norm_free"),
     (StagedTraining(), "norm_free"),
 ]
 
@@ -174,6 +174,7 @@ def test_moments_are_carried_at_the_scale_of_the_gradients(operator, kind):
             slots.Slot(1.0),
             arrays,
             item,
+            plan.filler,
             optimizer=None,
             weights=[],
             value=None,
@@ -191,7 +192,7 @@ def test_noise_parts_copies_that_stay_equal_without():
     for noise in (0.0, 0.05):
         model = functional()
         model.compile(keras.optimizers.Adam(0.01), loss())
-        grow = GrowModel(HyperCloning(noise=noise, seed=0), AtStep(2), verbose=0)
+        grow = GrowModel(HyperCloning(noise_scale=noise, seed=0), AtStep(2), verbose=0)
         model.fit(x, y, batch_size=8, verbose=0, callbacks=[grow])
         first, second = np.split(numpy(model.layers[1].embeddings), 2, axis=-1)
         assert (np.max(np.abs(first - second)) > 1e-3) == (noise > 0)
@@ -203,13 +204,14 @@ def test_noise_parts_copies_that_stay_equal_without():
 def test_sources_of_axes_that_hold_several_stretches():
     plain = Axis(6, "in", (np.arange(4),))
     np.testing.assert_array_equal(
-        copies.source_positions(plain, copies.in_turn), [0, 1, 2, 3, 0, 1]
+        copies.copied_axis(plain, copies.in_turn).sources, [0, 1, 2, 3, 0, 1]
     )
     two = Axis(8, "in", (np.array([0, 1, 4, 5]),))
     np.testing.assert_array_equal(
-        copies.source_positions(two, copies.in_turn), [0, 1, 0, 1, 2, 3, 2, 3]
+        copies.copied_axis(two, copies.in_turn).sources, [0, 1, 0, 1, 2, 3, 2, 3]
     )
-    assert copies.source_positions(Axis(3, "in"), copies.in_turn) is None
+    kept = Axis(3, "in")
+    assert copies.copied_axis(kept, copies.in_turn) is kept
 
 
 def test_shares_of_a_unit_sum_to_one():
@@ -224,10 +226,13 @@ def test_shares_of_a_unit_sum_to_one():
 def test_a_kernel_of_copies_reads_copies_as_it_did():
     rng = np.random.default_rng(0)
     kernel, x = rng.standard_normal((5, 3)), rng.standard_normal((7, 5))
-    axes = (Axis(8, "in", (np.arange(5),)), Axis(4, "out", (np.arange(3),)))
     sources = (np.array([0, 1, 2, 3, 4, 2, 2, 0]), np.array([0, 1, 2, 1]))
-    for options in ({}, {"noise": 0.3}, {"spread": 0.6}):
-        wide = copies.copy_array(kernel, axes, sources, rng=rng, **options)
+    axes = (
+        CopiedAxis(8, "in", (np.arange(5),), sources[0]),
+        CopiedAxis(4, "out", (np.arange(3),), sources[1]),
+    )
+    for options in ({}, {"noise_scale": 0.3}, {"spread": 0.6}):
+        wide = copies.copy_array(kernel, axes, rng=rng, **options)
         expected = (x @ kernel)[:, sources[1]]
         np.testing.assert_allclose(x[:, sources[0]] @ wide, expected, atol=1e-12)
 
@@ -243,8 +248,8 @@ def test_a_kernel_of_copies_reads_copies_as_it_did():
         (lambda: Net2Net(1.5).plan(functional(8)), "unequally often.*exact=False"),
         (lambda: Net2Net(draw="random", seed=0).plan(functional(8)), "draw='random'"),
         (lambda: Lemon(spread=1.0), "spread=1.0"),
-        (lambda: HyperCloning(noise=-1).plan(functional(8)), "scale=-1"),
-        (lambda: ZeroPadding(1.0).plan(functional(8)), "factor=1.0"),
+        (lambda: HyperCloning(noise_scale=-1), "noise_scale=-1"),
+        (lambda: ZeroPadding(1.0), "factor=1.0"),
         (lambda: Net2Net(1.3).plan(norm_free(16)), "not whole"),
         (
             lambda: HyperCloning().plan(keras.Sequential([keras.layers.Dense(2)])),

@@ -35,7 +35,7 @@ def monitored(kind, epochs=2, callbacks=(), monitor=None, **growth):
 
 @pytest.mark.parametrize("kind", [functional, t5])
 def test_records_around_a_growth(kind):
-    _, watch, grow, history = monitored(kind, off_diagonal_scale=0.1)
+    _, watch, grow, history = monitored(kind, noise_scale=0.1)
     steps = [(r.step, r.growths) for r in watch.records]
     # Step 4: as asked, right before the growth, and right after it.
     assert steps == [(2, 0), (4, 0), (4, 0), (4, 1), (6, 1), (8, 1)]

@@ -73,7 +73,7 @@ def test_paired_noise_cancels_for_copies(count, rows, columns, seed, scale, read
         [kernel] * count,
         axes,
         off_diagonal="paired",
-        off_diagonal_scale=scale,
+        noise_scale=scale,
         rng=np.random.default_rng(seed),
     )
     expected = x @ kernel if readout else np.tile(x @ kernel, count)
@@ -94,7 +94,7 @@ def test_paired_noise_lets_differences_through_unchanged(
         [kernel] * count,
         kernel_axes([rows] * count, [columns] * count),
         off_diagonal="paired",
-        off_diagonal_scale=scale,
+        noise_scale=scale,
         rng=np.random.default_rng(seed),
     )
     outputs = (inputs.ravel() @ fused).reshape(count, columns)
@@ -110,7 +110,7 @@ def test_paired_noise_has_the_deviation_asked_for(count, readout):
     axes = kernel_axes([60] * count, [70] * count)
     if readout:
         axes = (axes[0], Axis(70, "out"))
-    options = {"off_diagonal_scale": 0.5, "rng": np.random.default_rng(0)}
+    options = {"noise_scale": 0.5, "rng": np.random.default_rng(0)}
     noisy = fuse_arrays([kernel] * count, axes, off_diagonal="paired", **options)
     noise = noisy - fuse_arrays([kernel] * count, axes)
     deviation = 1.5 / count if readout else 1.5  # A readout is divided by the count.
@@ -131,7 +131,7 @@ def test_random_noise_has_the_deviation_asked_for():
         kernels,
         kernel_axes([60, 60], [70, 70]),
         off_diagonal="random",
-        off_diagonal_scale=0.5,
+        noise_scale=0.5,
         rng=np.random.default_rng(0),
     )
     np.testing.assert_array_equal(fused[:60, :70], kernels[0])

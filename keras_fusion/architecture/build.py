@@ -9,7 +9,7 @@ from collections.abc import Callable
 import keras
 
 from keras_fusion.architecture import widths
-from keras_fusion.architecture.parents import check_correspondence
+from keras_fusion.architecture.parents import Parents
 from keras_fusion.errors import FusionError
 from keras_fusion.models import graph as graphs
 from keras_fusion.models import probe, rules, tree
@@ -18,7 +18,7 @@ from keras_fusion.models.host import is_distributed
 
 
 def build(
-    parents: list[keras.Model],
+    parents: Parents,
     into: keras.Model | Callable[[], keras.Model] | None = None,
     *,
     block_norms: bool = False,
@@ -28,7 +28,7 @@ def build(
     """Builds the model that the parents will be fused into.
 
     Args:
-        parents: K built models of one architecture.
+        parents: the `Parents`.
         into: a built model to fuse into, or a function without arguments that builds
             one; for models that have no config.
         block_norms: bool. Whether norms over what grew get one statistic a parent.
@@ -42,12 +42,11 @@ def build(
         The model, built, with fresh weights, and where the parents' features lie.
 
     Raises:
-        StructureError: if the parents' layers do not correspond.
         FusionError: if a class has no config or no rule, with the way out.
     """
-    check_correspondence(parents)
-    plain = graphs.is_plain(parents[0])
-    found = widths.analyse(parents, capacity) if plain else widths.Widths()
+    found = widths.Widths()
+    if parents.is_plain:
+        found = widths.analyse(parents, capacity)
     found.block_norms, found.capacity = block_norms, capacity
     found.epsilon_divisor = capacity if epsilon_divisor is None else epsilon_divisor
     if into is not None:
@@ -58,9 +57,14 @@ def build(
                 f"Received: into={into!r}, which gave {type(model).__name__}."
             )
     else:
-        model = _grow(parents, found)
+        model = _grow(parents.models, found)
+    if any(model is parent for parent in parents.models):
+        raise FusionError(
+            "`into` is one of the parents. The fused model must be a new one; pass a "
+            "function that builds it."
+        )
     if not (model.built and model.weights):
-        _build_weights(model, parents[0])
+        _build_weights(model, parents.first)
     return model, found
 
 

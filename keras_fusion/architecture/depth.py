@@ -160,37 +160,46 @@ def _copy(old, new, address):
 def _make_identities(model, deep, new):
     """Zeroes in new blocks the kernels that write to the stream, and no others."""
     variables = (v for layer in new.values() for v in tree.own_variables(layer))
-    quiet(model, deep, [v for v in variables if v.trainable and len(v.shape) > 1])
+    kernels = [v for v in variables if v.trainable and len(v.shape) > 1]
+    for variable in quiet(model, deep, kernels):
+        host.write(variable, np.zeros(variable.shape, variable.dtype))
 
 
-def quiet(model: keras.Model, deep: keras.Model, variables: list) -> None:
-    """Makes new blocks identities: zeroes what of their weights writes to the stream.
+def quiet(
+    model: keras.Model, deep: keras.Model, variables: list[keras.Variable]
+) -> list[keras.Variable]:
+    """Finds which weights of new blocks must be zero for the blocks to be identities.
+
+    Nothing is written.
 
     Args:
         model: the shallower model.
         deep: the deeper one, which holds the weights of both.
         variables: list of the variables of `deep` that may become zero.
 
+    Returns:
+        List of those that must: through them the blocks write to the stream.
+
     Raises:
         FusionError: if the blocks change the stream even when all of them are zero.
     """
-    initial = [(v, np.array(host.read(v))) for v in variables]
-    for variable, value in initial:
-        host.write(variable, 0 * value)
+    initial = [(v, host.read(v)) for v in variables]
     inputs = probe.accepted(model)
     expected = probe.outputs(model, inputs)
 
     def change():
         return probe.change(expected, probe.outputs(deep, inputs))
 
-    if not change() <= 1e-6:
-        raise FusionError(
-            f"{model.name!r} cannot continue as an identity in more blocks: they change "
-            "the stream even when they add nothing to it (norms after the residual sum). "
-            "Use parents of equal depth, or DepthStacking with identity=False."
-        )
-    # A weight stays zero if its block would write to the stream with it.
-    probe.keep_harmless(change, initial)
+    with host.assumed([(v, np.zeros_like(value)) for v, value in initial]):
+        if not change() <= 1e-6:
+            raise FusionError(
+                f"{model.name!r} cannot continue as an identity in more blocks: they "
+                "change the stream even when they add nothing to it (norms after the "
+                "residual sum). Use parents of equal depth, or DepthStacking with "
+                "identity=False."
+            )
+        harmless = {id(v) for v, _ in probe.keep_harmless(change, initial)}
+    return [v for v in variables if id(v) not in harmless]
 
 
 def check_live(live: keras.Model, parents: list[keras.Model]) -> None:

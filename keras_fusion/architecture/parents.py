@@ -1,7 +1,10 @@
 """The parents of a growth: found, loaded, checked, and matched layer by layer."""
 
+import dataclasses
+import functools
 import os
 import zipfile
+from collections.abc import Sequence
 
 import keras
 
@@ -9,9 +12,97 @@ from keras_fusion.architecture import alignment
 from keras_fusion.errors import FusionError, StructureError
 from keras_fusion.models import graph as graphs
 from keras_fusion.models import private, rules, tree
+from keras_fusion.models.rules import Rule
 
 
-def resolve_parents(
+@dataclasses.dataclass(frozen=True)
+class Match:
+    """Corresponding layers of all parents, and of the model that grows from them.
+
+    Args:
+        address: string. Where they are held; empty for the models themselves.
+        layers: tuple of K layers, one per parent.
+        rule: the first parent's `Rule`, or `None`.
+        weights_rule: the `Rule` that describes the first one's own weights, or `None`.
+        grown: the layer of the bigger model; `None` before it is built.
+    """
+
+    address: str
+    layers: tuple[keras.Layer, ...]
+    rule: Rule | None
+    weights_rule: Rule | None
+    grown: keras.Layer | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Parents:
+    """The models that go into a growth, walked, read and matched once.
+
+    Args:
+        models: tuple of K built models; for a self-fusion K times the same.
+        matches: tuple of `Match`, one per layer of the first parent, in the order of
+            `tree.walk`.
+    """
+
+    models: tuple[keras.Model, ...]
+    matches: tuple[Match, ...]
+
+    @classmethod
+    def of(cls, models: Sequence[keras.Model]) -> "Parents":
+        """Checks models and matches their layers.
+
+        Raises:
+            StructureError: if they differ in anything but their widths.
+        """
+        distinct = list({id(model): model for model in models}.values())
+        if len(distinct) > 1 and all(graphs.is_plain(model) for model in distinct):
+            _check_wiring(distinct)
+        place = {id(model): i for i, model in enumerate(distinct)}
+        chosen = [place[id(model)] for model in models]
+        matches = []
+        for address, layers in tree.lockstep(distinct):
+            rule = rules.find(layers[0])
+            if len(distinct) > 1 and rule is not None and (rule.widths or rule.equal):
+                _check_configs(address, layers, rule)
+            owners = tuple(layers[i] for i in chosen)
+            weights_rule = rules.find_for_weights(layers[0])
+            matches.append(Match(address, owners, rule, weights_rule))
+        return cls(tuple(models), tuple(matches))
+
+    @property
+    def first(self) -> keras.Model:
+        """The first parent; in training the live model."""
+        return self.models[0]
+
+    @property
+    def copies(self) -> bool:
+        """Whether all are one model."""
+        return all(model is self.first for model in self.models)
+
+    @functools.cached_property
+    def is_plain(self) -> bool:
+        """Whether the first parent is a functional or Sequential model of no own class."""
+        return graphs.is_plain(self.first)
+
+    @functools.cached_property
+    def graph(self) -> graphs.Graph:
+        """The graph of the first parent, which must be plain."""
+        return graphs.read(self.first)
+
+    def matched_with(self, grown: keras.Model) -> tuple[Match, ...]:
+        """The matches, each with its layer of the bigger model.
+
+        Raises:
+            StructureError: if the bigger model has other layers.
+        """
+        pairs = tree.lockstep([self.first, grown])
+        return tuple(
+            dataclasses.replace(match, grown=layer)
+            for match, (_, (_, layer)) in zip(self.matches, pairs, strict=True)
+        )
+
+
+def resolved(
     parents: list[keras.Model] | keras.Model,
     factor: float | None,
     copies: int | None = None,
@@ -30,11 +121,7 @@ def resolve_parents(
                 "One model was given as `parents`, and no `factor`. Pass factor=2 to "
                 "fuse it with itself, or a list of models."
             )
-        number = isinstance(factor, (int, float)) and not isinstance(factor, bool)
-        if not number or not 1 < factor < float("inf"):
-            raise FusionError(
-                f"`factor` must be a number above 1. Received: factor={factor!r}."
-            )
+        check_factor(factor)
         models = [parents] * (copies or int(factor))
         capacity = factor / len(models)
     else:
@@ -48,6 +135,19 @@ def resolve_parents(
     for i, model in enumerate(models):
         check_parent(i, model)
     return models, capacity
+
+
+def check_factor(factor: float) -> None:
+    """Checks how many times as wide a model is to become.
+
+    Raises:
+        FusionError: if it is not a finite number above 1.
+    """
+    number = isinstance(factor, (int, float)) and not isinstance(factor, bool)
+    if not number or not 1 < factor < float("inf"):
+        raise FusionError(
+            f"`factor` must be a number above 1. Received: factor={factor!r}."
+        )
 
 
 def _check_count(models):
@@ -86,20 +186,6 @@ def check_parent(i: int, model: keras.Model) -> None:
                 f"{state or 'LoRA-enabled'}. Fuse the model before that; or build it "
                 "anew, without, and give the new layer this one's merged `kernel`."
             )
-
-
-def check_correspondence(parents: list[keras.Model]) -> None:
-    """Checks that parents differ in nothing but their widths.
-
-    Raises:
-        StructureError: naming the layer and the values that differ.
-    """
-    if all(graphs.is_plain(parent) for parent in parents):
-        _check_wiring(parents)
-    for address, layers in tree.lockstep(parents):
-        rule = rules.find(layers[0])
-        if rule is not None and (rule.widths or rule.equal):
-            _check_configs(address, layers, rule)
 
 
 def _check_wiring(parents):

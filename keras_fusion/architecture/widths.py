@@ -16,6 +16,7 @@ from collections.abc import Sequence
 import keras
 import numpy as np
 
+from keras_fusion.architecture.parents import Parents
 from keras_fusion.errors import FusionError
 from keras_fusion.models import graph as graphs
 from keras_fusion.models import rules
@@ -73,10 +74,15 @@ def contiguous(sizes: Sequence[int]) -> tuple[np.ndarray, ...]:
 
 
 class _Classes:
-    """Union-find over tensors: one class for all that must be equally wide."""
+    """Union-find over tensors: one class for all that must be equally wide.
+
+    Attributes:
+        nested: dict from the path of a nested model to its graph.
+    """
 
     def __init__(self):
         self._root = {}
+        self.nested = {}
 
     def find(self, key):
         while self._root.get(key, key) != key:
@@ -119,7 +125,7 @@ def _plain_nested(call):
     return _is_layer(call) and graphs.is_plain(call.operation)
 
 
-def analyse(parents: list[keras.Model], capacity: float = 1.0) -> Widths:
+def analyse(parents: Parents, capacity: float = 1.0) -> Widths:
     """Finds the widths that may grow, for parents that are plain graph models.
 
     Args:
@@ -132,7 +138,7 @@ def analyse(parents: list[keras.Model], capacity: float = 1.0) -> Widths:
     Raises:
         FusionError: for a layer that cannot stand where its input grows.
     """
-    graph = graphs.read(parents[0])
+    graph = parents.graph
     classes = _Classes()
     pending = []
     _tie(graph, (), classes, pending)
@@ -143,19 +149,15 @@ def analyse(parents: list[keras.Model], capacity: float = 1.0) -> Widths:
             classes.tie(_FIXED, ((), tensor.key))
     _settle(classes, pending)
     widths = Widths(capacity=capacity)
-    _place(graph, (), parents, classes, {}, widths)
+    _place(graph, (), parents.models, classes, {}, widths)
     return widths
 
 
 def _tie(graph, path, classes, pending):
     """Ties the tensors of a graph that must be equally wide."""
-    made_shapes = {t.key: t for call in graph.calls for t in call.inputs}
-    made_shapes |= {t.key: t for t in graph.outputs}
+    made = _made_by_call(graph)
     for call in graph.calls:
-        outputs = [
-            t for t in made_shapes.values() if t.key[:2] == (call.name, call.index)
-        ]
-        for output in outputs:
+        for output in made.get((call.name, call.index), ()):
             key = (path, output.key)
             if is_reverse(call):
                 classes.tie(_FIXED, key)
@@ -170,6 +172,16 @@ def _tie(graph, path, classes, pending):
                     classes.tie((path, tensor.key), key)
 
 
+def _made_by_call(graph):
+    """The tensors that are used, by the name and index of the call that makes them."""
+    tensors = {t.key: t for call in graph.calls for t in call.inputs}
+    tensors |= {t.key: t for t in graph.outputs}
+    made = {}
+    for tensor in tensors.values():
+        made.setdefault(tensor.key[:2], []).append(tensor)
+    return made
+
+
 def _tied_inputs(call, rule, output):
     """The inputs that are as wide as an output, because it is made of their features."""
     if isinstance(call.operation, keras.layers.Flatten):
@@ -182,7 +194,9 @@ def _tied_inputs(call, rule, output):
 
 def _tie_nested(call, output, path, classes, pending):
     inner_path = (*path, call.name)
-    inner = graphs.read(call.operation)
+    if inner_path not in classes.nested:
+        classes.nested[inner_path] = graphs.read(call.operation)
+    inner = classes.nested[inner_path]
     _tie(inner, inner_path, classes, pending)
     for key, tensor in zip(inner.inputs, call.inputs, strict=True):
         classes.tie((path, tensor.key), (inner_path, key))
@@ -207,8 +221,7 @@ def _place(graph, path, parents, classes, known, widths):
     `known` maps tensors to placements; a tensor that is not in it did not grow.
     """
     siblings, capacity = siblings_of(parents), widths.capacity
-    tensors = {t.key: t for call in graph.calls for t in call.inputs}
-    tensors |= {t.key: t for t in graph.outputs}
+    made = _made_by_call(graph)
     for call in graph.calls:
         placed = [known.get((path, t.key)) for t in call.features]
         layers = siblings.get(id(call.operation)) if _is_layer(call) else None
@@ -217,8 +230,7 @@ def _place(graph, path, parents, classes, known, widths):
             _check_allowed(call)
         if layers and entry is not None:
             widths.entries[id(layers[0])] = entry
-        outputs = [t for t in tensors.values() if t.key[:2] == (call.name, call.index)]
-        for output in outputs:
+        for output in made.get((call.name, call.index), ()):
             key = (path, output.key)
             if _plain_nested(call):
                 known[key] = _place_nested(
@@ -272,12 +284,12 @@ def _check_activation(call):
 
 def _place_nested(call, layers, output, path, classes, known, widths):
     inner_path = (*path, call.name)
-    inner = graphs.read(call.operation)
+    inner = classes.nested[inner_path]
     placed = [known.get((path, tensor.key)) for tensor in call.inputs]
     widths.inputs[id(layers[0])] = placed
     for key, placement in zip(inner.inputs, placed, strict=True):
         known[(inner_path, key)] = placement
-    _place(inner, inner_path, list(layers), classes, known, widths)
+    _place(inner, inner_path, layers, classes, known, widths)
     return known.get((inner_path, inner.outputs[output.key[2]].key))
 
 
@@ -344,7 +356,7 @@ def _flatten(call, placement):
     return Placement(math.prod(positions) * placement.size, blocks)
 
 
-def siblings_of(parents: list[keras.Model]) -> dict[int, tuple]:
+def siblings_of(parents: Sequence[keras.Model]) -> dict[int, tuple]:
     """The parents' corresponding layers, by the id of the first parent's."""
     stacks = zip(*(p.layers for p in parents), strict=True)
     return {id(layers[0]): layers for layers in stacks}

@@ -208,9 +208,13 @@ def _grown(plan, optimizer_state, multipliers):
     count = len(leaves(live))
     families = [_leaves_of(parent, count) for parent in plan.parents]
     for *states, leaf in zip(*families, leaves(fresh), strict=True):
-        parents, copies = [read_state(s) for s in states], plan.settings.copies
         slot_values.transfer(
-            parents, read_state(leaf), plan.layouts, copies=copies, reset=reset
+            [read_state(state) for state in states],
+            read_state(leaf),
+            plan.layouts,
+            plan.filler,
+            copies=plan.copies,
+            reset=reset,
         )
     deferral.give_values(fresh.variables)
     return fresh

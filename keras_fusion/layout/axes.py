@@ -10,8 +10,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-NOTHING = -1  # The source of a position that copies no unit.
-
 
 @dataclasses.dataclass(frozen=True)
 class Axis:
@@ -73,6 +71,25 @@ class Axis:
         if self.blocks is None or self.is_tiled:
             return np.empty(0, int)
         return np.setdiff1d(np.arange(self.size), np.concatenate(self.blocks))
+
+
+NOTHING = -1  # The source of a position that copies no unit.
+
+
+@dataclasses.dataclass(frozen=True)
+class CopiedAxis(Axis):
+    """An axis that grew by copies of the units of one parent.
+
+    Args:
+        sources: array of shape `(size,)`. The old position that each new one copies, or
+            `NOTHING`.
+    """
+
+    sources: np.ndarray = None
+
+    def unused(self) -> np.ndarray:
+        """Positions that copy no unit."""
+        return np.flatnonzero(self.sources == NOTHING)
 
 
 def _grown_role(axes: Sequence[Axis], role: str) -> bool:

@@ -5,20 +5,22 @@ tied one is the embedding itself, which must stay as it is for the inputs, so th
 factor goes into the last scalable layer before it: a norm's gamma (and beta).
 """
 
+from collections.abc import Sequence
+
 import keras
 
+from keras_fusion.architecture.parents import Match
 from keras_fusion.architecture.widths import is_reverse
 from keras_fusion.errors import FusionError
 from keras_fusion.models import graph as graphs
-from keras_fusion.models import rules, tree
+from keras_fusion.models import rules
 
 
-def scales(parents: list[keras.Model], fused: keras.Model) -> dict:
+def scales(matches: Sequence[Match]) -> dict:
     """Factors that average the tied readouts of a model.
 
     Args:
-        parents: K built models.
-        fused: the bigger model.
+        matches: the corresponding layers of K parents and the bigger model.
 
     Returns:
         Dict from `(id of the first parent's layer, variable name)` to K factors.
@@ -27,52 +29,47 @@ def scales(parents: list[keras.Model], fused: keras.Model) -> dict:
         FusionError: if a tied readout has no layer before it that can carry the
             factor.
     """
-    places = list(tree.lockstep([*parents, fused]))
-    embeddings = _embedding_scales([layers for _, layers in places])
+    embeddings = _embedding_scales(matches)
     found = {(key, "embeddings"): scale for key, scale in embeddings.items()}
-    for _, layers in places:
-        *owners, grown = layers
-        factors = _factors(owners, grown)
-        for layer, embedding in _scaled_layers(owners[0], grown):
+    for match in matches:
+        for layer, embedding in _scaled_layers(match):
             # What the embedding is scaled by, its transpose is scaled by too.
-            shared = embeddings.get(id(embedding), (1.0,) * len(parents))
+            shared = embeddings.get(id(embedding), (1.0,) * len(match.layers))
             rule = rules.find_for_weights(layer)
             for name in rule.scalable:
                 found[(id(layer), name)] = tuple(
-                    f / s for f, s in zip(factors, shared, strict=True)
+                    f / s for f, s in zip(_factors(match), shared, strict=True)
                 )
     return found
 
 
-def _embedding_scales(places):
+def _embedding_scales(matches):
     """Scales that undo what a bigger width changes between embedding and network."""
     found = {}
-    for *owners, grown in places:
-        rule = rules.find(grown)
-        if rule is None or rule.input_multipliers is None:
+    for match in matches:
+        if match.rule is None or match.rule.input_multipliers is None:
             continue
-        bigger = rule.input_multipliers(grown)
-        own = [rule.input_multipliers(owner) for owner in owners]
+        bigger = match.rule.input_multipliers(match.grown)
+        own = [match.rule.input_multipliers(owner) for owner in match.layers]
         for path, value in bigger.items():
             scale = tuple(multipliers[path] / value for multipliers in own)
-            found[id(_resolve(owners[0], path))] = scale
+            found[id(_resolve(match.layers[0], path))] = scale
     return found
 
 
-def _factors(owners, grown):
-    """What each parent's last hidden states are multiplied by, for the mean."""
-    rule = rules.find(grown)
+def _factors(match):
+    """The factor of each parent's last hidden states, for the mean."""
+    owners, rule = match.layers, match.rule
     multiplier = rule.readout_multiplier if rule else None
     if multiplier is None:
         return (1.0 / len(owners),) * len(owners)
-    return tuple(
-        multiplier(owner) / multiplier(grown) / len(owners) for owner in owners
-    )
+    bigger = multiplier(match.grown)
+    return tuple(multiplier(owner) / bigger / len(owners) for owner in owners)
 
 
-def _scaled_layers(layer, grown):
+def _scaled_layers(match):
     """Yields `(layer before a tied readout that grew, its embedding or None)`."""
-    rule = rules.find(layer)
+    layer, grown, rule = match.layers[0], match.grown, match.rule
     if rule is not None and rule.tied_readout is not None:
         if _has_embedding(layer):
             norm = _attribute(layer, rule.tied_readout)

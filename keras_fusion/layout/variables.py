@@ -1,15 +1,17 @@
 """Per variable of the fused model: whose block is where, and at what scale."""
 
 import dataclasses
+from collections.abc import Callable, Sequence
 
 import keras
 import numpy as np
 
+from keras_fusion.architecture.parents import Match
 from keras_fusion.architecture.widths import Widths, contiguous
 from keras_fusion.errors import FusionError, StructureError
 from keras_fusion.layout import tied_readout
-from keras_fusion.layout.axes import NOTHING, Axis, is_readout
-from keras_fusion.models import host, rules, tree
+from keras_fusion.layout.axes import Axis, is_readout
+from keras_fusion.models import rules, tree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,8 +28,9 @@ class VariableLayout:
         offset: float. What the layer adds to the value before it multiplies with it.
         before_tied_readout: bool. Whether the variable carries the factor of the mean,
             for a readout that cannot.
-        copied: for a widening by copies of units, for each axis the old position that
-            each new one copies, or `None` (see `copying`); `None` for a fusion.
+            copies: float. How many parents, or copies of the one, lie side by side.
+        initial: function without arguments that draws initial values of the target's
+            shape for new capacity, the same each time; `None` where there is none.
     """
 
     address: str
@@ -37,7 +40,8 @@ class VariableLayout:
     scales: tuple[float, ...]
     offset: float = 0.0
     before_tied_readout: bool = False
-    copied: tuple | None = None
+    copies: float = 1.0
+    initial: Callable[[], np.ndarray] | None = None
 
     @property
     def grown(self) -> bool:
@@ -47,27 +51,12 @@ class VariableLayout:
     @property
     def has_new(self) -> bool:
         """Whether some entries belong to no parent."""
-        if self.copied is None:
-            return any(axis.unused().size for axis in self.axes)
-        sources = (source for source in self.copied if source is not None)
-        return any((source == NOTHING).any() for source in sources)
-
-    def initial(self) -> np.ndarray | None:
-        """The target's initial values, if it has new capacity that they are for."""
-        return host.read(self.target) if self.has_new else None
+        return any(axis.unused().size for axis in self.axes)
 
     @property
     def is_state(self) -> bool:
         """Whether the variable counts (a seed's state) and is copied, not averaged."""
         return not keras.backend.is_float_dtype(self.target.dtype)
-
-    @property
-    def copies(self) -> float:
-        """How many parents, or copies of the one, lie side by side."""
-        if self.copied is None:
-            return len(self.sources)
-        grown = (axis for axis in self.axes if axis.grown)
-        return max((axis.size / len(axis.blocks[0]) for axis in grown), default=1.0)
 
     @property
     def gradient_scale(self) -> float:
@@ -82,65 +71,63 @@ class VariableLayout:
         return 1.0 / (self.copies * float(np.mean(self.scales)))
 
 
-def plan(
-    parents: list[keras.Model],
-    fused: keras.Model,
+def lay_out(
+    matches: Sequence[Match],
     widths: Widths,
     *,
     must_grow: bool = True,
-) -> list[VariableLayout]:
-    """Lays the parents out in the fused model, variable by variable.
+) -> tuple[VariableLayout, ...]:
+    """Lays the parents out in the bigger model, variable by variable.
 
     Args:
-        parents: K built models.
-        fused: the built bigger model.
+        matches: the corresponding layers of the parents and the bigger model, see
+            `Parents.matched_with`.
         widths: what `widths.analyse` found on the parents' graphs.
         must_grow: bool. Whether it is an error if all shapes are the first parent's.
 
     Returns:
-        One `VariableLayout` per variable of `fused`, seeds included.
+        One `VariableLayout` per variable of the bigger model, seeds included.
 
     Raises:
         StructureError: if shapes do not fit; the message names the variable.
         UnregisteredLayerError: if a layer's weights have no roles.
         FusionError: if nothing grew at all.
     """
-    scales = tied_readout.scales(parents, fused)
+    scales = tied_readout.scales(matches)
     layouts, planned = [], set()
-    for address, layers in tree.lockstep([*parents, fused]):
-        for *sources, target in tree.shared_variables(layers):
-            if id(target) in planned:
-                continue
-            planned.add(id(target))
-            name = f"{address}.{target.name}" if address else target.name
-            key = tree.stable_name(target)
-            axes = _axes(name, sources, target, layers, widths)
-            place = (id(layers[0]), key)
-            scale = scales.get(place, (1.0,) * len(parents))
-            offset = (
-                rule.offset(key) if (rule := rules.find_for_weights(layers[0])) else 0
-            )
-            layouts.append(
-                VariableLayout(
-                    name,
-                    tuple(sources),
-                    target,
-                    axes,
-                    scale,
-                    offset,
-                    place in scales and key != "embeddings",
-                )
-            )
+    for match in matches:
+        for *sources, target in tree.shared_variables([*match.layers, match.grown]):
+            if id(target) not in planned:
+                planned.add(id(target))
+                layouts.append(_layout(match, sources, target, scales, widths))
     if must_grow and not any(layout.grown for layout in layouts):
+        first, fused = matches[0].layers[0], matches[0].grown
         raise FusionError(
-            f"Nothing grows from {parents[0].name!r} to {fused.name!r}: no width of "
+            f"Nothing grows from {first.name!r} to {fused.name!r}: no width of "
             "theirs differs. Register the width keys of your classes, or pass a "
             "bigger model as `into`."
         )
-    return layouts
+    return tuple(layouts)
 
 
-def _axes(name, sources, target, layers, widths):
+def _layout(match, sources, target, scales, widths):
+    address, key = match.address, tree.stable_name(target)
+    name = f"{address}.{target.name}" if address else target.name
+    place = (id(match.layers[0]), key)
+    rule = match.weights_rule
+    return VariableLayout(
+        name,
+        tuple(sources),
+        target,
+        _axes(name, sources, target, match, widths),
+        scales.get(place, (1.0,) * len(sources)),
+        rule.offset(key) if rule else 0.0,
+        place in scales and key != "embeddings",
+        copies=float(len(sources)),
+    )
+
+
+def _axes(name, sources, target, match, widths):
     shapes = [tuple(v.shape) for v in sources]
     shape = tuple(target.shape)
     if len({len(s) for s in (*shapes, shape)}) > 1:
@@ -149,17 +136,17 @@ def _axes(name, sources, target, layers, widths):
             "fused model; their ranks differ."
         )
     unchanged = all(s == shape for s in shapes)
-    roles = _roles(name, target, layers[0], len(shape), unchanged)
+    roles = _roles(name, target, match, len(shape), unchanged)
     return tuple(
-        _axis(name, i, roles[i], [s[i] for s in shapes], shape[i], layers, widths)
+        _axis(name, i, roles[i], [s[i] for s in shapes], shape[i], match.layers, widths)
         for i in range(len(shape))
     )
 
 
-def _roles(name, target, layer, rank, unchanged):
+def _roles(name, target, match, rank, unchanged):
     if not keras.backend.is_float_dtype(target.dtype) and unchanged:
         return (None,) * rank  # State such as a seed's: no layer describes it.
-    rule = rules.find_for_weights(layer)
+    layer, rule = match.layers[0], match.weights_rule
     roles = rule.variable_roles(layer).get(tree.stable_name(target)) if rule else None
     if roles is None:
         names = [v.name for v in tree.own_variables(layer)]
@@ -217,3 +204,41 @@ def _placement(role, layers, widths):
     if role == "out":
         return widths.outputs.get(id(layers[0]))
     return None
+
+
+def composed(stages: Sequence[Sequence[VariableLayout]]) -> tuple[VariableLayout, ...]:
+    """The layouts of several growths that follow each other, as if they were one.
+
+    Args:
+        stages: the layouts of each growth; the sources of one are the targets of that
+            before.
+
+    Returns:
+        Layouts from the sources of the first growth to the targets of the last.
+    """
+    first, *later = stages
+    for stage in later:
+        known = {id(layout.target): layout for layout in first}
+        first = [_after(known[id(layout.sources[0])], layout) for layout in stage]
+    return tuple(first)
+
+
+def _after(first, second):
+    """The layout of a variable that comes from its sources by two growths."""
+    return dataclasses.replace(
+        second,
+        sources=first.sources * len(second.sources),
+        axes=tuple(map(_axis_after, first.axes, second.axes)),
+        scales=tuple(a * b for b in second.scales for a in first.scales),
+        before_tied_readout=first.before_tied_readout or second.before_tied_readout,
+        copies=first.copies * second.copies,
+    )
+
+
+def _axis_after(first, second):
+    if not (first.grown or second.grown):
+        return second
+    outer = second.blocks if second.grown else (second.positions(0),)
+    inner = first.blocks if first.grown else (first.positions(0),)
+    blocks = tuple(own[block] for own in outer for block in inner)
+    return Axis(second.size, second.role or first.role, blocks)

@@ -5,7 +5,11 @@ device must ever hold the whole of it on the way through a growth, so that value
 into the host's memory and written from there, shard by shard.
 """
 
+import contextlib
+import contextvars
 import hashlib
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import keras
 import numpy as np
@@ -32,7 +36,8 @@ def read(variable: keras.Variable) -> np.ndarray:
 
     Where several processes hold parts of it, all of them must call this, in one order.
     """
-    return host(variable.value)
+    tensor = _assumptions().get(id(variable), (None, None))[1]
+    return host(variable.value if tensor is None else tensor)
 
 
 def host(value) -> np.ndarray:
@@ -92,20 +97,65 @@ def write(variable: keras.Variable, value: np.ndarray) -> None:
         variable: the `keras.Variable`.
         value: array of its shape, which must not be changed afterwards.
     """
+    variable.assign(_tensor(variable, value))
+
+
+def _tensor(variable, value):
+    """A value as `write` hands it to the backend, of which each device has its part."""
     if is_distributed():
         import jax
 
         # As `assign` would: float64 is float32 here if JAX is not told otherwise.
         dtype = jax.dtypes.canonicalize_dtype(variable.dtype)
         value = np.asarray(value, dtype)
-        sharding = layout_of(variable)
+        sharding = sharding_of(variable)
         sharding = getattr(sharding, "backend_layout", sharding)
-        value = jax.make_array_from_callback(
+        return jax.make_array_from_callback(
             value.shape, sharding, lambda index: value[index]
         )
-    elif keras.config.backend() == "tensorflow":
-        value = _lent(np.asarray(value))  # arithmetic on scalars makes no arrays
-    variable.assign(value)
+    if keras.config.backend() == "tensorflow":
+        return _lent(np.asarray(value))  # arithmetic on scalars makes no arrays
+    return value
+
+
+# What a model would compute with other values, without writing any.
+
+_ASSUMED: contextvars.ContextVar = contextvars.ContextVar("assumed", default=None)
+
+
+@contextlib.contextmanager
+def assumed(values: Iterable[tuple]) -> Iterator[None]:
+    """A scope in which variables read as if they had other values; none is written.
+
+    `read` and `probe.outputs` see them. Scopes nest: an inner one adds to the outer.
+
+    Args:
+        values: pairs `(keras.Variable, array of its shape)`.
+    """
+    tensors = {
+        id(variable): (
+            variable,
+            keras.ops.convert_to_tensor(_tensor(variable, value), variable.dtype),
+        )
+        for variable, value in values
+    }
+    token = _ASSUMED.set(_assumptions() | tensors)
+    try:
+        yield
+    finally:
+        _ASSUMED.reset(token)
+
+
+def unchanging() -> keras.StatelessScope:
+    """A scope for calls of models, in which they see what is assumed and change nothing.
+
+    What a call would assign to a model's state (moving statistics, seeds) is dropped.
+    """
+    return keras.StatelessScope(state_mapping=list(_assumptions().values()))
+
+
+def _assumptions():
+    return _ASSUMED.get() or {}
 
 
 def _lent(value):
@@ -118,12 +168,14 @@ def _lent(value):
     return tf.experimental.dlpack.from_dlpack(value.__dlpack__())
 
 
-def layout_of(variable: keras.Variable):
+def sharding_of(variable: keras.Variable) -> Any:
     """The layout that the current distribution has for a variable."""
     return keras.distribution.distribution().get_variable_layout(variable)
 
 
-def check_layout(source: keras.Variable, target: keras.Variable, address: str) -> None:
+def check_sharding(
+    source: keras.Variable, target: keras.Variable, address: str
+) -> None:
     """Checks that a grown variable can be sharded as the small one is.
 
     Args:
@@ -136,7 +188,7 @@ def check_layout(source: keras.Variable, target: keras.Variable, address: str) -
     """
     if not is_distributed():
         return
-    layout = layout_of(source)
+    layout = sharding_of(source)
     if not isinstance(layout, keras.distribution.TensorLayout):
         return
     mesh, shape = layout.device_mesh, tuple(target.shape)

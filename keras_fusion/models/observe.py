@@ -33,7 +33,8 @@ def observe(model: keras.Model, inputs, layers: Iterable[keras.Layer]) -> Observ
     try:
         for layer in layers:
             layer.call = _Recorder(layer, seen)
-        model(keras.tree.map_structure(keras.ops.convert_to_tensor, inputs))
+        with host.unchanging():
+            model(keras.tree.map_structure(keras.ops.convert_to_tensor, inputs))
     finally:
         for layer in layers:
             vars(layer).pop("call", None)

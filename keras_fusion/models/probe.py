@@ -25,7 +25,8 @@ def accepted(model: keras.Model, *, size: int = 2, seed: int = 0, ids: int = 2):
     for length in _LENGTHS:
         inputs = batch(model, size=size, length=length, seed=seed, ids=ids)
         try:
-            model(inputs, training=False)
+            with host.unchanging():
+                model(inputs, training=False)
         except Exception as error:
             refused = error
         else:
@@ -97,10 +98,19 @@ def _values(rng, shape, dtype, size, length, ids):
 def outputs(model: keras.Model, inputs) -> list[np.ndarray]:
     """The model's outputs in inference mode, as a flat list of arrays."""
     inputs = keras.tree.map_structure(keras.ops.convert_to_tensor, inputs)
-    return [
-        host.host(keras.ops.cast(y, "float32"))
-        for y in keras.tree.flatten(model(inputs, training=False))
-    ]
+    with host.unchanging():
+        results = keras.tree.flatten(model(inputs, training=False))
+    return [host.host(keras.ops.cast(y, "float32")) for y in results]
+
+
+def is_random(model: keras.Model, inputs) -> bool:
+    """Whether a model draws at random in inference mode, by what two calls give."""
+    states = [v for v in model.variables if "int" in v.dtype]
+    changed = [(v, host.read(v) + np.ones((), v.dtype)) for v in states]
+    first = outputs(model, inputs)
+    with host.assumed(changed):  # The seeds' states, which a call here does not change.
+        again = outputs(model, inputs)
+    return not change(first, again) <= tolerance(model)
 
 
 def mean_outputs(models: list[keras.Model], inputs) -> list[np.ndarray]:
@@ -194,32 +204,29 @@ def change(before: list[np.ndarray], after: list[np.ndarray]) -> float:
 def keep_harmless(
     change: Callable[[], float], values: list[tuple], *, tolerance: float = 1e-6
 ) -> list:
-    """Gives variables new values, and takes back those that change the function.
+    """Finds which variables can have new values without a change of the function.
+
+    Nothing is written. What has passed is assumed in the trials that follow.
 
     Variables of one name but for its numbers (those of equal blocks) are tried together
     first, and one by one only if that fails.
 
     Args:
-        change: function without arguments that measures how far the outputs have
+        change: function without arguments that measures by `outputs` how far they have
             changed, relative to their largest value.
         values: list of `(variable, array)`, tried in this order.
         tolerance: float. The largest change that passes.
 
     Returns:
-        List of the variables that have kept their new value.
+        List of the pairs that can be.
     """
     kept = []
 
     def passes(some):
-        before = [np.array(host.read(v)) for v, _ in some]
-        for variable, value in some:
-            host.write(variable, value)
-        if change() <= tolerance:
-            kept.extend(variable for variable, _ in some)
-            return True
-        for (variable, _), value in zip(some, before, strict=True):
-            host.write(variable, value)
-        return False
+        with host.assumed([*kept, *some]):
+            harmless = change() <= tolerance
+        kept.extend(some if harmless else ())
+        return harmless
 
     for group in _alike(values):
         if not passes(group) and len(group) > 1:

@@ -1,11 +1,15 @@
 """How to grow: operators, of which `GrowModel` asks for a plan when the time comes."""
 
 import dataclasses
+import inspect
 from collections.abc import Callable
 
 import keras
 
-from keras_fusion.operators.plan import Plan
+from keras_fusion.errors import FusionError
+from keras_fusion.models.renamed import in_new_names
+from keras_fusion.operators.arguments import OLD_NAMES
+from keras_fusion.operators.plan import Plan, Plans
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,27 +81,41 @@ def known_operators() -> dict[str, Method]:
 
 
 class GrowthOperator:
-    """Base of all operators: how a model grows, whatever the moment.
+    """Base class of operators: how a model grows, at whatever moment.
 
-    Subclass it to grow in another way: `plan` says how, and `get_config` makes the
-    operator serializable.
+    An operator has one duty, `plan(model, seed)`. `GrowModel` calls it once when training
+    begins, to refuse then what cannot work, and once at each growth. It must change
+    nothing: neither the model nor a global random generator. `get_config` makes the
+    operator serializable, and is what a resumed run is compared with.
 
     Example:
 
     >>> import keras, keras_fusion
     >>> class Tripled(keras_fusion.GrowthOperator):
-    ...     def plan(self, model):
-    ...         return keras_fusion.HyperCloning(factor=3).plan(model)
+    ...     def plan(self, model, seed=None):
+    ...         return keras_fusion.HyperCloning(factor=3).plan(model, seed)
     >>> grow = keras_fusion.GrowModel(Tripled(), keras_fusion.AtStep(1000))
     """
+
+    def plan(self, model: keras.Model, seed: int | None = None) -> Plan | Plans:
+        """Lays out the growth of a model; changes nothing.
+
+        Args:
+            model: the built model.
+            seed: int. Seed of everything that is drawn at random. By default, one from
+                NumPy's global generator, which `keras.utils.set_random_seed` governs.
+
+        Returns:
+            A `Plan`; or `Plans`, for growths that follow each other.
+
+        Raises:
+            FusionError: for a model that cannot grow in this way.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no `plan` yet.")
 
     def parents(self, model: keras.Model) -> list[keras.Model]:
         """The models whose state goes into the grown one, the live model first."""
         return [model]
-
-    def plan(self, model: keras.Model) -> Plan:
-        """Lays out the growth of a model; changes nothing."""
-        raise NotImplementedError(f"{type(self).__name__} has no `plan` yet.")
 
     def get_config(self) -> dict:
         """The constructor's arguments."""
@@ -105,5 +123,25 @@ class GrowthOperator:
 
     @classmethod
     def from_config(cls, config):
-        """Rebuilds the operator from `get_config`."""
-        return cls(**config)
+        """Rebuilds the operator from `get_config`, that of an earlier version too."""
+        return cls(**in_new_names(config, OLD_NAMES))
+
+
+def check_operator(operator: object, name: str) -> None:
+    """Checks that something can lay out a growth.
+
+    Args:
+        operator: the object.
+        name: string. The argument that it was passed as.
+
+    Raises:
+        FusionError: if it has no `plan(model, seed)`.
+    """
+    plan = None if isinstance(operator, type) else getattr(operator, "plan", None)
+    try:
+        inspect.signature(plan).bind("model", 0)
+    except TypeError as error:
+        raise FusionError(
+            f"`{name}` must be a growth operator, such as FusionOperator(factor=2): an "
+            f"object with a method `plan(model, seed)`. Received: {name}={operator!r}."
+        ) from error

@@ -1,76 +1,89 @@
-"""`fuse`: several models, or copies of one, joined into a new bigger model."""
+"""FUSION: several models, or copies of one, joined into a bigger one."""
 
 import os
 from collections.abc import Callable
 
 import keras
 
-from keras_fusion.architecture import build, depth, parents
-from keras_fusion.architecture.parents import resolve_parents
+from keras_fusion.architecture import depth
+from keras_fusion.architecture.parents import Parents, load, resolved
 from keras_fusion.errors import FusionError
-from keras_fusion.layout import parent_blocks, variables
-from keras_fusion.models import host, private, probe, tree
+from keras_fusion.layout import parent_blocks
+from keras_fusion.models import host
+from keras_fusion.models import probe as probes
+from keras_fusion.models.renamed import renamed
 from keras_fusion.operators import arguments
 from keras_fusion.operators.base import GrowthOperator, register_operator
-from keras_fusion.operators.plan import Plan, Settings, adopt, verify
+from keras_fusion.operators.plan import Plan, build_and_lay_out, verify
 from keras_fusion.values import calibration, new_capacity
+from keras_fusion.values.fillers import FusionFiller
 
 
-def make_plan(
+def plan_fusion(
     parents: list[keras.Model] | keras.Model,
     *,
     factor: float | None = None,
     into: keras.Model | Callable[[], keras.Model] | None = None,
     off_diagonal: str = "zeros",
-    off_diagonal_scale: float = 0.25,
+    noise_scale: float = 0.25,
     norms: str = "joint",
-    batch=None,
+    probe=None,
     seed: int | None = None,
-    copies_of_one: int | None = None,
+    copies: int | None = None,
 ) -> Plan:
     """Checks the arguments of `fuse` and lays out the fusion, changing nothing.
 
-    `copies_of_one` says how many copies a self-fusion holds, if not as many as fit.
+    `copies` says how many copies a self-fusion holds, if not as many as fit.
     """
-    models, larger = resolve_parents(parents, factor, copies_of_one)
+    models, capacity = resolved(parents, factor, copies)
     if into is None:
         models = depth.equalized(models)
-    copies = all(model is models[0] for model in models)
-    arguments.check_noise(off_diagonal, off_diagonal_scale, copies)
-    arguments.check_norms(norms, batch)
-    seed = arguments.drawn_seed(seed)
-    settings = Settings(off_diagonal, off_diagonal_scale, seed, copies, norms)
-    block_norms = norms == "block"
-    with private.without_values():
-        fused, widths = build.build(
-            models, into, block_norms=block_norms, capacity=larger
+    matched = Parents.of(models)
+    arguments.check_off_diagonal(off_diagonal, copies=matched.copies)
+    arguments.check_noise_scale(noise_scale)
+    arguments.check_norms(norms, probe)
+    arguments.check_seed(seed)
+    seed = arguments.chosen_seed(seed, None)
+    draft = build_and_lay_out(
+        matched, into, seed=seed, block_norms=norms == "block", capacity=capacity
+    )
+    if norms == "block":
+        _check_block_norms(draft.matches)
+    corrections = {}
+    if norms == "calibrated" and not matched.copies:
+        corrections = calibration.corrections(draft.matches, draft.layouts, probe)
+    filler = FusionFiller(off_diagonal, noise_scale, seed, corrections)
+    if matched.copies:
+        filler = new_capacity.settled(
+            filler, draft.matches, draft.layouts, count=len(models)
         )
-    if any(fused is model for model in models):
-        raise FusionError(
-            "`into` is one of the parents. The fused model must be a new one; pass a "
-            "function that builds it."
-        )
-    plan = Plan(models, fused, variables.plan(models, fused, widths), settings)
-    adopt(plan)
-    if block_norms:
-        _check_block_norms(plan)
-    if norms == "calibrated" and not copies:
-        plan.corrections = calibration.corrections(models, fused, batch)
-    if copies and new_capacity.is_new(plan.layouts):
-        plan.corrections = calibration.for_new_capacity(models[0], fused, len(models))
-        new_capacity.settle(plan)
-    return plan
+    block_wise = norms == "block" and off_diagonal == "zeros"
+    exact = off_diagonal != "random" if matched.copies else block_wise
+    return draft.plan(filler, exact=exact)
 
 
+def _check_block_norms(matches):
+    """Says where a norm could not be made block-wise, since its class holds it."""
+    for match in matches:
+        if calibration.is_joint(match):
+            raise FusionError(
+                f"`norms='block'` cannot reach the {type(match.layers[0]).__name__} at "
+                f"{match.address!r}: the class that holds it makes it. Block-wise norms "
+                "are for functional and Sequential models of Keras's layers; here use "
+                "norms='calibrated'."
+            )
+
+
+@renamed(off_diagonal_scale="noise_scale", batch="probe")
 def fuse(
     parents: list[keras.Model] | keras.Model,
     *,
     factor: float | None = None,
     into: keras.Model | Callable[[], keras.Model] | None = None,
     off_diagonal: str = "zeros",
-    off_diagonal_scale: float = 0.25,
+    noise_scale: float = 0.25,
     norms: str = "joint",
-    batch=None,
+    probe=None,
     seed: int | None = None,
 ) -> keras.Model:
     """Fuses trained models into one wide model (the FUSION operator of Deep Fusion).
@@ -100,7 +113,7 @@ def fuse(
             that the outputs do not change but the copies part at the first step of
             training.
             Defaults to `"zeros"`.
-        off_diagonal_scale: float. The noise's standard deviation relative to that of
+        noise_scale: float. The noise's standard deviation relative to that of
             the kernel. Defaults to 0.25.
         norms: what becomes of the layer and RMS norms of distinct parents, whose one
             statistic over all features would not be the parents' own. `"joint"` leaves
@@ -108,9 +121,9 @@ def fuse(
             `Sequential` models of Keras's layers, puts in norms with one statistic a
             parent (`keras_fusion.layers`): the fused outputs are exactly the mean.
             `"calibrated"` keeps the norms and absorbs the mean ratio of the statistics,
-            measured on `batch`, in their weights. Copies need neither. Defaults to
+            measured on `probe`, in their weights. Copies need neither. Defaults to
             `"joint"`.
-        batch: inputs in the structure of the model's, for `norms="calibrated"`.
+        probe: inputs in the structure of the model's, for `norms="calibrated"`.
         seed: int. Seed of the noise. Defaults to one drawn from NumPy's global
             generator, which `keras.utils.set_random_seed` governs.
 
@@ -138,18 +151,18 @@ def fuse(
     Initializations, ICML 2024. The paired form and the treatment of norms, tied
     readouts and unequal parents are this package's own.
     """
-    plan = make_plan(
+    plan = plan_fusion(
         parents,
         factor=factor,
         into=into,
         off_diagonal=off_diagonal,
-        off_diagonal_scale=off_diagonal_scale,
+        noise_scale=noise_scale,
         norms=norms,
-        batch=batch,
+        probe=probe,
         seed=seed,
     )
     plan.fill()
-    if plan.settings.is_exact:
+    if plan.exact:
         _check_function(plan)
     parent_blocks.remember(plan.layouts, plan.fused)
     return plan.fused
@@ -159,25 +172,11 @@ def _check_function(plan):
     """Refuses what should be exact and is not, as far as a made-up batch shows it."""
     first = plan.parents[0]
     try:
-        inputs = probe.accepted(first)
+        inputs = probes.accepted(first)
     except FusionError:
         return  # `fusion_report` takes a real one.
-    tolerance = probe.tolerance(first)
-    twice = [probe.outputs(first, inputs) for _ in range(2)]
-    if probe.change(*twice) <= tolerance:  # It does not draw at random.
-        verify(plan, inputs, tolerance=tolerance)
-
-
-def _check_block_norms(plan):
-    """Says where a norm could not be made block-wise, since its class holds it."""
-    pairs = tree.lockstep([plan.parents[0], plan.fused])
-    for address, (layer, grown) in pairs:
-        if calibration.is_joint_norm(layer, grown):
-            raise FusionError(
-                f"`norms='block'` cannot reach the {type(layer).__name__} at {address!r}: "
-                "the class that holds it makes it. Block-wise norms are for functional "
-                "and Sequential models of Keras's layers; here use norms='calibrated'."
-            )
+    if not probes.is_random(first, inputs):
+        verify(plan, inputs, tolerance=probes.tolerance(first))
 
 
 @register_operator(
@@ -195,14 +194,15 @@ class FusionOperator(GrowthOperator):
             see `fuse`.
         off_diagonal: see `fuse`. `None` means `"paired"` in a self-fusion (with zeros
             the copies would get equal gradients for ever) and `"zeros"` with partners.
-        off_diagonal_scale: float, see `fuse`.
+        noise_scale: float, see `fuse`.
         into: see `fuse`; for models whose class has no config.
         seed: int or `None`, see `fuse`.
         norms: `"joint"`, `"block"` or `"calibrated"`, see `fuse`.
-        batch: inputs for `norms="calibrated"`, see `fuse`.
+        probe: inputs for `norms="calibrated"`, see `fuse`.
 
     Raises:
-        FusionError: if `partners` is empty; from `plan`, for anything that `fuse` refuses.
+        FusionError: for arguments that cannot work; from `plan`, for anything that
+            `fuse` refuses.
 
     Example:
 
@@ -214,36 +214,44 @@ class FusionOperator(GrowthOperator):
     16
     """
 
+    @renamed(off_diagonal_scale="noise_scale", batch="probe")
     def __init__(
         self,
         partners=None,
         factor=2,
         off_diagonal=None,
-        off_diagonal_scale=0.25,
+        noise_scale=0.25,
         into=None,
         seed=None,
         norms="joint",
-        batch=None,
+        probe=None,
     ):
         if partners is not None and not partners:
             raise FusionError(
                 f"`partners` is empty: partners={partners!r}. Give at least one model, "
                 "or leave it out to fuse the model with itself."
             )
+        if partners is None:
+            arguments.check_factor(factor)
+        if off_diagonal is not None:
+            arguments.check_off_diagonal(off_diagonal, copies=partners is None)
+        arguments.check_noise_scale(noise_scale)
+        arguments.check_seed(seed)
+        arguments.check_norms(norms, probe)
         self.partners = list(partners) if partners is not None else None
         self.factor = factor
         self.off_diagonal = off_diagonal
-        self.off_diagonal_scale = off_diagonal_scale
+        self.noise_scale = noise_scale
         self.into = into
         self.seed = seed
         self.norms = norms
-        self.batch = batch
+        self.probe = probe
         self._loaded = None
 
     def parents(self, model: keras.Model) -> list[keras.Model]:
         """The live model and its partners, or its copies."""
         if self.partners is None:
-            return resolve_parents(model, self.factor)[0]
+            return resolved(model, self.factor)[0]
         if any(partner is model for partner in self._load()):
             raise FusionError(
                 "A partner is the live model itself. To fuse a model with itself leave "
@@ -253,22 +261,21 @@ class FusionOperator(GrowthOperator):
 
     def _load(self):
         if self._loaded is None:
-            self._loaded = [parents.load(i, p) for i, p in enumerate(self.partners)]
+            self._loaded = [load(i, p) for i, p in enumerate(self.partners)]
         return self._loaded
 
-    def plan(self, model: keras.Model) -> Plan:
+    def plan(self, model: keras.Model, seed: int | None = None) -> Plan:
         """Lays out the growth of a model; changes nothing."""
         own = self.partners is None
-        default = "paired" if own else "zeros"
-        plan = make_plan(
+        plan = plan_fusion(
             model if own else self.parents(model),
             factor=self.factor if own else None,
             into=self.into,
-            off_diagonal=self.off_diagonal or default,
-            off_diagonal_scale=self.off_diagonal_scale,
+            off_diagonal=self.off_diagonal or ("paired" if own else "zeros"),
+            noise_scale=self.noise_scale,
             norms=self.norms,
-            batch=self.batch,
-            seed=self.seed,
+            probe=self.probe,
+            seed=arguments.chosen_seed(self.seed, seed),
         )
         depth.check_live(model, plan.parents)
         return plan
@@ -290,7 +297,7 @@ class FusionOperator(GrowthOperator):
             "partners": partners,
             "factor": self.factor if own else None,
             "off_diagonal": self.off_diagonal,
-            "off_diagonal_scale": self.off_diagonal_scale,
+            "noise_scale": self.noise_scale,
             "into": self.into is not None,
             "seed": self.seed,
             "norms": self.norms,
@@ -320,7 +327,7 @@ class FusionOperator(GrowthOperator):
             "partners": self.partners,
             "factor": self.factor,
             "off_diagonal": self.off_diagonal,
-            "off_diagonal_scale": self.off_diagonal_scale,
+            "noise_scale": self.noise_scale,
             "seed": self.seed,
             "norms": self.norms,
         }

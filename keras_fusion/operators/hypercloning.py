@@ -2,15 +2,11 @@
 
 import keras
 
-from keras_fusion.errors import FusionError
-from keras_fusion.operators import widening
+from keras_fusion.models.renamed import renamed
+from keras_fusion.operators import arguments, widening
 from keras_fusion.operators.base import GrowthOperator, register_operator
 from keras_fusion.operators.plan import Plan
 from keras_fusion.values import copies
-
-
-def _always_in_turn(model, grown, items):
-    return copies.in_turn
 
 
 @register_operator(
@@ -22,7 +18,7 @@ class HyperCloning(GrowthOperator):
     """Tiles the weights: each unit is copied `factor` times, each kernel is W / factor.
 
     The function stays. Without noise or dropout all copies of a unit get equal
-    gradients, and stay equal; with `noise` they part at the first step.
+    gradients, and stay equal; with `noise_scale` they part at the first step.
 
     The optimizer's state is carried as if the network had always been tiled: first
     moments times 1/factor and second moments times 1/factor**2 where the gradients are
@@ -31,13 +27,13 @@ class HyperCloning(GrowthOperator):
 
     Args:
         factor: int. How many times as wide the model becomes. Defaults to 2.
-        noise: float. Deviation of the noise relative to the kernel's. It is taken off
+        noise_scale: float. Deviation of the noise relative to the kernel's. It is taken off
             again over the copies of each input, so that the function stays. Defaults
             to 0, the paper's symmetric form.
         seed: int. Seed of the noise.
 
     Raises:
-        FusionError: if the factor is not whole.
+        FusionError: for a factor that is not whole, or a negative noise.
 
     Example:
 
@@ -54,21 +50,29 @@ class HyperCloning(GrowthOperator):
     does over all copies of an input.
     """
 
-    def __init__(self, factor: int = 2, noise: float = 0.0, seed: int | None = None):
-        if not isinstance(factor, (int, float)) or factor % 1:
-            raise FusionError(
-                "HyperCloning copies every unit equally often. Received: "
-                f"factor={factor!r}. Give a whole factor, or use Net2Net(factor)."
-            )
+    @renamed(noise="noise_scale")
+    def __init__(
+        self, factor: int = 2, noise_scale: float = 0.0, seed: int | None = None
+    ):
+        arguments.check_whole_factor(
+            factor, "HyperCloning", " It copies every unit equally often; see Net2Net."
+        )
+        arguments.check_noise_scale(noise_scale)
+        arguments.check_seed(seed)
         self.factor = factor
-        self.noise = noise
+        self.noise_scale = noise_scale
         self.seed = seed
 
-    def plan(self, model: keras.Model) -> Plan:
+    def plan(self, model: keras.Model, seed: int | None = None) -> Plan:
         """Lays out the growth of a model; changes nothing."""
-        return widening.make_plan(
-            model, self.factor, _always_in_turn, noise=self.noise, seed=self.seed
+        draft = widening.lay_out(
+            model,
+            self.factor,
+            lambda draft: copies.in_turn,
+            seed=arguments.chosen_seed(self.seed, seed),
+            noise_scale=self.noise_scale,
         )
+        return draft.plan()
 
     def __str__(self):
         """What the operator does, for the console."""
@@ -76,4 +80,8 @@ class HyperCloning(GrowthOperator):
 
     def get_config(self) -> dict:
         """The constructor's arguments."""
-        return {"factor": self.factor, "noise": self.noise, "seed": self.seed}
+        return {
+            "factor": self.factor,
+            "noise_scale": self.noise_scale,
+            "seed": self.seed,
+        }

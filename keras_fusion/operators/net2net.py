@@ -4,6 +4,7 @@ import keras
 import numpy as np
 
 from keras_fusion.errors import FusionError
+from keras_fusion.models.renamed import renamed
 from keras_fusion.operators import arguments, widening
 from keras_fusion.operators.base import GrowthOperator, register_operator
 from keras_fusion.operators.plan import Plan
@@ -37,14 +38,14 @@ class Net2Net(GrowthOperator):
             makes whole factors exact under norms, too. Defaults to `"balanced"`.
         exact: bool. Whether to refuse a growth that changes the function. Defaults to
             `True`.
-        noise: float. Deviation of noise relative to the kernel's, by which the copies
+        noise_scale: float. Deviation of noise relative to the kernel's, by which the copies
             part; it cancels over the copies of each input. Defaults to 0.01. The paper
             adds noise as well where no dropout is used; that ours cancels is ours.
         seed: int. Seed of the draws and the noise.
 
     Raises:
-        FusionError: for an unknown `draw`; in training, for a growth that would change
-            the function.
+        FusionError: for arguments that cannot work; in training, for a growth that
+            would change the function.
 
     Example:
 
@@ -60,46 +61,48 @@ class Net2Net(GrowthOperator):
     Transfer, ICLR 2016; for transformers Chen et al., bert2BERT, ACL 2022.
     """
 
+    @renamed(noise="noise_scale")
     def __init__(
         self,
         factor: float = 2,
         draw: str = "balanced",
         exact: bool = True,
-        noise: float = 0.01,
+        noise_scale: float = 0.01,
         seed: int | None = None,
     ):
         if draw not in DRAWS:
             raise FusionError(
                 f"`draw` must be one of {DRAWS}. Received: draw={draw!r}."
             )
+        arguments.check_factor(factor)
+        arguments.check_noise_scale(noise_scale)
+        arguments.check_seed(seed)
         self.factor = factor
         self.draw = draw
         self.exact = exact
-        self.noise = noise
+        self.noise_scale = noise_scale
         self.seed = seed
 
-    def plan(self, model: keras.Model) -> Plan:
+    def plan(self, model: keras.Model, seed: int | None = None) -> Plan:
         """Lays out the growth of a model; changes nothing."""
-        seed = arguments.drawn_seed(self.seed)
+        seed = arguments.chosen_seed(self.seed, seed)
 
-        def choose(model, grown, items):
-            groups = widening.common_groups(model, grown, items)
-            free = widening.free_sizes(model, items)
+        def choose(draft):
+            groups, free = widening.common_groups(draft), widening.free_sizes(draft)
             return lambda old, new: self._sources(old, new, seed, groups, free)
 
-        plan = widening.make_plan(
-            model, self.factor, choose, noise=self.noise, seed=seed
+        widened = widening.lay_out(
+            model, self.factor, choose, seed=seed, noise_scale=self.noise_scale
         )
-        if not widening.has_even_norms(plan):
-            if self.exact:
-                raise FusionError(
-                    f"Net2Net(factor={self.factor!r}, draw={self.draw!r}) copies the units "
-                    f"of {model.name!r} unequally often, which changes the statistics of "
-                    "its norms and so the function. Use a whole factor with "
-                    "draw='balanced', Lemon(factor), or allow it with exact=False."
-                )
-            plan = plan.without_promise()
-        return plan
+        exact = widening.has_even_norms(widened.draft)
+        if self.exact and not exact:
+            raise FusionError(
+                f"Net2Net(factor={self.factor!r}, draw={self.draw!r}) copies the units "
+                f"of {model.name!r} unequally often, which changes the statistics of "
+                "its norms and so the function. Use a whole factor with "
+                "draw='balanced', Lemon(factor), or allow it with exact=False."
+            )
+        return widened.plan(exact=exact)
 
     def _sources(self, old, new, seed, groups, free):
         """The units that a stretch of features copies."""
@@ -128,6 +131,6 @@ class Net2Net(GrowthOperator):
             "factor": self.factor,
             "draw": self.draw,
             "exact": self.exact,
-            "noise": self.noise,
+            "noise_scale": self.noise_scale,
             "seed": self.seed,
         }

@@ -1,208 +1,335 @@
-"""`Plan`: a growth that was laid out."""
+"""`Plan`: a growth that was laid out, from its parents to the bigger model's variables."""
 
+import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 
 import keras
 import numpy as np
 
+from keras_fusion.architecture import build
+from keras_fusion.architecture.parents import Match, Parents, resolved
 from keras_fusion.architecture.widths import Widths
 from keras_fusion.errors import FusionError
 from keras_fusion.layout import variables
 from keras_fusion.layout.variables import VariableLayout
 from keras_fusion.models import host, private, probe, tree
 from keras_fusion.operators import earlier_weights
-from keras_fusion.values.fuse import fuse_arrays
+from keras_fusion.values.fillers import Filler, FusionFiller
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
-    """The values of one fusion.
-
-    Args:
-        off_diagonal: one of `"zeros"`, `"random"`, `"paired"`.
-        off_diagonal_scale: float. The noise's deviation relative to the kernel's.
-        seed: int. Seed of the noise.
-        copies: bool. Whether the parents are copies of one model.
-        norms: one of `arguments.NORMS`.
-        promised: bool. Whether the method keeps the function at all.
-    """
-
-    off_diagonal: str
-    off_diagonal_scale: float
-    seed: int
-    copies: bool
-    norms: str = "joint"
-    promised: bool = True
-
-    @property
-    def is_exact(self) -> bool:
-        """Whether the fused function must equal the parents' but for rounding."""
-        if not self.promised:
-            return False
-        if self.copies:
-            return self.off_diagonal != "random"
-        return self.norms == "block" and self.off_diagonal == "zeros"
-
-
-@dataclasses.dataclass
 class Plan:
-    """A fusion that was laid out: every check has passed, the values are still to come.
+    """A growth that was laid out: every check has passed, no value is written yet.
 
     Args:
-        parents: the K parents; for a self-fusion K times the same model.
-        fused: the built bigger model.
-        layouts: one `VariableLayout` per variable of `fused`.
-        settings: the `Settings`.
-        corrections: dict from the id of a parent's variable to the
-            `calibration.Correction` of its values.
-        fresh_roles: dict from the index of a layout to the roles of its axes whose new
-            capacity starts from initial values; where it is missing, `("out",)`.
-        mean_outputs: indices of the layouts whose other new outputs are the mean of the
-            old ones, and not zeros.
-        derived: layers of `fused` (`Normalization`) that compute with values made of
-            their weights, which must be made anew when these have come.
+        parents: tuple of the K parents; for a self-fusion K times the same model.
+        fused: the built bigger model, whose weights `fill` writes.
+        layouts: tuple of one `VariableLayout` per variable of `fused`.
+        filler: the `Filler` that gives the variables their values.
+        exact: bool. Whether the grown function must equal the parents' mean but for
+            rounding; if it does not, the growth is refused.
+        copies: bool. Whether the parents are copies of one model.
+
+    Example:
+
+    >>> import keras, keras_fusion
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8)])
+    >>> model.add(keras.layers.Dense(1))
+    >>> plan = keras_fusion.HyperCloning(factor=2).plan(model, seed=0)
+    >>> plan.exact, len(plan.layouts)
+    (True, 4)
+    >>> plan.fill().layers[0].units
+    16
     """
 
-    parents: list[keras.Model]
+    parents: tuple[keras.Model, ...]
     fused: keras.Model
-    layouts: list[VariableLayout]
-    settings: Settings
-    corrections: dict = dataclasses.field(default_factory=dict)
-    fresh_roles: dict = dataclasses.field(default_factory=dict)
-    mean_outputs: frozenset[int] = frozenset()
-    derived: tuple[keras.Layer, ...] = ()
+    layouts: tuple[VariableLayout, ...]
+    filler: Filler
+    exact: bool
+    copies: bool
 
     @property
-    def stages(self) -> list["Plan"]:
-        """The growths that follow each other; this one alone."""
-        return [self]
+    def stages(self) -> "Plans":
+        """The growths that follow each other: this one alone."""
+        return Plans([self])
 
-    def fill(self) -> keras.Model:
-        """Gives the fused model its weights, variable by variable, and returns it."""
-        for index, item in enumerate(self.layouts):
-            # Once for copies of one model, whose arrays so stay one array.
-            read = {id(v): host.read(v) for v in item.sources}
-            arrays = [read[id(v)] for v in item.sources]
-            host.write(item.target, self.values(index, arrays, item.initial()))
-        for layer in self.derived:
-            layer.finalize_state()
-        return self.fused
-
-    def values(self, index: int, arrays: list, fresh: np.ndarray | None) -> np.ndarray:
-        """The fused value of one variable, the same whenever it is asked for.
+    def values(self, index: int, arrays: Sequence[np.ndarray]) -> np.ndarray:
+        """The grown value of one variable, the same whenever it is asked for.
 
         Args:
-            index: int. Which of `layouts`.
+            index: int. The place of the variable in `layouts`.
             arrays: K arrays, the parents' values.
-            fresh: array of the fused shape, initial values for new capacity; `None` if
-                there is none.
 
         Returns:
-            Array of the fused shape, in the first parent's dtype.
+            Array of the grown shape, in the first parent's dtype.
         """
-        item, settings = self.layouts[index], self.settings
-        if item.is_state:
-            return np.asarray(arrays[0])
-        arrays = [np.asarray(a) for a in arrays]
-        fused = fuse_arrays(
-            self._prepared(item, arrays),
-            item.axes,
-            off_diagonal=settings.off_diagonal,
-            off_diagonal_scale=settings.off_diagonal_scale,
-            rng=[settings.seed, index],
-            fresh=fresh,
-            fresh_roles=self.fresh_roles.get(index, ("out",)),
-            mean_outputs=index in self.mean_outputs,
-        )
-        return fused.astype(arrays[0].dtype, copy=False)
+        arrays = [np.asarray(array) for array in arrays]
+        value = self.filler.value(index, self.layouts[index], arrays)
+        return value.astype(arrays[0].dtype, copy=False)
 
-    def _prepared(self, item, arrays):
-        """The parents' values, corrected and at their scale in the mean."""
-        done, found = {}, []
-        for source, scale, array in zip(item.sources, item.scales, arrays, strict=True):
-            key = id(array), id(source), scale
-            if key not in done:
-                done[key] = self._corrected(item, source, scale, array)
-            found.append(done[key])
-        return found
+    def fill(self) -> keras.Model:
+        """Writes the weights of the bigger model, variable by variable, and returns it."""
+        for target, value in self._filled():
+            host.write(target, value)
+        for _, layer in tree.walk(self.fused):
+            # A Normalization computes with values made of its weights.
+            if hasattr(layer, "finalize_state"):
+                layer.finalize_state()
+        return self.fused
 
-    def _corrected(self, item, source, scale, array):
-        correction = self.corrections.get(id(source))
-        if correction is not None:
-            array = correction(array)
-        if scale != 1.0:
-            array = (array + item.offset) * scale - item.offset
-        return array
+    def assumed(self) -> contextlib.AbstractContextManager:
+        """A scope in which the bigger model reads as if it had been filled."""
+        return host.assumed(self._filled())
+
+    def _filled(self):
+        """Yields each variable of the bigger model with its value."""
+        for index, layout in enumerate(self.layouts):
+            # Once for copies of one model, whose arrays so stay one array.
+            read = {id(v): host.read(v) for v in layout.sources}
+            arrays = [read[id(v)] for v in layout.sources]
+            yield layout.target, self.values(index, arrays)
 
     def weights_adapter(self) -> Callable[[list], list]:
         """Makes the function that grows any weights of the first parent.
 
         Returns:
             Function from `model.get_weights()` of the first parent, at any time, to
-            `get_weights()` of the model that would have been fused from them. It holds
+            `get_weights()` of the model that would have been grown from them. It holds
             on to none of the first parent's variables, so that their memory is freed.
         """
         return earlier_weights.adapter(self)
 
-    def corresponding(self) -> list[tuple[keras.Layer, keras.Layer]]:
-        """The layers of the first parent with their counterparts in the fused model."""
-        models = [self.parents[0], self.fused]
-        pairs = tree.lockstep(models)
-        return [tuple(layers) for _, layers in pairs]
+    def __repr__(self) -> str:
+        """The plan in one line."""
+        old, new = self.parents[0], self.fused
+        return (
+            f"<Plan {old.name!r}, {old.count_params():,} parameters, to {new.name!r}, "
+            f"{new.count_params():,}; {type(self.filler).__name__}, "
+            f"{'exact' if self.exact else 'not exact'}>"
+        )
 
-    def copy_trainability(self) -> None:
-        """Freezes in the fused model what is frozen in the first parent."""
-        for old, new in self.corresponding():
-            if old.trainable != new.trainable:
-                new.trainable = old.trainable
-        for item in self.layouts:
-            if item.sources[0].trainable != item.target.trainable:
-                item.target.trainable = item.sources[0].trainable
+
+class Plans(list):
+    """Plans of growths that follow each other, each from the model of the one before."""
+
+    @property
+    def stages(self) -> "Plans":
+        """The growths one by one."""
+        return self
+
+    @property
+    def parents(self) -> tuple[keras.Model, ...]:
+        """The parents of the first growth."""
+        return self[0].parents
+
+    @property
+    def fused(self) -> keras.Model:
+        """The model of the last growth."""
+        return self[-1].fused
+
+    @property
+    def exact(self) -> bool:
+        """Whether all growths must keep the function."""
+        return all(plan.exact for plan in self)
+
+    @property
+    def copies(self) -> bool:
+        """Whether the parents of the first growth are copies of one model."""
+        return self[0].copies
+
+    @property
+    def layouts(self) -> tuple[VariableLayout, ...]:
+        """The layouts of the last model's variables in those of the first parents."""
+        return variables.composed([plan.layouts for plan in self])
+
+    def fill(self) -> keras.Model:
+        """Writes the weights of all bigger models in turn, and returns the last one."""
+        for plan in self:
+            plan.fill()
+        return self.fused
+
+    def weights_adapter(self) -> Callable[[list], list]:
+        """Makes the function that grows weights of the first parent by all growths."""
+        adapters = [plan.weights_adapter() for plan in self]
+
+        def adapt(weights):
+            for adapter in adapters:
+                weights = adapter(weights)
+            return weights
+
+        return adapt
+
+
+def lay_out(
+    model: keras.Model | Sequence[keras.Model],
+    *,
+    factor: float | None = None,
+    into: keras.Model | Callable[[], keras.Model] | None = None,
+    seed: int = 0,
+) -> Plan:
+    """Builds the bigger model of a growth in width, and lays the parents out in it.
+
+    The start of an operator of your own: replace the plan's `filler` by one that gives
+    the weights other values (`dataclasses.replace(plan, filler=..., exact=...)`). As it
+    is the plan is a fusion with zeros beside the parents' blocks. No value is written.
+
+    Args:
+        model: built model, with `factor`; or a list of K models of one architecture.
+        factor: number above 1. How many times as wide the one model becomes: as many
+            copies as fit, side by side, and behind them new capacity.
+        into: model, or function that builds one, see `fuse`.
+        seed: int. Seed of the new capacity's initial values.
+
+    Returns:
+        A `Plan`.
+
+    Raises:
+        FusionError: for arguments or models that cannot be grown.
+
+    Example:
+
+    >>> import keras, keras_fusion
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8)])
+    >>> model.add(keras.layers.Dense(1))
+    >>> plan = keras_fusion.lay_out(model, factor=2)
+    >>> plan.fused.layers[0].units, len(plan.parents)
+    (16, 2)
+    """
+    models, capacity = resolved(model, factor)
+    parents = Parents.of(models)
+    draft = build_and_lay_out(parents, into, capacity=capacity, seed=seed)
+    whole = not any(layout.has_new for layout in draft.layouts)
+    return draft.plan(FusionFiller(), exact=parents.copies and whole)
+
+
+@dataclasses.dataclass(frozen=True)
+class Draft:
+    """A bigger model with the layouts of its variables, which lacks a filler.
+
+    Args:
+        parents: the `Parents`.
+        matches: their layers with those of the bigger model.
+        layouts: one `VariableLayout` per variable.
+    """
+
+    parents: Parents
+    matches: tuple[Match, ...]
+    layouts: tuple[VariableLayout, ...]
+
+    def plan(self, filler: Filler, *, exact: bool) -> Plan:
+        """The plan with a filler."""
+        models, fused = self.parents.models, self.matches[0].grown
+        return Plan(models, fused, self.layouts, filler, exact, self.parents.copies)
+
+
+def build_and_lay_out(
+    parents: Parents,
+    into: keras.Model | Callable[[], keras.Model] | None = None,
+    *,
+    seed: int = 0,
+    **options,
+) -> Draft:
+    """Builds the bigger model, without values, and lays the parents out in it.
+
+    Args:
+        parents: the `Parents`.
+        into: see `fuse`.
+        seed: int. Seed of the new capacity's initial values.
+        **options: of `architecture.build.build`.
+    """
+    with private.without_values() as initializers:
+        fused, widths = build.build(parents, into, **options)
+    matches = parents.matched_with(fused)
+    layouts = variables.lay_out(matches, widths)
+    pairs = [(match.layers[0], match.grown) for match in matches]
+    return Draft(parents, matches, adopted(layouts, pairs, initializers, seed))
 
 
 def replacement(model: keras.Model, twin: keras.Model) -> Plan:
     """Lays out a twin of equal widths, which takes a model's values over as they are."""
-    settings = Settings("zeros", 0.0, 0, copies=True)
-    layouts = variables.plan([model], twin, Widths(), must_grow=False)
-    plan = Plan([model], twin, layouts, settings)
-    adopt(plan)
-    return plan
+    parents = Parents.of([model])
+    matches = parents.matched_with(twin)
+    layouts = variables.lay_out(matches, Widths(), must_grow=False)
+    pairs = [(match.layers[0], match.grown) for match in matches]
+    layouts = adopted(layouts, pairs, {}, 0)
+    return Draft(parents, matches, layouts).plan(FusionFiller(), exact=True)
 
 
-def adopt(plan: Plan) -> None:
-    """Gives the bigger model what it has in common with the first parent."""
-    plan.copy_trainability()
-    private.keep_names(plan.corresponding())
-    for item in plan.layouts:
-        host.check_layout(item.sources[0], item.target, item.address)
-    private.adopt_layouts([(item.sources[0], item.target) for item in plan.layouts])
-    waiting = {id(item.target) for item in plan.layouts if not item.has_new}
-    private.give_values([v for v in plan.fused.variables if id(v) not in waiting])
-    layers = (layer for _, layer in tree.walk(plan.fused))
-    plan.derived = tuple(layer for layer in layers if hasattr(layer, "finalize_state"))
-
-
-def verify(plan: Plan, inputs, *, tolerance: float) -> probe.Difference:
-    """Measures the fused model against the mean of its parents.
+def adopted(
+    layouts: Sequence[VariableLayout],
+    pairs: Iterable[tuple[keras.Layer, keras.Layer]],
+    initializers: dict,
+    seed: int,
+    trained_like: Iterable[tuple[keras.Layer, keras.Layer]] | None = None,
+) -> tuple[VariableLayout, ...]:
+    """Gives the bigger model what it has in common with the first parent.
 
     Args:
-        plan: a filled `Plan`.
+        layouts: the layouts of its variables.
+        pairs: `(layer of the first parent, its counterpart)`, whose names are kept.
+        initializers: what `without_values` gave for the bigger model.
+        seed: int. Seed of the new capacity's initial values.
+        trained_like: the same for layers that are frozen as the first parent's; by
+            default the same.
+
+    Returns:
+        The layouts, with initial values for what is new.
+    """
+    pairs = list(pairs)
+    for old, new in pairs if trained_like is None else trained_like:
+        if old.trainable != new.trainable:
+            new.trainable = old.trainable
+    for layout in layouts:
+        if layout.sources[0].trainable != layout.target.trainable:
+            layout.target.trainable = layout.sources[0].trainable
+    private.keep_names(pairs)
+    for layout in layouts:
+        host.check_sharding(layout.sources[0], layout.target, layout.address)
+    private.adopt_shardings([(x.sources[0], x.target) for x in layouts])
+    laid_out = {id(layout.target) for layout in layouts}
+    fused = pairs[0][1]
+    private.give_values([v for v in fused.variables if id(v) not in laid_out])
+    return tuple(
+        _with_initial(layout, initializers, [seed, index])
+        for index, layout in enumerate(layouts)
+    )
+
+
+def _with_initial(layout, initializers, seed):
+    if not layout.has_new:
+        return layout
+    target, initializer = layout.target, initializers.get(id(layout.target))
+    if initializer is None:  # A model that was built elsewhere has values.
+        value = np.array(host.read(target))
+        return dataclasses.replace(layout, initial=lambda: value)
+    shape, dtype = tuple(target.shape), target.dtype
+    return dataclasses.replace(
+        layout, initial=lambda: private.initial_value(initializer, shape, dtype, seed)
+    )
+
+
+def verify(plan: Plan | Plans, inputs, *, tolerance: float) -> probe.Difference:
+    """Measures the grown model against the mean of its parents.
+
+    Args:
+        plan: a filled `Plan`, or several.
         inputs: a batch in the structure of the model's inputs.
-        tolerance: float. The largest change that a fusion which should be exact may
+        tolerance: float. The largest change that a growth which should be exact may
             show.
 
     Returns:
         The `probe.Difference` of the outputs.
 
     Raises:
-        FusionError: if the fusion should be exact, and yet the outputs changed.
+        FusionError: if the growth should be exact, and yet the outputs changed.
     """
-    parents = plan.parents[:1] if plan.settings.copies else plan.parents
+    parents = list(plan.parents[:1] if plan.copies else plan.parents)
     before = probe.mean_outputs(parents, inputs)
     difference = probe.difference(before, probe.outputs(plan.fused, inputs))
     change = difference.largest
-    if plan.settings.is_exact and change > tolerance:
+    if plan.exact and change > tolerance:
         raise FusionError(
             f"The fused {plan.fused.name!r} should compute what its parents do, but its "
             f"outputs changed by {change:.1e} (more than the tolerance {tolerance:.0e}). "

@@ -4,7 +4,6 @@ import dataclasses
 import re
 
 import keras
-import numpy as np
 
 from keras_fusion.architecture import depth, repetition
 from keras_fusion.architecture.parents import check_parent
@@ -12,96 +11,69 @@ from keras_fusion.errors import FusionError, StructureError
 from keras_fusion.layout.axes import Axis
 from keras_fusion.layout.variables import VariableLayout
 from keras_fusion.models import graph as graphs
-from keras_fusion.models import host, tree
+from keras_fusion.models import private, tree
+from keras_fusion.operators import arguments
 from keras_fusion.operators.base import GrowthOperator, register_operator
-from keras_fusion.operators.plan import Plan, Settings, adopt
+from keras_fusion.operators.plan import Plan, adopted
+from keras_fusion.values.fillers import StackingFiller
 
 ORDERS = ("stacked", "interleaved")
 
 
-@dataclasses.dataclass
-class Stacking(Plan):
-    """A laid-out growth in depth.
-
-    Args:
-        pairs: list of `(old layer, deeper model's layer)`, the new blocks' too.
-        new: indices of the layouts of new blocks.
-        zeroed: indices of the layouts that start at zero.
-    """
-
-    pairs: list = dataclasses.field(default_factory=list)
-    new: frozenset[int] = frozenset()
-    zeroed: frozenset[int] = frozenset()
-
-    def corresponding(self) -> list[tuple[keras.Layer, keras.Layer]]:
-        """The layers of the first parent with their counterparts that are not new."""
-        fresh = {id(self.layouts[i].target) for i in self.new}
-        return [
-            (old, new)
-            for old, new, is_new in self.pairs
-            if not is_new and not fresh & {id(v) for v in tree.own_variables(new)}
-        ]
-
-    def values(self, index: int, arrays: list, fresh: np.ndarray | None) -> np.ndarray:
-        """The value of one variable of the deeper model."""
-        if index in self.zeroed:
-            return np.zeros_like(arrays[0])
-        if index in self.new and self.layouts[index].is_state:
-            # A dropout's seed: two layers must not draw the same masks.
-            return host.read(self.layouts[index].target)
-        return np.asarray(arrays[0])
-
-    def copy_trainability(self) -> None:
-        """Freezes in the deeper model what is frozen in its origin."""
-        for old, new, _ in self.pairs:
-            if old.trainable != new.trainable:
-                new.trainable = old.trainable
-        for item in self.layouts:
-            if item.sources[0].trainable != item.target.trainable:
-                item.target.trainable = item.sources[0].trainable
-
-
-def make_plan(
-    model: keras.Model, factor: int, *, order: str = "stacked", identity: bool = False
-) -> Stacking:
+def lay_out(
+    model: keras.Model,
+    factor: int,
+    *,
+    seed: int,
+    order: str = "stacked",
+    identity: bool = False,
+) -> Plan:
     """Lays out a growth in depth, changing nothing.
 
     Args:
         model: a built model.
         factor: int. How many times as deep it becomes.
+        seed: int. Seed of the new blocks' own seeds.
         order: one of `ORDERS`.
         identity: bool. Whether new blocks start as identities.
-
-    Returns:
-        A `Stacking`.
 
     Raises:
         FusionError: for a model in which no blocks can be found, or whose new blocks
             cannot be identities.
     """
     check_parent(0, model)
-    if graphs.is_plain(model):
-        deep, rows = _repeated(model, factor, order)
-    else:
-        deep, rows = _recounted(model, factor, order)
-    pairs, layouts, new = [], [], []
-    seen = set()
+    with private.without_values() as initializers:
+        deep, rows = deeper(model, factor, order)
+    layouts, new, seen = [], set(), set()
     for address, old, grown, is_new in rows:
-        pairs.append((old, grown, is_new))
         for source, target in _variables(address, old, grown):
             if id(target) in seen:
                 continue
             seen.add(id(target))
-            new += [len(layouts)] * is_new
+            new |= {len(layouts)} if is_new else set()
             name = f"{address}.{target.name}"
             axes = tuple(Axis(size) for size in target.shape)
             layouts.append(VariableLayout(name, (source,), target, axes, (1.0,)))
-    settings = Settings("zeros", 0.0, 0, copies=True, promised=identity)
-    plan = Stacking([model], deep, layouts, settings, pairs=pairs, new=frozenset(new))
-    adopt(plan)
-    if identity:
-        plan.zeroed = _writers(plan)
-    return plan
+    fresh = {id(layouts[i].target) for i in new}
+    layouts = adopted(
+        layouts,
+        _kept(rows, fresh),
+        initializers,
+        seed,
+        trained_like=[(old, grown) for _, old, grown, _ in rows],
+    )
+    filler = StackingFiller(seed, frozenset(new))
+    plan = Plan((model,), deep, layouts, filler, exact=identity, copies=True)
+    return _with_identities(plan) if identity else plan
+
+
+def _kept(rows, fresh):
+    """The layers with their counterparts that are not new."""
+    return [
+        (old, new)
+        for _, old, new, is_new in rows
+        if not is_new and not fresh & {id(v) for v in tree.own_variables(new)}
+    ]
 
 
 def _variables(address, old, new):
@@ -119,19 +91,26 @@ def _variables(address, old, new):
         yield source, target
 
 
-def _writers(plan):
-    """The layouts whose values must be zero for the new blocks to be identities."""
-    plan.fill()
-    new = [
-        plan.layouts[i] for i in sorted(plan.new) if plan.layouts[i].target.trainable
-    ]
-    depth.quiet(plan.parents[0], plan.fused, [item.target for item in new])
-    return frozenset(
-        i
-        for i in plan.new
+def _with_identities(plan):
+    """The plan, with zeros for what of the new blocks writes to the stream."""
+    new = {
+        id(plan.layouts[i].target): i
+        for i in plan.filler.new
         if plan.layouts[i].target.trainable
-        and not np.any(host.read(plan.layouts[i].target))
+    }
+    candidates = [plan.layouts[i].target for i in sorted(new.values())]
+    with plan.assumed():
+        zeroed = depth.quiet(plan.parents[0], plan.fused, candidates)
+    zeroed = frozenset(new[id(variable)] for variable in zeroed)
+    return dataclasses.replace(
+        plan, filler=dataclasses.replace(plan.filler, zeroed=zeroed)
     )
+
+
+def deeper(model, factor, order):
+    """The deeper model, and rows `(address, old layer, new layer, is new)`."""
+    find = _repeated if graphs.is_plain(model) else _recounted
+    return find(model, factor, order)
 
 
 # Functional models.
@@ -272,22 +251,28 @@ class DepthStacking(GrowthOperator):
     """
 
     def __init__(self, factor: int = 2, order: str = "stacked", identity: bool = False):
-        if not isinstance(factor, int) or factor < 2:
-            raise FusionError(
-                "`factor` of DepthStacking must be an integer of at least 2. Received: "
-                f"factor={factor!r}."
-            )
+        arguments.check_whole_factor(factor, "DepthStacking", "")
         if order not in ORDERS:
             raise FusionError(
                 f"`order` must be one of {ORDERS}. Received: order={order!r}."
             )
-        self.factor = factor
+        if not isinstance(identity, bool):
+            raise FusionError(
+                f"`identity` must be True or False. Received: identity={identity!r}."
+            )
+        self.factor = int(factor)
         self.order = order
         self.identity = identity
 
-    def plan(self, model: keras.Model) -> Plan:
+    def plan(self, model: keras.Model, seed: int | None = None) -> Plan:
         """Lays out the growth of a model; changes nothing."""
-        return make_plan(model, self.factor, order=self.order, identity=self.identity)
+        return lay_out(
+            model,
+            self.factor,
+            seed=arguments.chosen_seed(None, seed),
+            order=self.order,
+            identity=self.identity,
+        )
 
     def __str__(self):
         """What the operator does, for the console."""

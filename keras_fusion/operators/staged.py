@@ -2,8 +2,10 @@
 
 import keras
 
-from keras_fusion.operators import fusion
+from keras_fusion.models.renamed import renamed
+from keras_fusion.operators import arguments
 from keras_fusion.operators.base import GrowthOperator, register_operator
+from keras_fusion.operators.fusion import plan_fusion
 from keras_fusion.operators.plan import Plan
 
 
@@ -17,7 +19,7 @@ class StagedTraining(GrowthOperator):
 
     Kernels become [[W, 0], [0, W]], the readout is averaged; the function stays. That is
     `FusionOperator(factor=2, off_diagonal="zeros")`. Both halves get equal gradients and
-    stay equal, unless dropout or `noise` parts them.
+    stay equal, unless dropout or `noise_scale` parts them.
 
     The optimizer's state is carried by the paper's rule: first moments / 2, second
     moments / 4. The paper leaves the moments of the new off-diagonals at zero; here they
@@ -27,9 +29,12 @@ class StagedTraining(GrowthOperator):
     `GrowModel` a `learning_rate_factor`, or `rewarmup_steps`.
 
     Args:
-        noise: float. Deviation of noise on the off-diagonals relative to the kernel's,
-            taken off the diagonals. Defaults to 0, as in the paper.
+        noise_scale: float. Deviation of noise on the off-diagonals relative to the
+            kernel's, taken off the diagonals. Defaults to 0, as in the paper.
         seed: int. Seed of the noise.
+
+    Raises:
+        FusionError: for a negative noise.
 
     Example:
 
@@ -44,18 +49,21 @@ class StagedTraining(GrowthOperator):
     Source: Shen et al., Staged Training for Transformer Language Models, ICML 2022.
     """
 
-    def __init__(self, noise: float = 0.0, seed: int | None = None):
-        self.noise = noise
+    @renamed(noise="noise_scale")
+    def __init__(self, noise_scale: float = 0.0, seed: int | None = None):
+        arguments.check_noise_scale(noise_scale)
+        arguments.check_seed(seed)
+        self.noise_scale = noise_scale
         self.seed = seed
 
-    def plan(self, model: keras.Model) -> Plan:
+    def plan(self, model: keras.Model, seed: int | None = None) -> Plan:
         """Lays out the growth of a model; changes nothing."""
-        return fusion.make_plan(
+        return plan_fusion(
             model,
             factor=2,
-            off_diagonal="paired" if self.noise else "zeros",
-            off_diagonal_scale=self.noise,
-            seed=self.seed,
+            off_diagonal="paired" if self.noise_scale else "zeros",
+            noise_scale=self.noise_scale,
+            seed=arguments.chosen_seed(self.seed, seed),
         )
 
     def __str__(self):
@@ -64,4 +72,4 @@ class StagedTraining(GrowthOperator):
 
     def get_config(self) -> dict:
         """The constructor's arguments."""
-        return {"noise": self.noise, "seed": self.seed}
+        return {"noise_scale": self.noise_scale, "seed": self.seed}

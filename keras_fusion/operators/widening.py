@@ -1,82 +1,53 @@
-"""The layout of a widening by copies of units: which unit is copied where.
+"""The layout of a growth by copies of units: which unit is copied where.
 
 The bigger model is built as for a fusion; what lies on each axis is not the parents side
-by side but the one model and, behind it, copies of its units (`copying`).
+by side but the one model and, behind it, copies of its units (`values.copies`).
 """
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import keras
 import numpy as np
 
 from keras_fusion.architecture import build
-from keras_fusion.architecture.parents import resolve_parents
+from keras_fusion.architecture.parents import Parents, resolved
 from keras_fusion.architecture.widths import Widths
-from keras_fusion.layout import variables as layouts
+from keras_fusion.layout import variables
+from keras_fusion.layout.axes import CopiedAxis
 from keras_fusion.layout.variables import VariableLayout
-from keras_fusion.models import host, private, probe, rules, tree
-from keras_fusion.operators import arguments
-from keras_fusion.operators.plan import Plan, Settings, adopt
+from keras_fusion.models import host, private, probe
+from keras_fusion.operators.plan import Draft, Plan, build_and_lay_out
 from keras_fusion.values import calibration, copies
+from keras_fusion.values.fillers import CopiesFiller
 
 
-@dataclasses.dataclass
-class Widening(Plan):
-    """A laid-out widening by copies.
+@dataclasses.dataclass(frozen=True)
+class Widening:
+    """A growth by copies of units, whose filler may still be settled.
 
     Args:
-        spread: float. How uneven the copies' shares are, see `copies.uneven_shares`.
+        draft: the `Draft`, its layouts with their copies.
+        filler: the `CopiesFiller`.
     """
 
-    spread: float = 0.0
+    draft: Draft
+    filler: CopiesFiller
 
-    def without_promise(self) -> "Widening":
-        """The same plan, which is allowed to change the function."""
-        settings = dataclasses.replace(self.settings, promised=False)
-        return dataclasses.replace(self, settings=settings)
-
-    def values(self, index: int, arrays: list, fresh: np.ndarray | None) -> np.ndarray:
-        """The grown value of one variable, the same whenever it is asked for."""
-        item, settings = self.layouts[index], self.settings
-        if item.copied is None or item.is_state:
-            return super().values(index, arrays, fresh)
-        split = item.before_tied_readout
-        scale = item.scales[0] * (item.copies if split else 1.0)
-        array = np.asarray(arrays[0])
-        correction = self.corrections.get(id(item.sources[0]))
-        array = array if correction is None else correction(array)
-        value = copies.copy_array(
-            (array + item.offset) * scale,
-            item.axes,
-            item.copied,
-            split_outputs=split,
-            spread=self.spread,
-            noise=settings.off_diagonal_scale,
-            rng=np.random.default_rng([settings.seed, index]),
-        )
-        value = value - item.offset
-        if item.has_new:
-            value = copies.filled(
-                value,
-                item.axes,
-                item.copied,
-                fresh=np.asarray(fresh),
-                fresh_roles=self.fresh_roles.get(index, ()),
-                mean_outputs=index in self.mean_outputs,
-            )
-        return value.astype(np.asarray(arrays[0]).dtype)
+    def plan(self, *, exact: bool = True) -> Plan:
+        """The plan."""
+        return self.draft.plan(self.filler, exact=exact)
 
 
-def make_plan(
+def lay_out(
     model: keras.Model,
     factor: float,
-    choose: Callable[[keras.Model, keras.Model, list], Callable],
+    choose: Callable[[Draft], Callable[[int, int], np.ndarray]],
     *,
-    noise: float,
+    seed: int,
+    noise_scale: float,
     spread: float = 0.0,
-    seed: int | None = None,
     whole_copies: bool = False,
 ) -> Widening:
     """Lays out a widening, changing nothing.
@@ -84,102 +55,90 @@ def make_plan(
     Args:
         model: a built model.
         factor: number above 1. How many times as wide the model becomes.
-        choose: function `(model, grown, layouts) -> mapping`, where `mapping(old, new)`
-            says which of `old` units each of `new` copies, see
-            `copies.source_positions`.
-        noise: float, see `copies.copy_array`.
+        choose: function from the `Draft`, without copies yet, to a function `mapping`;
+            `mapping(old, new)` says which of `old` units each of `new` copies, see
+            `copies.copied_axis`.
+        seed: int. Seed of the noise, the shares and the initial values.
+        noise_scale: float, see `copies.copy_array`.
         spread: float, see `copies.uneven_shares`.
-        seed: int. Seed of the noise and the shares. Defaults to one drawn from NumPy's
-            global generator.
         whole_copies: bool. Whether joint norms will see whole copies and else nothing, so
             that their epsilons must be smaller.
 
-    Returns:
-        A `Widening`.
-
     Raises:
-        FusionError: for arguments or models that cannot be widened.
+        FusionError: for a model that cannot be widened.
     """
-    models, larger = resolve_parents(model, factor, copies=1)
-    arguments.check_noise("paired", noise, copies=True)
-    seed = arguments.drawn_seed(seed)
-    with private.without_values():
-        grown, widths = build.build(
-            models,
-            capacity=larger,
-            epsilon_divisor=factor / int(factor) if whole_copies else 1.0,
-        )
-    plain = layouts.plan(models, grown, widths)
-    mapping = choose(model, grown, plain)
-    mode = "paired" if noise else "zeros"
-    settings = Settings(mode, noise, seed, copies=True)
-    items = [_copied(item, mapping) for item in plain]
-    plan = Widening(models, grown, items, settings, spread=spread)
-    adopt(plan)
-    return plan
+    models, larger = resolved(model, factor, copies=1)
+    draft = build_and_lay_out(
+        Parents.of(models),
+        seed=seed,
+        capacity=larger,
+        epsilon_divisor=factor / int(factor) if whole_copies else 1.0,
+    )
+    mapping = choose(draft)
+    layouts = tuple(_copied(layout, mapping) for layout in draft.layouts)
+    draft = dataclasses.replace(draft, layouts=layouts)
+    return Widening(draft, CopiesFiller(noise_scale, spread, seed))
 
 
-def _copied(item, mapping):
+def _copied(layout, mapping):
     """The layout of a variable, with the sources of its copies."""
-    if not item.grown:
-        return item
-    sources = tuple(copies.source_positions(axis, mapping) for axis in item.axes)
-    item = dataclasses.replace(item, copied=sources)
-    if item.before_tied_readout:
+    if not layout.grown:
+        return layout
+    axes = tuple(copies.copied_axis(axis, mapping) for axis in layout.axes)
+    ratios = (axis.size / len(axis.blocks[0]) for axis in axes if axis.grown)
+    layout = dataclasses.replace(layout, axes=axes, copies=max(ratios))
+    if layout.before_tied_readout:
         # The readout's factor lies here, as in a fusion.
-        scales = (item.scales[0] / item.copies,)
-        item = dataclasses.replace(item, scales=scales)
-    return item
+        scales = (layout.scales[0] / layout.copies,)
+        layout = dataclasses.replace(layout, scales=scales)
+    return layout
 
 
-def joint_norms(model: keras.Model, grown: keras.Model) -> dict[int, rules.Norm]:
-    """What each norm computes that grew, by the ids of its grown variables."""
-    pairs = tree.lockstep([model, grown])
+def normed_sizes(draft: Draft) -> set[int]:
+    """The widths that one norm reads as a whole."""
     return {
-        id(variable): rules.find_for_weights(layer).norm
-        for _, (layer, wider) in pairs
-        if calibration.is_joint_norm(layer, wider)
-        for variable in tree.own_variables(wider)
+        layer.variables[0].shape[-1]
+        for match in draft.matches
+        if calibration.is_joint(match)
+        for layer in match.layers
     }
 
 
-def has_even_norms(plan: Widening) -> bool:
+def has_even_norms(draft: Draft) -> bool:
     """Whether all joint norms are over units that are copied equally often.
 
     Only then is the norm's statistic that of the smaller model.
     """
-    norms = joint_norms(plan.parents[0], plan.fused)
+    joint = [match.grown for match in draft.matches if calibration.is_joint(match)]
+    ids = {id(variable) for norm in joint for variable in norm.variables}
     return all(
-        np.ptp(copies.shares(source)) == 0
-        for item in plan.layouts
-        if id(item.target) in norms and item.copied is not None
-        for source in item.copied
-        if source is not None
+        np.ptp(copies.shares(axis.sources)) == 0
+        for layout in draft.layouts
+        if id(layout.target) in ids
+        for axis in layout.axes
+        if isinstance(axis, CopiedAxis)
     )
 
 
 # Units. What may be copied by itself is found by trying.
 
 
-def common_groups(
-    model: keras.Model, grown: keras.Model, items: list[VariableLayout]
-) -> int:
+def common_groups(draft: Draft) -> int:
     """Into how many groups, equal on each axis, the units of a model can be put.
 
     Copying whole groups, the same everywhere, keeps heads whole, each with its keys.
-
-    Args:
-        model: the model.
-        grown: the bigger model.
-        items: the layouts of the widening.
     """
-    sizes = {old for item in items for _, old, _, new in _stretches(item) if old < new}
-    pairs = tree.lockstep([model, grown])
-    for _, (layer, wider) in pairs:
-        rule = rules.find(layer)
-        if rule is not None and rule.widths:
-            old, new = _whole_numbers(layer), _whole_numbers(wider)
-            sizes |= {old[k] for k in rule.widths if old.get(k, 0) < new.get(k, 0)}
+    sizes = {
+        old
+        for layout in draft.layouts
+        for _, old, _, new in _stretches(layout)
+        if old < new
+    }
+    for match in draft.matches:
+        if match.rule is not None and match.rule.widths:
+            old, new = map(_whole_numbers, (match.layers[0], match.grown))
+            widths = match.rule.widths
+            sizes |= {old[k] for k in widths if old.get(k, 0) < new.get(k, 0)}
     return math.gcd(*sizes)
 
 
@@ -191,51 +150,51 @@ def _whole_numbers(layer):
     return {key: value for key, value in config.items() if isinstance(value, int)}
 
 
-def _stretches(item):
-    for axis in item.axes:
+def _stretches(layout: VariableLayout):
+    for axis in layout.axes:
         if axis.grown:
             yield from copies.stretches(axis)
 
 
-def free_sizes(model: keras.Model, items: list[VariableLayout]) -> set[int]:
+def free_sizes(draft: Draft) -> set[int]:
     """The widths whose units can change places one by one, and the function stays.
 
     Units of such a width are independent of each other; those of others belong together
     (the features of a head). It is tried on a twin of random weights, in which nothing
     is too small to count.
 
-    Args:
-        model: a built model.
-        items: the layouts of its widening.
-
     Returns:
         Set of the sizes of axes.
     """
-    twin = build.regrown(model, Widths())
-    rng = np.random.default_rng(0)
-    pairs = layouts.plan([model], twin, Widths(), must_grow=False)
-    for variable in twin.trainable_variables:
-        scale = 2.0 / np.sqrt(variable.shape[-2]) if len(variable.shape) > 1 else 0.5
-        host.write(variable, scale * rng.standard_normal(variable.shape))
+    model = draft.parents.first
+    with private.without_values():
+        twin = build.regrown(model, Widths())
+    matches = Parents.of([model]).matched_with(twin)
+    pairs = variables.lay_out(matches, Widths(), must_grow=False)
     targets = {id(pair.sources[0]): pair.target for pair in pairs}
-    rows = [(targets[id(item.sources[0])], item.axes) for item in items]
-    inputs = probe.accepted(twin)
-    expected = probe.outputs(twin, inputs)
-    sizes = {old for item in items for _, old, _, _ in _stretches(item)}
+    rows = [(targets[id(x.sources[0])], x.axes) for x in draft.layouts]
+    rng = np.random.default_rng(0)
+    with host.assumed([(v, _random(v, rng)) for v in twin.trainable_variables]):
+        inputs = probe.accepted(twin)
+        expected = probe.outputs(twin, inputs)
+        sizes = {old for x in draft.layouts for _, old, _, _ in _stretches(x)}
 
-    def is_free(size):
-        moved = _moved(rows, rng.permutation(size))
-        for variable, _, new in moved:
-            host.write(variable, new)
-        change = probe.change(expected, probe.outputs(twin, inputs))
-        for variable, old, _ in moved:
-            host.write(variable, old)
-        return change <= probe.tolerance(twin) / 10
+        def is_free(size):
+            with host.assumed(_moved(rows, rng.permutation(size))):
+                change = probe.change(expected, probe.outputs(twin, inputs))
+            return change <= probe.tolerance(twin) / 10
 
-    return {size for size in sorted(sizes) if is_free(size)}
+        return {size for size in sorted(sizes) if is_free(size)}
 
 
-def _moved(rows, order):
+def _random(variable, rng):
+    scale = 2.0 / np.sqrt(variable.shape[-2]) if len(variable.shape) > 1 else 0.5
+    return (scale * rng.standard_normal(variable.shape)).astype(variable.dtype)
+
+
+def _moved(
+    rows: Sequence[tuple[keras.Variable, tuple]], order: np.ndarray
+) -> list[tuple[keras.Variable, np.ndarray]]:
     """Values with all units of one width in another order."""
     found = []
     for variable, axes in rows:
@@ -247,5 +206,5 @@ def _moved(rows, order):
                     places[start : start + size] = start + order
                     new = np.take(new, places, axis=dimension)
         if new is not old:
-            found.append((variable, old, new))
+            found.append((variable, new))
     return found

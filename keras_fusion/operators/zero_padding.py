@@ -2,8 +2,9 @@
 
 import keras
 
-from keras_fusion.operators import fusion
+from keras_fusion.operators import arguments
 from keras_fusion.operators.base import GrowthOperator, register_operator
+from keras_fusion.operators.fusion import plan_fusion
 from keras_fusion.operators.plan import Plan
 
 
@@ -31,6 +32,10 @@ class ZeroPadding(GrowthOperator):
         factor: number above 1. How many times as wide the model becomes; heads and
             widths must stay whole. Defaults to 2.
 
+    Raises:
+        FusionError: for a factor that is not above 1; in training, if the function would
+            change.
+
     Example:
 
     >>> import keras, keras_fusion
@@ -47,11 +52,13 @@ class ZeroPadding(GrowthOperator):
     """
 
     def __init__(self, factor: float = 2):
+        arguments.check_factor(factor)
         self.factor = factor
 
-    def plan(self, model: keras.Model) -> Plan:
+    def plan(self, model: keras.Model, seed: int | None = None) -> Plan:
         """Lays out the growth of a model; changes nothing."""
-        return fusion.make_plan(model, factor=self.factor, copies_of_one=1)
+        seed = arguments.chosen_seed(None, seed)
+        return plan_fusion(model, factor=self.factor, seed=seed, copies=1)
 
     def __str__(self):
         """What the operator does, for the console."""

@@ -29,7 +29,7 @@ class DeepFusion(GrowModel):
             `fuse`. Defaults to 2.
         off_diagonal: `"zeros"`, `"random"` or `"paired"`, see `fuse`. Defaults to
             `"paired"` in a self-fusion and to `"zeros"` with partners.
-        off_diagonal_scale: float, see `fuse`. Defaults to 0.25.
+        noise_scale: float, see `fuse`. Defaults to 0.25.
         into: model or function that builds one, see `fuse`.
         norms: `"joint"`, `"block"` or `"calibrated"` (measured on `probe`), see `fuse`.
             Defaults to `"joint"`.
@@ -70,7 +70,7 @@ class DeepFusion(GrowModel):
         partners: list | None = None,
         factor: float = 2,
         off_diagonal: str | None = None,
-        off_diagonal_scale: float = 0.25,
+        noise_scale: float = 0.25,
         into: Callable[[], keras.Model] | keras.Model | None = None,
         norms: str = "joint",
         seed: int | None = None,
@@ -80,7 +80,7 @@ class DeepFusion(GrowModel):
             partners,
             factor,
             off_diagonal,
-            off_diagonal_scale,
+            noise_scale,
             into,
             seed,
             norms,

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import random
 import signal
 import threading
 import warnings
@@ -39,15 +38,8 @@ class Prepared:
 
 def plan(model: keras.Model, operator, seed: int) -> Plan:
     """Asks an operator for its plan; what it draws at random depends on `seed` alone."""
-    states = random.getstate(), np.random.get_state()
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    try:
-        with private.scope(model):
-            return operator.plan(model)
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
+    with private.scope(model):
+        return operator.plan(model, seed)
 
 
 def nth_seed(seed: int, n: int) -> int:

@@ -11,14 +11,16 @@ stream's mean. There the weights that write to the stream are centred first, whi
 not change the parent, and leaves one deviation to compare.
 """
 
-import contextlib
 import dataclasses
+from collections.abc import Sequence
 
 import keras
 import numpy as np
 
+from keras_fusion.architecture.parents import Match
 from keras_fusion.errors import FusionError
-from keras_fusion.models import host, probe, rules, tree
+from keras_fusion.layout.variables import VariableLayout
+from keras_fusion.models import host, probe, tree
 from keras_fusion.models.block_norms import is_block_norm
 from keras_fusion.models.observe import observe
 
@@ -41,72 +43,79 @@ class Correction:
         return self.factor * (value + self.offset) - self.offset + self.shift
 
 
-def corrections(parents: list[keras.Model], fused: keras.Model, inputs) -> dict:
-    """Measures, on the parents, what their joint norms will need.
+def corrections(
+    matches: Sequence[Match], layouts: Sequence[VariableLayout], inputs
+) -> dict[tuple[int, int], Correction]:
+    """Measures, on distinct parents, the corrections that their joint norms need.
 
     Args:
-        parents: K distinct built models.
-        fused: the bigger model, for which norms grew.
+        matches: the corresponding layers of the parents and the bigger model.
+        layouts: the layouts of the growth.
         inputs: a batch in the structure of the models' inputs.
 
     Returns:
-        Dict from the id of a parent's variable to its `Correction`.
+        Dict from the indices of a layout and of a parent to the `Correction`.
     """
-    places = _joint_norms([*parents, fused])
+    joint = [match for match in matches if is_joint(match)]
     found, seen = {}, []
-    for k, parent in enumerate(parents):
-        norms = [layers[k] for layers in places]
-        with _centered_writers(parent, norms, inputs) as writers:
+    for k, parent in enumerate(matches[0].layers):
+        norms = [match.layers[k] for match in joint]
+        centered = _centered_writers(parent, joint, k, inputs)
+        with host.assumed(centered):
             seen.append(observe(parent, inputs, norms))
-        found |= {id(v): Correction(centered=True) for v in writers}
-    for layers in places:
-        calls = [seen[k][id(layer)] for k, layer in enumerate(layers[:-1])]
+        found |= {id(v): Correction(centered=True) for v, _ in centered}
+    for match in joint:
+        calls = [seen[k][id(layer)] for k, layer in enumerate(match.layers)]
         if all(calls):
-            for key, correction in _norm_corrections(layers[:-1], calls).items():
+            for key, correction in _norm_corrections(match, calls).items():
                 centered = key in found and found[key].centered
                 found[key] = dataclasses.replace(correction, centered=centered)
-    return found
+    return _placed(found, layouts)
 
 
-def for_new_capacity(model: keras.Model, fused: keras.Model, count: int) -> dict:
-    """What the joint norms need when features are added that deviate from nothing.
+def for_new_capacity(
+    matches: Sequence[Match], layouts: Sequence[VariableLayout], count: int
+) -> dict[tuple[int, int], Correction]:
+    """Corrections of joint norms for added features that deviate from nothing.
 
     The new features take part in the norms' mean of squares, which falls by the same
     factor for all tokens; gamma falls by its root. What a norm adds to it, where it could
     not be made smaller as well, is measured on a batch.
 
     Args:
-        model: the model that is grown.
-        fused: the model with copies of it and new capacity.
-        count: int. How many copies.
+        matches: the corresponding layers of the model that is grown and the bigger one.
+        layouts: the layouts of the growth.
+        count: int. How many copies of the model the bigger one holds.
 
     Returns:
-        Dict from the id of a variable of `model` to its `Correction`.
+        Dict from the indices of a layout and of a parent to the `Correction`.
     """
-    places = _joint_norms([model, fused])
-    seen = observe(model, probe.accepted(model), [layer for layer, _ in places])
+    joint = [match for match in matches if is_joint(match)]
+    model = matches[0].layers[0]
+    seen = observe(model, probe.accepted(model), [match.layers[0] for match in joint])
     found = {}
-    for layer, grown in places:
-        norm = rules.find_for_weights(layer).norm
-        variables = zip(layer.variables, grown.variables, strict=True)
+    for match in joint:
+        layer, norm = match.layers[0], match.weights_rule.norm
+        variables = zip(layer.variables, match.grown.variables, strict=True)
         for variable, larger in variables:
             if variable.name == norm.scale and seen[id(layer)]:
                 used = count * variable.shape[-1] / larger.shape[-1]
                 x = _tokens(seen[id(layer)])
                 own = _statistics(x, norm.centered, layer)[1]
-                square = used * (own**2 - _epsilon(layer)) + _epsilon(grown)
+                square = used * (own**2 - _epsilon(layer)) + _epsilon(match.grown)
                 factor = float(np.mean(np.sqrt(square) / own))
                 found[id(variable)] = Correction(factor, offset=norm.offset)
-    return found
+    return _placed(found, layouts)
 
 
-def _joint_norms(models):
-    """The corresponding norms of the parents and the bigger model that became joint."""
-    return [
-        layers
-        for _, layers in tree.lockstep(models)
-        if is_joint_norm(layers[0], layers[-1])
-    ]
+def _placed(found, layouts):
+    """Corrections by layout and parent, of those by the ids of variables."""
+    return {
+        (index, k): found[id(source)]
+        for index, layout in enumerate(layouts)
+        for k, source in enumerate(layout.sources)
+        if id(source) in found
+    }
 
 
 def _tokens(calls):
@@ -119,17 +128,15 @@ def _epsilon(layer):
     return getattr(layer, "epsilon", 1e-6)
 
 
-@contextlib.contextmanager
-def _centered_writers(parent, norms, inputs):
-    """Centres, for the while, the weights that write to what only layer norms read."""
-    known = [rules.find_for_weights(norm) for norm in norms]
+def _centered_writers(parent, joint, k, inputs):
+    """Centred values of the weights that write to what only layer norms read."""
     widths = {
-        norm.variables[0].shape[-1]
-        for norm, rule in zip(norms, known, strict=True)
-        if rule.norm.centered
+        match.layers[k].variables[0].shape[-1]
+        for match in joint
+        if match.weights_rule.norm.centered
     }
     own = [
-        (variable, np.array(host.read(variable)))
+        (variable, host.read(variable))
         for variable in parent.trainable_variables
         if len(variable.shape) and variable.shape[-1] in widths
     ]
@@ -140,28 +147,26 @@ def _centered_writers(parent, norms, inputs):
     def change():
         return probe.change(expected, probe.outputs(parent, few))
 
-    try:
-        yield probe.keep_harmless(change, values, tolerance=1e-5)
-    finally:
-        for variable, value in own:
-            host.write(variable, value)
+    return probe.keep_harmless(change, values, tolerance=1e-5)
 
 
 def _centered(value):
     return value - value.mean(axis=-1, keepdims=True)
 
 
-def is_joint_norm(layer: keras.Layer, grown: keras.Layer) -> bool:
-    """Whether a norm grew and has one statistic for all parents' features."""
-    rule = rules.find_for_weights(layer)
-    if rule is None or rule.norm is None or is_block_norm(grown):
+def is_joint(match: Match) -> bool:
+    """Whether a layer is a norm that grew and has one statistic for all features."""
+    rule, layer = match.weights_rule, match.layers[0]
+    if rule is None or rule.norm is None or is_block_norm(match.grown):
         return False
-    return [v.shape for v in layer.variables] != [v.shape for v in grown.variables]
+    return [v.shape for v in layer.variables] != [
+        v.shape for v in match.grown.variables
+    ]
 
 
-def _norm_corrections(layers, calls):
+def _norm_corrections(match, calls):
     """Corrections of one norm, from the inputs that the parents' norms were given."""
-    norm = rules.find_for_weights(layers[0]).norm
+    layers, norm = match.layers, match.weights_rule.norm
     # (parents) arrays of shape (tokens, features)
     inputs = [_tokens(own) for own in calls]
     if len({len(x) for x in inputs}) > 1:

@@ -6,22 +6,23 @@ stays. Which unit is copied how often is all that the methods differ in: HyperCl
 copies all of them in turn, Net2Net draws at random, LEMON splits the influence unevenly
 and lets some positions copy none.
 
-As `operator`, this is NumPy on one variable at a time and knows nothing of layers.
+As `fuse`, this is NumPy on one variable at a time and knows nothing of layers.
 """
 
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from keras_fusion.layout.axes import NOTHING, Axis
-
-Sources = Sequence[np.ndarray | None]
+from keras_fusion.layout.axes import NOTHING, Axis, CopiedAxis
 
 
-def source_positions(
-    axis: Axis, mapping: Callable[[int, int], np.ndarray]
-) -> np.ndarray | None:
-    """The old position that each new one along an axis copies.
+def _sources(axes):
+    """For each axis the old position that each new one copies; `None` if it kept."""
+    return [axis.sources if isinstance(axis, CopiedAxis) else None for axis in axes]
+
+
+def copied_axis(axis: Axis, mapping: Callable[[int, int], np.ndarray]) -> Axis:
+    """The axis, with the old position that each new one copies.
 
     An axis may hold several stretches of features one after the other (behind a
     `Flatten` or a `Concatenate`, or of several tensors in one kernel); each grows for
@@ -33,14 +34,14 @@ def source_positions(
             `old` entries are `0, 1, ..., old - 1`.
 
     Returns:
-        Array of shape `(axis.size,)`, or `None` if the axis did not grow.
+        A `CopiedAxis`; the axis itself if it did not grow.
     """
     if not axis.grown:
-        return None
+        return axis
     found = np.empty(axis.size, int)
     for start, old, place, new in stretches(axis):
         found[place : place + new] = _shifted(mapping(old, new), start)
-    return found
+    return CopiedAxis(axis.size, axis.role, axis.blocks, found)
 
 
 def _shifted(sources, start):
@@ -98,24 +99,22 @@ def uneven_shares(
 def copy_array(
     array: np.ndarray,
     axes: Sequence[Axis],
-    sources: Sources,
     *,
     split_outputs: bool = False,
     spread: float = 0.0,
-    noise: float = 0.0,
+    noise_scale: float = 0.0,
     rng: np.random.Generator | None = None,
 ) -> np.ndarray:
     """Widens one variable by copies of its units.
 
     Args:
         array: the old value.
-        axes: one `Axis` per dimension of the result.
-        sources: for each dimension its `source_positions`, or `None`.
+        axes: one `Axis` per dimension of the result; a `CopiedAxis` where it grew.
         split_outputs: bool. Whether the copies of an output share its influence, as
             those of an input do: for a norm in front of a tied readout, whose kernel
             cannot be split.
         spread: float. How uneven the shares are, see `uneven_shares`.
-        noise: float. Deviation, relative to the kernel's, of noise that sums to zero
+        noise_scale: float. Deviation, relative to the kernel's, of noise that sums to zero
             over the copies of each input, so that the function stays.
         rng: source of the shares and the noise.
 
@@ -123,8 +122,8 @@ def copy_array(
         Array of shape `tuple(axis.size for axis in axes)`, zero where nothing is copied.
     """
     array = np.asarray(array, np.promote_types(array.dtype, "float32"))
-    rng = rng or np.random.default_rng()
-    deviation = noise * float(np.std(array)) if noise else 0.0
+    rng, sources = rng or np.random.default_rng(), _sources(axes)
+    deviation = noise_scale * float(np.std(array)) if noise_scale else 0.0
     result, share = array, 1.0
     for dimension, (axis, source) in enumerate(zip(axes, sources, strict=True)):
         if source is None:
@@ -140,16 +139,16 @@ def copy_array(
         result = result + _cancelling(
             result, sources[inputs[0]], inputs[0], deviation * share, rng
         )
-    for _, place in empty_positions(sources):
+    for _, place in empty_positions(axes):
         result[place] = 0.0
     return result
 
 
-def empty_positions(sources: Sources) -> list[tuple[int, tuple]]:
+def empty_positions(axes: Sequence[Axis]) -> list[tuple[int, tuple]]:
     """Where an array copies nothing: `(dimension, index)` for each that has such places."""
     return [
         (dimension, (slice(None),) * dimension + (source == NOTHING,))
-        for dimension, source in enumerate(sources)
+        for dimension, source in enumerate(_sources(axes))
         if source is not None and (source == NOTHING).any()
     ]
 
@@ -157,7 +156,6 @@ def empty_positions(sources: Sources) -> list[tuple[int, tuple]]:
 def filled(
     array: np.ndarray,
     axes: Sequence[Axis],
-    sources: Sources,
     *,
     fresh: np.ndarray,
     fresh_roles: Sequence[str],
@@ -168,7 +166,6 @@ def filled(
     Args:
         array: what `copy_array` gave.
         axes: its axes.
-        sources: its sources.
         fresh: array of the same shape with initial values.
         fresh_roles: the roles of axes whose empty positions start from `fresh`.
         mean_outputs: bool. Whether empty outputs are the mean of the others, which a
@@ -178,7 +175,7 @@ def filled(
         Array of the same shape; zero where none of these applies.
     """
     result = np.array(array)
-    places = empty_positions(sources)
+    places, sources = empty_positions(axes), _sources(axes)
     for dimension, place in sorted(places, key=lambda p: axes[p[0]].role == "out"):
         role = axes[dimension].role
         if role in fresh_roles:
@@ -208,7 +205,6 @@ def _cancelling(like, sources, dimension, deviation, rng):
 def copy_slot(
     slot: np.ndarray,
     axes: Sequence[Axis],
-    sources: Sources,
     *,
     factor: float = 1.0,
     degree: float = 1.0,
@@ -222,7 +218,6 @@ def copy_slot(
     Args:
         slot: the old slot.
         axes: one `Axis` per dimension of the slot.
-        sources: for each of them its `source_positions`, or `None`.
         factor: float. What the mean share does to this slot.
         degree: float. By which power of the gradient the slot scales.
         split_outputs: see `copy_array`; such a value's gradient does not vary.
@@ -231,7 +226,8 @@ def copy_slot(
         Array of shape `tuple(axis.size for axis in axes)`.
     """
     result = slot
-    for dimension, (axis, source) in enumerate(zip(axes, sources, strict=True)):
+    pairs = zip(axes, _sources(axes), strict=True)
+    for dimension, (axis, source) in enumerate(pairs):
         if source is None:
             continue
         # What copies nothing gets an average entry: never zeros under an old count.

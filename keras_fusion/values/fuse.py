@@ -63,7 +63,7 @@ def fuse_arrays(
     *,
     scales: Sequence[float] | None = None,
     off_diagonal: str = "zeros",
-    off_diagonal_scale: float = 0.25,
+    noise_scale: float = 0.25,
     rng: np.random.Generator | Sequence[int] | None = None,
     fresh: np.ndarray | None = None,
     fresh_roles: Sequence[str] = ("out",),
@@ -82,11 +82,11 @@ def fuse_arrays(
         scales: K further factors on the parents' arrays, e.g. for a norm in front of
             a tied readout. Defaults to ones.
         off_diagonal: `"zeros"` keeps the fusion property; `"random"` draws normal
-            noise of `off_diagonal_scale` times the kernel's own deviation; `"paired"`
+            noise of `noise_scale` times the kernel's own deviation; `"paired"`
             adds such noise to each copy's inputs, the same towards all outputs, with
             the sum zero: exact for copies of one model, since their inputs are equal
             and the noise cancels. Readouts are told apart in the same way.
-        off_diagonal_scale: float. The noise's deviation relative to the kernel's.
+        noise_scale: float. The noise's deviation relative to the kernel's.
         rng: source of the noise: `numpy.random.Generator`, or a seed of one.
         fresh: array of the result's shape with initial values for the new capacity of
             a target larger than the sum of its parents. Defaults to zeros.
@@ -134,7 +134,7 @@ def fuse_arrays(
         used = result[..., np.concatenate(last.blocks)]
         result[..., last.unused()] = used.mean(axis=-1, keepdims=True)
     if off_diagonal != "zeros" and count > 1:
-        noise = Noise(rng, off_diagonal_scale * share * _deviation(arrays))
+        noise = Noise(rng, noise_scale * share * _deviation(arrays))
         fill = _tell_apart if off_diagonal == "paired" else _fill_off_diagonal
         fill(result, axes, count, noise)
     return result

@@ -9,75 +9,125 @@ is a layer norm's, a new feature that is the mean of the others does not count. 
 must be is found by trying, on the model itself.
 """
 
+import contextlib
+import dataclasses
+from collections.abc import Sequence
+
 import numpy as np
 
+from keras_fusion.architecture.parents import Match
 from keras_fusion.errors import FusionError
-from keras_fusion.models import host, probe, rules, tree
+from keras_fusion.layout.variables import VariableLayout
+from keras_fusion.models import host, probe, tree
+from keras_fusion.values import calibration
+from keras_fusion.values.fillers import CopiesFiller, FusionFiller
 
 
-def is_new(layouts: list) -> bool:
-    """Whether some axis has entries that belong to no parent."""
-    return any(layout.has_new for layout in layouts)
-
-
-def settle(plan) -> None:
-    """Decides what the new capacity of a self-fusion starts from.
+def settled(
+    filler: FusionFiller | CopiesFiller,
+    matches: Sequence[Match],
+    layouts: Sequence[VariableLayout],
+    count: int,
+) -> FusionFiller | CopiesFiller:
+    """The filler, with a start for the new capacity at which it has no influence.
 
     Args:
-        plan: the `fusion.Plan`, whose `fresh_roles` and `mean_outputs` are set, and whose
-            larger model is filled on the way.
+        filler: the filler of the growth of one model.
+        matches: the corresponding layers of the model and the bigger one.
+        layouts: the layouts of the growth.
+        count: int. How many whole copies of the model the bigger one holds.
 
     Raises:
         FusionError: if the function changes even where no new capacity is used.
     """
-    if not (plan.corrections or any(i.before_tied_readout for i in plan.layouts)):
-        return  # New outputs that nothing reads: with no joint norm that is enough.
-    model, numpy = plan.parents[0], host.read
-    fresh = [
-        np.array(numpy(item.target)) if item.has_new else None for item in plan.layouts
-    ]
-    inputs = varied_inputs(plan)
-    expected = probe.outputs(model, inputs)
-
-    def value(index):
-        sources = [numpy(v) for v in plan.layouts[index].sources]
-        return plan.values(index, sources, fresh[index])
-
-    def outputs():
-        return _old_part(probe.outputs(plan.fused, inputs), expected)
-
-    plan.fresh_roles = {i: () for i, item in enumerate(plan.layouts) if item.has_new}
-    unused = _without_use(plan, value, outputs, expected)
-    for role in ("out", "in"):
-        tried = [i for i in plan.fresh_roles if _has_new(plan.layouts[i], role)]
-        try_fresh(plan, role, tried, value, lambda: probe.change(unused, outputs()))
+    new = [index for index, layout in enumerate(layouts) if layout.has_new]
+    if not new:
+        return filler
+    corrections = calibration.for_new_capacity(matches, layouts, count)
+    filler = dataclasses.replace(filler, corrections=corrections)
+    if not (corrections or any(layout.before_tied_readout for layout in layouts)):
+        return (
+            filler  # New outputs that nothing reads: with no joint norm that is enough.
+        )
+    return _Trial(filler, matches, layouts, new).run()
 
 
-def try_fresh(plan, role: str, tried: list[int], value, change) -> None:
-    """Lets new capacity start from initial values, where the function does not notice.
+class _Trial:
+    """Finds by trying which weights must be zero; nothing is written."""
 
-    Args:
-        plan: the plan, whose `fresh_roles` are extended.
-        role: string. The role of the axes whose new entries are tried.
-        tried: list of indices of layouts.
-        value: function from such an index to the value that the plan now says.
-        change: function without arguments that measures the change of the outputs.
-    """
-    before = dict(plan.fresh_roles)
-    plan.fresh_roles |= {i: (*before[i], role) for i in tried}
-    values = [(plan.layouts[i].target, value(i)) for i in tried]
-    kept = {id(variable) for variable in probe.keep_harmless(change, values)}
-    plan.fresh_roles |= {
-        i: before[i] for i in tried if id(plan.layouts[i].target) not in kept
-    }
+    def __init__(self, filler, matches, layouts, new):
+        self._filler = dataclasses.replace(filler, fresh_roles=dict.fromkeys(new, ()))
+        self._matches, self._layouts, self._new = matches, layouts, new
+        self._model, self._fused = matches[0].layers[0], matches[0].grown
+        self._inputs = varied_inputs(self._model, layouts)
+        self._expected = probe.outputs(self._model, self._inputs)
+
+    def run(self):
+        """The filler with its `fresh_roles` and `mean_outputs`."""
+        with contextlib.ExitStack() as assumed:
+            unused = self._without_use(assumed)
+            for role in ("out", "in"):
+                kept = self._with_fresh(role, unused)
+                assumed.enter_context(host.assumed(kept))
+        return self._filler
+
+    def _value(self, index):
+        arrays = [host.read(source) for source in self._layouts[index].sources]
+        return self._filler.value(index, self._layouts[index], arrays)
+
+    def _outputs(self):
+        outputs = probe.outputs(self._fused, self._inputs)
+        return _old_part(outputs, self._expected)
+
+    def _without_use(self, assumed):
+        """The outputs of a bigger model, assumed from now on, that uses nothing new."""
+        norms = _norm_weights(self._matches)
+        means = (i for i in self._new if id(self._layouts[i].target) not in norms)
+        changes = []
+        for mean_outputs in (frozenset(), frozenset(means)):
+            self._filler = dataclasses.replace(self._filler, mean_outputs=mean_outputs)
+            values = [(x.target, self._value(i)) for i, x in enumerate(self._layouts)]
+            with host.assumed(values):
+                found = self._outputs()
+            changes.append(probe.change(self._expected, found))
+            if changes[-1] <= probe.tolerance(self._fused):
+                assumed.enter_context(host.assumed(values))
+                return found
+        raise FusionError(
+            f"{self._fused.name!r} is larger than its copies together, and the new "
+            f"capacity changes the outputs by {min(changes):.1e} even where it is not "
+            "used: layer norms after the residual sum, or after an activation, count it "
+            "in their mean, or a norm's epsilon is not small against what it is added to "
+            "(that of an `into` should be the smaller one's, times the share of the "
+            "features that is not new). Use a whole `factor`, or for functional and "
+            "Sequential models norms='block'."
+        )
+
+    def _with_fresh(self, role, unused):
+        """The values that start from initial ones, where the function does not notice."""
+        tried = [i for i in self._new if _has_new(self._layouts[i], role)]
+        before = self._filler
+        roles = {i: (*before.fresh_roles[i], role) for i in tried}
+        self._filler = dataclasses.replace(
+            before, fresh_roles=before.fresh_roles | roles
+        )
+        values = [(self._layouts[i].target, self._value(i)) for i in tried]
+        kept = probe.keep_harmless(
+            lambda: probe.change(unused, self._outputs()), values
+        )
+        ids = {id(variable) for variable, _ in kept}
+        roles = {i: r for i, r in roles.items() if id(self._layouts[i].target) in ids}
+        self._filler = dataclasses.replace(
+            before, fresh_roles=before.fresh_roles | roles
+        )
+        return kept
 
 
-def varied_inputs(plan):
+def varied_inputs(model, layouts):
     """A batch on which what has an influence shows it, of all ids if that can be."""
-    model = plan.parents[0]
     tables = [
         item.sources[0].shape[0]
-        for item in plan.layouts
+        for item in layouts
         if [axis.role for axis in item.axes] == [None, "out"]
     ]
     for ids in (max(tables, default=2), min(tables, default=2)):
@@ -90,36 +140,13 @@ def varied_inputs(plan):
     return probe.accepted(model, size=8)
 
 
-def _without_use(plan, value, outputs, expected):
-    """Fills the larger model so that it uses no new capacity; returns its outputs."""
-    norms = _norm_weights(plan.fused)
-    means = (i for i in plan.fresh_roles if id(plan.layouts[i].target) not in norms)
-    changes = []
-    for mean_outputs in (frozenset(), frozenset(means)):
-        plan.mean_outputs = mean_outputs
-        for index, item in enumerate(plan.layouts):
-            host.write(item.target, value(index))
-        found = outputs()
-        changes.append(probe.change(expected, found))
-        if changes[-1] <= probe.tolerance(plan.fused):
-            return found
-    raise FusionError(
-        f"{plan.fused.name!r} is larger than its copies together, and the new capacity "
-        f"changes the outputs by {min(changes):.1e} even where it is not used: layer norms "
-        "after the residual sum, or after an activation, count it in their mean, or a "
-        "norm's epsilon is not small against what it is added to (that of an `into` should "
-        "be the smaller one's, times the share of the features that is not new). Use a "
-        "whole `factor`, or for functional and Sequential models norms='block'."
-    )
-
-
-def _norm_weights(model):
-    """The ids of what norms scale and shift by."""
+def _norm_weights(matches):
+    """The ids of what the bigger model's norms scale and shift by."""
     return {
         id(variable)
-        for _, layer in tree.walk(model)
-        if (rule := rules.find_for_weights(layer)) is not None and rule.norm
-        for variable in tree.own_variables(layer)
+        for match in matches
+        if match.weights_rule is not None and match.weights_rule.norm
+        for variable in tree.own_variables(match.grown)
     }
 
 

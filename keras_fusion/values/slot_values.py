@@ -7,7 +7,7 @@ its own (`VariableLayout.gradient_scale` knows which is which).
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import keras
 import numpy as np
@@ -15,8 +15,7 @@ import numpy as np
 from keras_fusion.errors import FusionError
 from keras_fusion.layout.variables import VariableLayout
 from keras_fusion.models import host
-from keras_fusion.values.copies import copy_array, copy_slot
-from keras_fusion.values.fuse import fuse_arrays, fuse_slot
+from keras_fusion.values.fillers import Filler
 from keras_fusion.values.slots import Slot, rules_of
 
 
@@ -45,7 +44,8 @@ class State:
 def transfer(
     parents: list[State],
     fresh: State,
-    layouts: list[VariableLayout],
+    layouts: Sequence[VariableLayout],
+    filler: Filler,
     *,
     copies: bool,
     reset: bool,
@@ -56,6 +56,7 @@ def transfer(
         parents: K `State`.
         fresh: `State` of the optimizer to fill.
         layouts: the fusion's layouts, with targets that hold their fused values.
+        filler: its `Filler`.
         copies: bool. Whether the parents are copies of one model.
         reset: bool. Whether to leave the memory of gradients as it starts. Averages of
             the weights, gradients that wait to be applied, and slots that determine the
@@ -92,6 +93,7 @@ def transfer(
                     for k in range(len(parents))
                 ],
                 item,
+                filler,
                 optimizer=fresh.optimizer,
                 weights=[read(s) for s in item.sources] if rule.of_weights else None,
                 value=_numpy(item.target) if rule.of_weights else None,
@@ -147,6 +149,7 @@ def fused_slot(
     slot: Slot,
     arrays: list[np.ndarray],
     item: VariableLayout,
+    filler: Filler,
     *,
     optimizer: keras.optimizers.Optimizer,
     weights: list[np.ndarray],
@@ -160,6 +163,7 @@ def fused_slot(
         slot: what the slot holds.
         arrays: K arrays, the parents' slots.
         item: the variable's layout.
+        filler: the growth's `Filler`.
         optimizer: the grown model's optimizer, for its options.
         weights: K arrays, the parents' values of the variable; `None` if the slot does
             not depend on them.
@@ -180,41 +184,7 @@ def fused_slot(
     elif start is not None:
         arrays = [a - start for a in arrays]
     if slot.degree is None:
-        fused = _fused_distance(arrays, item)
+        fused = filler.distance(item, arrays)
     else:
-        fused = _fused_moment(slot, arrays, item, copies)
+        fused = filler.moment(slot, item, arrays, copies)
     return fused if start is None else start + fused
-
-
-def _fused_moment(slot, arrays, item, copies):
-    """What remembers gradients, or updates."""
-    axes, factor = _kept(item.axes, slot), item.gradient_scale**slot.degree
-    if item.copied is None:
-        return fuse_slot(
-            arrays, axes, factor=factor, copies=copies, second_moment=slot.positive
-        )
-    return copy_slot(
-        arrays[0],
-        axes,
-        _kept(item.copied, slot),
-        factor=factor,
-        degree=slot.degree,
-        split_outputs=item.before_tied_readout,
-    )
-
-
-def _fused_distance(arrays, item):
-    """How far an average of the weights is from them."""
-    if item.copied is None:
-        return fuse_arrays(arrays, item.axes, scales=item.scales)
-    split = item.before_tied_readout
-    distance = copy_array(arrays[0], item.axes, item.copied, split_outputs=split)
-    return distance * (item.scales[0] * (item.copies if split else 1.0))
-
-
-def _kept(per_axis: tuple, slot: Slot) -> tuple:
-    """Of what there is one for each axis of a variable, what belongs to a slot's axes."""
-    if slot.drop_axis is None:
-        return per_axis
-    dropped = len(per_axis) + slot.drop_axis
-    return tuple(entry for i, entry in enumerate(per_axis) if i != dropped)

@@ -4,7 +4,7 @@
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import keras
 import numpy as np
@@ -59,6 +59,13 @@ class Slot:
     def of_weights(self) -> bool:
         """Whether the slot's value depends on the weights."""
         return self.degree is None or self.near_weights or self.dual is not None
+
+    def axes_of(self, per_axis: Sequence) -> tuple:
+        """Of one thing per axis of a variable, those of the slot's own axes."""
+        if self.drop_axis is None:
+            return tuple(per_axis)
+        dropped = len(per_axis) + self.drop_axis
+        return tuple(entry for i, entry in enumerate(per_axis) if i != dropped)
 
 
 _COMMON = {

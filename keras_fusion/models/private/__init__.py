@@ -1,8 +1,9 @@
 """Everything that touches Keras's private state, but for the graft itself."""
 
 from keras_fusion.models.private.deferral import (
-    adopt_layouts,
+    adopt_shardings,
     give_values,
+    initial_value,
     without_values,
 )
 from keras_fusion.models.private.loading import load_safely
@@ -11,8 +12,9 @@ from keras_fusion.models.private.names import keep_names
 from keras_fusion.models.private.trainer import scope, start_at_epoch, sync
 
 __all__ = [
-    "adopt_layouts",
+    "adopt_shardings",
     "give_values",
+    "initial_value",
     "keep_names",
     "load_safely",
     "multi_worker_fit",

@@ -1,0 +1,250 @@
+"""How the variables of a grown model get their values: a filler per way of growing.
+
+A filler is data (noise, seeds, corrections) and pure functions on the arrays of one
+variable. `Plan` holds one, and asks it for weights; `slot_values` asks it for what an
+optimizer remembers of them.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from keras_fusion.layout.variables import VariableLayout
+from keras_fusion.values.calibration import Correction
+from keras_fusion.values.copies import copy_array, copy_slot, filled
+from keras_fusion.values.fuse import fuse_arrays, fuse_slot
+from keras_fusion.values.slots import Slot
+
+# By the indices of a layout and of a parent.
+Corrections = Mapping[tuple[int, int], Correction]
+
+
+@dataclasses.dataclass(frozen=True)
+class Filler:
+    """Base class of fillers: subclass it and give the values of the weights.
+
+    What an optimizer remembers goes with the blocks of the layout, as if the grown model
+    had always been one; override `moment` and `distance` to change that.
+
+    Example:
+
+    >>> import dataclasses, keras, keras_fusion, numpy as np
+    >>> @dataclasses.dataclass(frozen=True)
+    ... class Zeros(keras_fusion.Filler):
+    ...     def value(self, index, layout, arrays):
+    ...         return np.zeros(layout.target.shape, arrays[0].dtype)
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8)])
+    >>> model.add(keras.layers.Dense(1))
+    >>> plan = keras_fusion.lay_out(model, factor=2)
+    >>> plan = dataclasses.replace(plan, filler=Zeros(), exact=False)
+    >>> float(np.max(plan.fill().get_weights()[0]))
+    0.0
+    """
+
+    def value(
+        self, index: int, layout: VariableLayout, arrays: Sequence[np.ndarray]
+    ) -> np.ndarray:
+        """The value of one variable; the same whenever it is asked for.
+
+        Args:
+            index: int. The place of the layout in the plan.
+            layout: `VariableLayout`, whose variables must not be read: the arrays may be
+                of another time.
+            arrays: K arrays, one per parent. They must not be changed.
+
+        Returns:
+            Array of the target's shape.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no `value` yet.")
+
+    def moment(
+        self,
+        slot: Slot,
+        layout: VariableLayout,
+        arrays: Sequence[np.ndarray],
+        copies: bool,
+    ) -> np.ndarray:
+        """A slot that remembers gradients or updates.
+
+        Args:
+            slot: `Slot`.
+            layout: `VariableLayout`.
+            arrays: K arrays, the parents' slots.
+            copies: bool. Whether the parents are copies of one model.
+
+        Returns:
+            Array of the grown slot's shape.
+        """
+        factor = layout.gradient_scale**slot.degree
+        return fuse_slot(
+            arrays,
+            slot.axes_of(layout.axes),
+            factor=factor,
+            copies=copies,
+            second_moment=slot.positive,
+        )
+
+    def distance(
+        self, layout: VariableLayout, arrays: Sequence[np.ndarray]
+    ) -> np.ndarray:
+        """The distance of an average of the weights from the weights.
+
+        Args:
+            layout: `VariableLayout`.
+            arrays: K arrays, the distances in the parents.
+
+        Returns:
+            Array of the target's shape.
+        """
+        return fuse_arrays(arrays, layout.axes, scales=layout.scales)
+
+
+@dataclasses.dataclass(frozen=True)
+class FusionFiller(Filler):
+    """The parents side by side, as the FUSION operator puts them.
+
+    Args:
+        off_diagonal: one of `fuse.OFF_DIAGONALS`.
+        noise_scale: float. Deviation of the noise relative to the kernel's.
+        seed: int. Seed of the noise.
+        corrections: dict from the indices of a layout and of a parent to the
+            `Correction` of that parent's value.
+        fresh_roles: dict from the index of a layout to the roles of its axes whose new
+            capacity starts from initial values; where it is missing, `("out",)`.
+        mean_outputs: indices of the layouts whose other new outputs are the mean of the
+            old ones, and not zeros.
+    """
+
+    off_diagonal: str = "zeros"
+    noise_scale: float = 0.0
+    seed: int = 0
+    corrections: Corrections = dataclasses.field(default_factory=dict)
+    fresh_roles: Mapping[int, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    mean_outputs: frozenset[int] = frozenset()
+
+    def value(self, index, layout, arrays):
+        """The parents' blocks, corrected, with noise beside them."""
+        if layout.is_state:
+            return arrays[0]
+        return fuse_arrays(
+            self._prepared(index, layout, arrays),
+            layout.axes,
+            off_diagonal=self.off_diagonal,
+            noise_scale=self.noise_scale,
+            rng=[self.seed, index],
+            fresh=layout.initial() if layout.initial else None,
+            fresh_roles=self.fresh_roles.get(index, ("out",)),
+            mean_outputs=index in self.mean_outputs,
+        )
+
+    def _prepared(self, index, layout, arrays):
+        """The parents' values, corrected and at their scale in the mean."""
+        done, found = {}, []
+        for k, (scale, array) in enumerate(zip(layout.scales, arrays, strict=True)):
+            correction = self.corrections.get((index, k))
+            key = id(array), id(correction), scale
+            if key not in done:
+                done[key] = _scaled(_corrected(array, correction), layout, scale)
+            found.append(done[key])
+        return found
+
+
+def _corrected(array, correction):
+    return array if correction is None else correction(array)
+
+
+def _scaled(array, layout, scale):
+    if scale == 1.0:
+        return array
+    return (array + layout.offset) * scale - layout.offset
+
+
+@dataclasses.dataclass(frozen=True)
+class CopiesFiller(Filler):
+    """One parent whose units are copied, as the layout's axes say.
+
+    Args:
+        noise_scale: float, see `copies.copy_array`.
+        spread: float. How uneven the copies' shares are, see `copies.uneven_shares`.
+        seed: int. Seed of the shares and the noise.
+        corrections: see `FusionFiller`.
+        fresh_roles: see `FusionFiller`; where it is missing, none.
+        mean_outputs: see `FusionFiller`.
+    """
+
+    noise_scale: float = 0.0
+    spread: float = 0.0
+    seed: int = 0
+    corrections: Corrections = dataclasses.field(default_factory=dict)
+    fresh_roles: Mapping[int, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    mean_outputs: frozenset[int] = frozenset()
+
+    def value(self, index, layout, arrays):
+        """The units and their copies, which share the influence of each."""
+        if layout.is_state:
+            return arrays[0]
+        split = layout.before_tied_readout
+        array = _corrected(arrays[0], self.corrections.get((index, 0)))
+        value = copy_array(
+            (array + layout.offset) * self._scale(layout),
+            layout.axes,
+            split_outputs=split,
+            spread=self.spread,
+            noise_scale=self.noise_scale,
+            rng=np.random.default_rng([self.seed, index]),
+        )
+        value = value - layout.offset
+        if not layout.has_new:
+            return value
+        return filled(
+            value,
+            layout.axes,
+            fresh=layout.initial(),
+            fresh_roles=self.fresh_roles.get(index, ()),
+            mean_outputs=index in self.mean_outputs,
+        )
+
+    def _scale(self, layout):
+        return layout.scales[0] * (layout.copies if layout.before_tied_readout else 1.0)
+
+    def moment(self, slot, layout, arrays, copies):
+        """The slot of the copied units, by their shares of the gradient."""
+        return copy_slot(
+            arrays[0],
+            slot.axes_of(layout.axes),
+            factor=layout.gradient_scale**slot.degree,
+            degree=slot.degree,
+            split_outputs=layout.before_tied_readout,
+        )
+
+    def distance(self, layout, arrays):
+        """The distance of the copied units."""
+        split = layout.before_tied_readout
+        distance = copy_array(arrays[0], layout.axes, split_outputs=split)
+        return distance * self._scale(layout)
+
+
+@dataclasses.dataclass(frozen=True)
+class StackingFiller(Filler):
+    """Blocks that are copies of other blocks; nothing is wider.
+
+    Args:
+        seed: int. Seed of the new blocks' own seeds.
+        new: indices of the layouts of new blocks.
+        zeroed: indices of the layouts that start at zero.
+    """
+
+    seed: int = 0
+    new: frozenset[int] = frozenset()
+    zeroed: frozenset[int] = frozenset()
+
+    def value(self, index, layout, arrays):
+        """The value of the block's origin."""
+        if index in self.zeroed:
+            return np.zeros_like(arrays[0])
+        if index in self.new and layout.is_state:
+            # A dropout's seed: two layers must not draw the same masks.
+            rng = np.random.default_rng([self.seed, index])
+            return rng.integers(0, 2**31, arrays[0].shape).astype(arrays[0].dtype)
+        return arrays[0]
