@@ -39,9 +39,10 @@ reproduce: $(VENV)/.demo-installed  ## Train the T5 tables of docs/t5.md (an hou
 
 test: lint test-tensorflow test-jax test-torch  ## Run all checks and tests.
 
-lint: $(VENV)/.test-installed  ## Check style and formatting.
+lint: $(VENV)/.test-installed  ## Check style, formatting and types.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/basedpyright
 
 format: $(VENV)/.test-installed  ## Mend style and formatting where ruff can.
 	$(BIN)/ruff check --fix .
