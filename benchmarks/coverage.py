@@ -18,31 +18,31 @@ import keras_fusion
 from keras_fusion.models import probe
 
 OUTPUT = pathlib.Path(__file__).parents[1] / "docs" / "coverage.md"
-HEADER = f"""# Which keras-hub models can be fused
+HEADER = f"""# Supported keras-hub models
 
 Written by `python benchmarks/coverage.py`, with Keras {keras.__version__}, keras-hub
 {keras_hub.__version__} and the {keras.config.backend()} backend. Each family is built
-tiny (width 16, 2 heads, 2 layers), as a backbone under a `Dense` readout and as each of
-its tasks, its weights moved by noise, and then
+tiny (width 16, 2 heads, 2 layers), as a backbone under a `Dense` output head and as each
+of its tasks. Its weights are perturbed by noise. The model is then
 
-- fused with itself (paired off-diagonals): largest change of the outputs, relative;
+- fused with itself (paired off-diagonals): largest relative change of the outputs;
 - fused with a distinct parent whose features are 3 times as large, with norms left as
-  they are and calibrated (on the batch that is measured): relative distance from the
-  mean of the parents, as Euclidean norms;
-- saved and reloaded: largest relative change; where there is one, that of the family's
-  own model, never fused, stands beside it;
+  they are ("joint") and calibrated (on the batch that is measured): relative distance
+  from the mean of the parents, in Euclidean norm;
+- saved and reloaded: largest relative change; if it is not zero, the change for the
+  family's own model, never fused, is given beside it;
 - trained for 3 steps after a growth inside `fit()`: whether the loss stayed finite.
 
-At width 16 a norm's statistic differs much from token to token, and calibration has one
-factor for all tokens; it does better on wider models. A mixture of experts is fused
-expert by expert, with the mean of the parents' routing: exact for copies, not for
+At width 16 a norm's statistic varies strongly from token to token, and calibration has a
+single factor for all tokens; it works better on wider models. A mixture of experts is
+fused expert by expert, with the mean of the parents' routing: exact for copies, not for
 distinct parents.
 
-CLIP and its kin compare embeddings of unit length, so that their logits are not the mean
-of the parents' even where both of their towers' outputs are.
+CLIP and related models compare embeddings of unit length, so their logits are not the
+mean of the parents' logits even where the outputs of both towers are.
 
 DINOV2 can lose what its position embeddings have learned when it is saved, fused or not:
-keras-hub writes them only if their sum has fallen, and not if it has risen
+keras-hub saves them only if their sum has decreased, not if it has increased
 (`DINOV2Embedding._is_interpolated_position_embeddings_updated`).
 
 | family | model | self-fusion | joint | calibrated | reloaded | trained |
@@ -62,7 +62,7 @@ def main():
         rows += lines
         print("\n".join(lines), flush=True)
     if not chosen:
-        count = f"\n{fused} of {len(families.ALL)} families are fused.\n"
+        count = f"\n{fused} of {len(families.ALL)} families can be fused.\n"
         OUTPUT.write_text(HEADER + "\n".join(rows) + "\n" + count)
 
 

@@ -10,58 +10,60 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "growth_cost.md"
 
-TEXT = """# What a growth costs
+TEXT = """# The cost of a growth
 
 Written by `python benchmarks/growth_cost.py` and `python benchmarks/growth_memory.py`
 (with `KERAS_BACKEND=jax` for the other backend) from [their
 results](../benchmarks/results).
 
-A growth builds the bigger model without initial values, as all of them will be
+A growth builds the bigger model without initial values, since all of them will be
 overwritten: no random numbers are drawn for it, and its variables have no memory until
-they are filled. The check when training begins, which lays the whole growth out, so
-costs no weights either. Filling goes variable by variable: each parent's value is read
-without a copy, where the backend allows that, and written into its block of one array,
-which the variable then takes over. The optimizer's state goes the same way, slot by
-slot. The small model and its optimizer live on until the growth has succeeded, so that
-one that fails changes nothing; then they are freed. (On PyTorch, whose layers hold on
-to their variables' tensors, the bigger model starts with initial values.)
+they are filled. The check when training begins, which lays out the whole growth,
+therefore allocates no weights either. Filling goes variable by variable: each parent's
+value is read without a copy, where the backend allows it, and written into its block of
+one array, which the variable then takes over. The optimizer's state is filled the same
+way, slot by slot. The small model and its optimizer are kept until the growth has
+succeeded, so that a failed growth changes nothing; then they are freed. (On PyTorch,
+whose layers keep references to their variables' tensors, the bigger model starts with
+initial values.)
 
-Paired and random off-diagonals are put together from a table of 2^20 normal numbers, in
-stretches of 256 from random places and with random signs. Drawing each anew would take
-some 40 times as long as copying it; see `keras_fusion.noise`.
+Paired and random off-diagonals are assembled from a table of 2^20 normal random numbers,
+in runs of 256 from random offsets and with random signs. Drawing each number would take
+some 40 times as long as copying it; see `keras_fusion/values/noise.py`.
 """
 
 EVENT = """
-## The event
+## The growth step
 
-A GPT-2 of 12 layers with Adam is fused with itself (paired off-diagonals, state
-carried) in `fit`, against building, compiling and training for a step a model of the
-grown size. Both ratios are of medians over rounds in turns, in one process: of the time
-on the clock, and of the processor's, which other work on the machine disturbs less.
+A GPT-2 of 12 layers with Adam is fused with itself in `fit` (paired off-diagonals, state
+carried). It is compared with building, compiling and training for one step a native model
+of the grown size. Both ratios are of medians over alternating rounds in one process: of
+wall time, and of processor time, which other work on the machine disturbs less.
 
 | backend | parameters | native, s | growth and step, s | ratio | of processor time |
 | --- | --- | --- | --- | --- | --- |
 """
 
 FILL = """
-## The filling of the weights alone
+## Filling the weights
 
-Against plain copies (`numpy.copy`) of the grown model's weights. The new arrays of a
-copy need fresh memory from the system, as the grown model does; copying into memory
-that is in use already is faster. Seconds on the clock, ratios to a plain copy. The
-filling makes the 196 variables too, which a plain copy does not. How much that and the
-noise weigh depends on what fresh memory costs: where the smaller plain copy took a
-quarter of the time below, the ratios were 2.34 and 2.98 (revision 5bda43f).
+Filling alone, compared with plain copies (`numpy.copy`) of the grown model's weights. The
+new arrays of a copy need fresh memory from the system, as the grown model does; copying
+into memory that is already in use is faster. Seconds of wall time, and ratios to a plain
+copy. Filling also creates the 196 variables, which a plain copy does not. The weight of
+this and of the noise depends on the cost of fresh memory: where the smaller plain copy
+took a quarter of the time below, the ratios were 2.34 and 2.98 (revision 5bda43f).
 
 | backend | bytes | copy, s | into memory in use | zeros, s | ratio | paired, s | ratio |
 | --- | --- | --- | --- | --- | --- | --- | --- |
 """
 
 STEPS = """
-## The steps
+## Training steps
 
-Steps of the grown model against those of a native one, in turns; and batches of `fit`
-with the callback, before it grows, against `fit` without. Ratios of medians.
+Steps of the grown model compared with those of a native one, in alternating rounds; and
+batches of `fit` with the callback, before it grows, compared with `fit` without it. Ratios
+of medians.
 
 | backend | parameters | after | of processor time | before | of processor time |
 | --- | --- | --- | --- | --- | --- |
@@ -70,11 +72,11 @@ with the callback, before it grows, against `fit` without. Ratios of medians.
 MEMORY = """
 ## Memory
 
-Two GPT-2s with Adam become one in `fit`, their optimizers' state too. A thread reads
-the resident memory; the figures are what comes on top of the process before the first
-parent. The sum is the bytes of both parents and of the grown model, optimizers
-included. The strict sum leaves the parents' optimizers out, which have to live on all
-the same until the growth has succeeded.
+Two GPT-2s with Adam, and the state of their optimizers, are fused in `fit`. A thread
+samples the resident memory; the figures are relative to the process before the first
+parent is created. The sum is the size of both parents and of the grown model, optimizers
+included. The strict sum excludes the parents' optimizers, which nevertheless have to be
+kept until the growth has succeeded.
 
 | backend | grown parameters | sum, MB | peak of growth, MB | ratio | to the strict sum |
 | --- | --- | --- | --- | --- | --- |

@@ -3,26 +3,27 @@
 import numpy as np
 from matplotlib.figure import Figure
 
-HEADER = """# When to grow, and with which rate
+HEADER = """# When to grow, and at which learning rate
 
 Written by `python benchmarks/growth_moments.py` (and `--task decoder`, `--task t5`) from
 [its results](../benchmarks/results). A small model of half the width is trained on the
-documentation strings of Python's standard library by Adam at a constant rate of 3e-3, fused
-with itself (paired off-diagonals, optimizer state carried) at a moment, and trained on with
-that rate times a factor until the budget of FLOPs is spent, the small model's included; the
-rate falls over the last fifth. One seed. Validation losses, in nats a token.
+docstrings of Python's standard library with Adam at a constant rate of 3e-3, fused with
+itself (paired noise of 0.1, optimizer state carried) at one of several steps, and trained
+further at that rate times a factor until the budget of FLOPs is spent, the small model's
+included; the rate decays over the last fifth. One seed. Validation losses are in nats per
+token.
 """
 VERDICT = """
-The bracket does not foretell which moment and rate end lower. The effect that it predicts
-ranks the runs one way in two tasks and the other way in the third, and is thousands of
-times the loss itself: over a whole run the leading order is far out of its range. Its norm
-by both times says little that those times alone do not. What decides is which of the two
-models makes more of the FLOPs. Where the small one does to the end (the decoder and T5, on
-these budgets), a later growth is a better one, and the planner says not to grow. Where the
-wide one does (the narrow decoder), growth at a tenth to a fifth of the budget is best, and
-the planner waits too long, at a small price. A quarter of the rate is never the best;
-between the half, near which `BracketRate`'s factor lies, and the whole it depends on the
-moment.
+The bracket does not predict which growth step and learning rate end lower. Its predicted
+effect ranks the runs one way in two tasks and the other way in the third, and is thousands
+of times as large as the loss itself: over a whole run the leading order is far outside its
+range of validity. Its norm times both training times says little that those times alone do
+not. What matters is which of the two models makes better use of the FLOPs. Where the small
+one does to the end (the decoder and T5, on these budgets), later growth is better, and the
+planner recommends not to grow. Where the wide one does (the narrow decoder), growth at a
+tenth to a fifth of the budget is best, and the planner waits too long, at a small cost. A
+quarter of the rate is never the best; whether half of it (`BracketRate`'s factor is close
+to that) or the full rate is better depends on the growth step.
 """
 SUMMARY = {
     "its effect": "bracket's effect on the loss (sign)",
@@ -67,7 +68,7 @@ def sweep(results: dict) -> list[dict]:
 
 def _summary(results):
     """One row a task: the best of the sweep, the planner's, and rank correlations."""
-    lines = ["## What came out", VERDICT]
+    lines = ["## Results", VERDICT]
     lines.append(
         "| | best of the sweep | `propose` | `WhenItPays` | bracket: "
         + " | ".join(SUMMARY)
@@ -85,7 +86,10 @@ def _summary(results):
         losses = [run["loss"] for run in runs]
         cells += [_signed(rank_correlation(known[k], losses)) for k in SUMMARY.values()]
         lines.append("| " + " | ".join(cells) + " |")
-    lines += ["", "On the right: rank correlations with the final loss, as below."]
+    lines += [
+        "",
+        "Last three columns: rank correlations with the final loss, as below.",
+    ]
     return "\n".join(lines)
 
 
@@ -123,7 +127,7 @@ def _sweep_table(results):
     lines.append(
         f"Budget {results['budget'] / 1e12:.2f} TFLOP; from scratch, at the same rate "
         f"and FLOPs: {_scratch(results):.3f}. The small "
-        "model's loss is that on the batch of the analysis, at the growth."
+        "model's loss is measured on the analysis batch, at the growth."
     )
     return "\n".join(lines)
 
@@ -150,9 +154,9 @@ def _planner_text(results):
             continue
         gap = run["loss"] / best["loss"] - 1
         lines.append(
-            f"- {title}: {moment}, rate x {run['factor']:g}; it ends at "
-            f"{run['loss']:.3f}, {gap:+.1%} of the sweep's best ({best['loss']:.3f}: step "
-            f"{best['step']}, rate x {best['factor']:g})."
+            f"- {title}: {moment}, rate x {run['factor']:g}; final loss "
+            f"{run['loss']:.3f}, {gap:+.1%} relative to the sweep's best "
+            f"({best['loss']:.3f}: step {best['step']}, rate x {best['factor']:g})."
         )
     return "\n".join(lines)
 
@@ -208,12 +212,12 @@ def _correlation_table(results):
     losses = [run["loss"] for run in sweep(results)]
     factors = [run["factor"] for run in sweep(results)]
     lines = [
-        "### What foretells the final loss",
+        "### What predicts the final loss",
         "",
-        "Spearman's rank correlation with the final loss over the runs of the sweep, and "
-        "over the moments alone (the mean over the rates): 1 if what is larger ends "
-        "higher. The fields are measured right after the growth, those of `gradient` "
-        "for gradient descent, those of `sign` for optimizers such as Adam.",
+        "Spearman's rank correlation with the final loss, over all runs of the sweep and "
+        "over the growth steps alone (the mean over the rates): 1 if a larger value goes "
+        "with a higher final loss. The fields are measured right after the growth, "
+        "`gradient` for gradient descent and `sign` for optimizers such as Adam.",
         "",
         "| | all runs | moments |",
         "|---|---|---|",

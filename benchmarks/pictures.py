@@ -110,10 +110,10 @@ def draw_run(folder: Path, epochs: int, steps: int) -> str:
     spent = np.dot(flops, np.diff([0, *moments, total]))
     return (
         f"{first.params_before:,} parameters grow to {last.params_after:,} in two steps. "
-        f"At each the outputs\nchange by at most "
-        f"{max(e.function_change for e in grow.events):.0e}; the validation loss goes on "
-        f"to fall, from {loss[moments[0] // steps - 1]:.2f} at the\nfirst growth to "
-        f"{loss[-1]:.2f} nats a byte after {total} steps. The run costs "
+        f"Each step changes the outputs\nby at most "
+        f"{max(e.function_change for e in grow.events):.0e}; the validation loss keeps "
+        f"falling, from {loss[moments[0] // steps - 1]:.2f} at the\nfirst growth to "
+        f"{loss[-1]:.2f} nats per byte after {total} steps. The run costs "
         f"{spent / 1e12:.2f} TFLOP."
     )
 

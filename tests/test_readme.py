@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-HEADING = "## A fused model of your own"
+HEADING = "## Quick start"
 
 
 def script():

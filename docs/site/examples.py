@@ -1,6 +1,6 @@
-"""Extension of griffe: puts a docstring's `>>>` examples into fences.
+"""griffe extension that puts a docstring's `>>>` examples into fenced code blocks.
 
-Python's doctest runs them as they stand in the sources; Markdown would take them for
+Python's doctest runs them as written in the sources; Markdown would render them as
 quotations.
 """
 
@@ -8,16 +8,16 @@ import griffe
 
 
 class Examples(griffe.Extension):
-    """Changes each docstring as soon as it has been read."""
+    """Edits each docstring when it is loaded."""
 
     def on_object(self, *, obj, **kwargs):
-        """Puts fences around the examples of an object's docstring."""
+        """Puts the examples of an object's docstring into fences."""
         if obj.docstring:
             obj.docstring.value = fenced(obj.docstring.value)
 
 
 def fenced(text):
-    """The text, every block that begins with `>>>` in a fence."""
+    """The text, with every block that begins with `>>>` in a fence."""
     lines, inside = [], False
     for line in text.splitlines():
         if not inside and line.startswith(">>>"):

@@ -1,10 +1,10 @@
-"""Hook of mkdocs: links that leave docs/ lead to the repository, as they do there."""
+"""MkDocs hook: links that leave docs/ point to the repository, as they do there."""
 
 import re
 
 
 def on_page_markdown(markdown, page, config, files):
-    """Replaces `](../x)` where x does not lie in docs/."""
+    """Replaces `](../x)` where x is not in docs/."""
     depth = page.file.src_uri.count("/")
     outside = "../" * (depth + 1)
     base = f"{config.repo_url.rstrip('/')}/blob/main/"
