@@ -5,6 +5,7 @@ so that it is an ordinary Keras model that saves and loads without keras_fusion.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import keras
 
@@ -173,7 +174,7 @@ def _grown_config(layers, rule, found):
         config = rule.grow(configs, fixed)
         twice = rule.grow(configs * 2, fixed)
         return _enlarged(config, twice, found.capacity, first.name)
-    config = dict(configs[0])
+    config: dict[str, Any] = dict(configs[0])
     for key in rule.widths:
         if not (fixed and key == rule.output_width):
             own = [c[key] for c in configs]
@@ -216,7 +217,7 @@ def _config(layer):
         ) from error
 
 
-def _enlarged(value, twice, capacity, name, key=None):
+def _enlarged(value: Any, twice: Any, capacity: float, name: str, key=None) -> Any:
     """A config with what doubles for twice the parents made larger by a factor."""
     if value == twice or capacity == 1.0:
         return value
@@ -255,12 +256,16 @@ def _grown_serialized(models, found):
     """A nested model's serialized form, grown, for the outer class to build anew."""
     rule = rules.find(models[0])
     if rule is None or graphs.is_plain(models[0]):
-        serialized = keras.saving.serialize_keras_object(_grow(models, found))
+        serialized = _serialized(_grow(models, found))
     else:  # Without building it twice.
-        serialized = keras.saving.serialize_keras_object(models[0])
+        serialized = _serialized(models[0])
         serialized["config"] = _grown_config(models, rule, found)
     dropped = ("build_config", "compile_config")
     return {k: v for k, v in serialized.items() if k not in dropped}
+
+
+def _serialized(model: keras.Model) -> dict[str, Any]:
+    return dict(keras.saving.serialize_keras_object(model))  # pyright: ignore
 
 
 def _from_config(layer, config):

@@ -16,22 +16,31 @@ from keras_fusion.models.rules import Rule
 
 
 @dataclasses.dataclass(frozen=True)
-class Match:
-    """Corresponding layers of all parents, and of the model that grows from them.
+class Siblings:
+    """Corresponding layers of all parents.
 
     Args:
         address: string. Where they are held; empty for the models themselves.
         layers: tuple of K layers, one per parent.
         rule: the first parent's `Rule`, or `None`.
         weights_rule: the `Rule` that describes the first one's own weights, or `None`.
-        grown: the layer of the bigger model; `None` before it is built.
     """
 
     address: str
     layers: tuple[keras.Layer, ...]
     rule: Rule | None
     weights_rule: Rule | None
-    grown: keras.Layer | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Match(Siblings):
+    """Corresponding layers of all parents, and of the model that grows from them.
+
+    Args:
+        grown: the layer of the bigger model.
+    """
+
+    grown: keras.Layer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,12 +49,12 @@ class Parents:
 
     Args:
         models: tuple of K built models; for a self-fusion K times the same.
-        matches: tuple of `Match`, one per layer of the first parent, in the order of
+        siblings: tuple of `Siblings`, one per layer of the first parent, in the order of
             `tree.walk`.
     """
 
     models: tuple[keras.Model, ...]
-    matches: tuple[Match, ...]
+    siblings: tuple[Siblings, ...]
 
     @classmethod
     def of(cls, models: Sequence[keras.Model]) -> "Parents":
@@ -59,15 +68,15 @@ class Parents:
             _check_wiring(distinct)
         place = {id(model): i for i, model in enumerate(distinct)}
         chosen = [place[id(model)] for model in models]
-        matches = []
+        siblings = []
         for address, layers in tree.lockstep(distinct):
             rule = rules.find(layers[0])
             if len(distinct) > 1 and rule is not None and (rule.widths or rule.equal):
                 _check_configs(address, layers, rule)
             owners = tuple(layers[i] for i in chosen)
             weights_rule = rules.find_for_weights(layers[0])
-            matches.append(Match(address, owners, rule, weights_rule))
-        return cls(tuple(models), tuple(matches))
+            siblings.append(Siblings(address, owners, rule, weights_rule))
+        return cls(tuple(models), tuple(siblings))
 
     @property
     def first(self) -> keras.Model:
@@ -90,15 +99,15 @@ class Parents:
         return graphs.read(self.first)
 
     def matched_with(self, grown: keras.Model) -> tuple[Match, ...]:
-        """The matches, each with its layer of the bigger model.
+        """The parents' layers, each with its counterpart in the bigger model.
 
         Raises:
             StructureError: if the bigger model has other layers.
         """
         pairs = tree.lockstep([self.first, grown])
         return tuple(
-            dataclasses.replace(match, grown=layer)
-            for match, (_, (_, layer)) in zip(self.matches, pairs, strict=True)
+            Match(**vars(siblings), grown=layer)
+            for siblings, (_, (_, layer)) in zip(self.siblings, pairs, strict=True)
         )
 
 

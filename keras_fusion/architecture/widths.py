@@ -19,7 +19,7 @@ import numpy as np
 from keras_fusion.architecture.parents import Parents
 from keras_fusion.errors import FusionError
 from keras_fusion.models import graph as graphs
-from keras_fusion.models import rules
+from keras_fusion.models import host, rules
 
 _FIXED = "fixed"
 
@@ -267,10 +267,9 @@ def _check_activation(call):
     if not callable(function):
         return
     features = np.linspace(-2.0, 2.0, 12, dtype="float32").reshape(2, 6)
-    numpy = keras.ops.convert_to_numpy
-    joint = numpy(function(keras.ops.convert_to_tensor(features)))
+    joint = host.host(function(keras.ops.convert_to_tensor(features)))
     parts = [
-        numpy(function(keras.ops.convert_to_tensor(part)))
+        host.host(function(keras.ops.convert_to_tensor(part)))
         for part in np.split(features, 2, axis=-1)
     ]
     if not np.allclose(joint, np.concatenate(parts, axis=-1), atol=1e-5):

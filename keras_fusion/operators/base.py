@@ -137,10 +137,11 @@ def check_operator(operator: object, name: str) -> None:
     Raises:
         FusionError: if it has no `plan(model, seed)`.
     """
-    plan = None if isinstance(operator, type) else getattr(operator, "plan", None)
     try:
-        inspect.signature(plan).bind("model", 0)
-    except TypeError as error:
+        if isinstance(operator, type):
+            raise TypeError("It is a class, not an object.")
+        inspect.signature(getattr(operator, "plan")).bind("model", 0)  # noqa: B009
+    except (TypeError, AttributeError) as error:
         raise FusionError(
             f"`{name}` must be a growth operator, such as FusionOperator(factor=2): an "
             f"object with a method `plan(model, seed)`. Received: {name}={operator!r}."

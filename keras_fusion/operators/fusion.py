@@ -257,11 +257,11 @@ class FusionOperator(GrowthOperator):
                 "A partner is the live model itself. To fuse a model with itself leave "
                 "`partners` out and set `factor`."
             )
-        return [model, *self._loaded]
+        return [model, *self._load()]
 
     def _load(self):
         if self._loaded is None:
-            self._loaded = [load(i, p) for i, p in enumerate(self.partners)]
+            self._loaded = [load(i, p) for i, p in enumerate(self.partners or ())]
         return self._loaded
 
     def plan(self, model: keras.Model, seed: int | None = None) -> Plan:
@@ -282,9 +282,8 @@ class FusionOperator(GrowthOperator):
 
     def describe(self) -> dict:
         """The arguments as plain data for a record: of the partners, their weights."""
-        own = self.partners is None
-        partners = None
-        if not own:
+        own, partners = self.partners is None, None
+        if self.partners is not None:
             paths = [None if isinstance(p, keras.Model) else p for p in self.partners]
             partners = [
                 {

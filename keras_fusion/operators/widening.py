@@ -85,7 +85,7 @@ def _copied(layout, mapping):
     if not layout.grown:
         return layout
     axes = tuple(copies.copied_axis(axis, mapping) for axis in layout.axes)
-    ratios = (axis.size / len(axis.blocks[0]) for axis in axes if axis.grown)
+    ratios = (axis.size / len(axis.positions(0)) for axis in axes if axis.grown)
     layout = dataclasses.replace(layout, axes=axes, copies=max(ratios))
     if layout.before_tied_readout:
         # The readout's factor lies here, as in a fusion.
@@ -135,14 +135,14 @@ def common_groups(draft: Draft) -> int:
         if old < new
     }
     for match in draft.matches:
-        if match.rule is not None and match.rule.widths:
-            old, new = map(_whole_numbers, (match.layers[0], match.grown))
+        if match.rule is not None and isinstance(match.rule.widths, tuple):
+            old, new = _whole_numbers(match.layers[0]), _whole_numbers(match.grown)
             widths = match.rule.widths
             sizes |= {old[k] for k in widths if old.get(k, 0) < new.get(k, 0)}
     return math.gcd(*sizes)
 
 
-def _whole_numbers(layer):
+def _whole_numbers(layer: keras.Layer) -> dict[str, int]:
     try:
         config = layer.get_config()
     except NotImplementedError:
