@@ -22,14 +22,14 @@ from keras_fusion.values.fillers import FusionFiller
 def plan_fusion(
     parents: list[keras.Model] | keras.Model,
     *,
+    seed: int | None = None,
     factor: float | None = None,
+    copies: int | None = None,
     into: keras.Model | Callable[[], keras.Model] | None = None,
     off_diagonal: str = "zeros",
     noise_scale: float = 0.25,
     norms: str = "joint",
     probe=None,
-    seed: int | None = None,
-    copies: int | None = None,
 ) -> Plan:
     """Checks the arguments of `fuse` and lays out the fusion, changing nothing.
 
