@@ -59,7 +59,7 @@ test-torch: $(VENV)/.test-installed  ## Run the core suite on PyTorch.
 
 # The numbers of the notebooks' steps and widths, small enough for a test.
 tutorials: $(VENV)/.test-installed  ## Execute the notebooks, at a small size.
-	KERAS_BACKEND=tensorflow $(BIN)/python -m pytest tests/test_tutorials.py -p no:xdist
+	KERAS_BACKEND=tensorflow $(BIN)/python -m pytest tests/package/test_tutorials.py -p no:xdist
 
 docs: $(VENV)/.docs-installed  ## Build the documentation's site into site/.
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

@@ -1,25 +1,22 @@
 """Growth as dynamics: what growing in mid-training does to the training."""
 
-from keras_fusion.analysis.dynamics import (
-    Blocks,
-    Bracket,
-    BracketRate,
-    Derivatives,
-    DynamicsMonitor,
-    Field,
-    LossCurve,
-    Phases,
-    Proposal,
-    Record,
-    Result,
-    WhenItPays,
+from keras_fusion.analysis.dynamics.bracket import Bracket, Field, Phases
+from keras_fusion.analysis.dynamics.derivatives import Derivatives, Result
+from keras_fusion.analysis.dynamics.measures import (
     activation_jump,
     activation_rms,
     asymmetry,
     block_alignment,
-    propose,
-    rate_factor,
 )
+from keras_fusion.analysis.dynamics.monitor import DynamicsMonitor, Record
+from keras_fusion.analysis.dynamics.planner import (
+    LossCurve,
+    Proposal,
+    WhenItPays,
+    propose,
+)
+from keras_fusion.analysis.dynamics.rate import BracketRate, rate_factor
+from keras_fusion.layout.parent_blocks import Blocks
 
 __all__ = [
     "Blocks",

@@ -5,6 +5,7 @@ does not export the inner layers of its backbones. What follows keras-hub's conv
 (the names of config keys, features on the last axis) needs no rule of its own.
 """
 
+from keras_fusion.models.private.attributes import MASKED_LM_NORM
 from keras_fusion.models.rules import Norm, register
 from keras_fusion.models.tree import stable_name
 
@@ -172,7 +173,7 @@ register(
 register(
     "keras_hub>MaskedLMHead",
     roles={"output_kernel": ("in", None), "output_bias": (None,)},
-    tied_readout="_intermediate_layer_norm",
+    tied_readout=MASKED_LM_NORM,
 )
 
 # Backbones that differ from the conventions.

@@ -1,5 +1,6 @@
 """Looking into a model: what goes in and out of its layers while it computes."""
 
+import contextlib
 from collections.abc import Iterable
 
 import keras
@@ -29,15 +30,12 @@ def observe(model: keras.Model, inputs, layers: Iterable[keras.Layer]) -> Observ
         is `None`.
     """
     seen = Observation()
-    layers = list(layers)
-    try:
-        for layer in layers:
+    with contextlib.ExitStack() as restored:
+        for layer in {id(layer): layer for layer in layers}.values():
             layer.call = _Recorder(layer, seen)
+            restored.callback(delattr, layer, "call")
         with host.unchanging():
             model(keras.tree.map_structure(keras.ops.convert_to_tensor, inputs))
-    finally:
-        for layer in layers:
-            vars(layer).pop("call", None)
     return seen
 
 

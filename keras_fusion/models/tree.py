@@ -12,12 +12,7 @@ import keras
 from keras_fusion.errors import StructureError
 from keras_fusion.models import rules
 from keras_fusion.models.block_norms import stock_class
-
-# TensorFlow's bookkeeping, which holds the same layers once more.
-_BOOKKEEPING = re.compile("_self_(tracked_trackables$|unconditional_)")
-
-# Keras's own lists of a model's layers, by position and by depth.
-_LISTS = re.compile("_layers$|_operations")
+from keras_fusion.models.private.attributes import attributes
 
 
 def skipped_attributes(layer: keras.Layer) -> tuple[str, ...]:
@@ -39,16 +34,8 @@ def children(layer: keras.Layer, *, list_layers: bool = True) -> dict:
     skip, found = skipped_attributes(layer), {}
     if list_layers and isinstance(layer, keras.Model):
         _collect("layers", list(layer.layers), found)
-    # On the PyTorch backend attributes that are layers are held in `_modules`.
-    attributes = dict(vars(layer))
-    attributes |= attributes.pop("_modules", {})
-    if not list_layers:
-        attributes = {k: v for k, v in attributes.items() if not _LISTS.match(k)}
-    # Keras's own list comes last: an attribute is the better address.
-    for name, value in sorted(
-        attributes.items(), key=lambda item: (item[0] == "_layers", item[0])
-    ):
-        if name.lstrip("_") not in skip and not _BOOKKEEPING.match(name):
+    for name, value in attributes(layer, lists=list_layers):
+        if name.lstrip("_") not in skip:
             _collect(name, value, found)
     if not list_layers and isinstance(layer, keras.Model):
         _collect("layers", {child.name: child for child in layer.layers}, found)

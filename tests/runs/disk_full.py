@@ -7,7 +7,7 @@ import resource
 import sys
 
 import keras
-from test_faults import fit, live_model
+from fitting import fit, live_model
 
 import keras_fusion
 

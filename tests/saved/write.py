@@ -1,6 +1,6 @@
 """Writes the files of this folder, with the keras_fusion that is installed.
 
-They were written by keras_fusion 0.1.0; `tests/test_saved_files.py` loads them with the
+They were written by keras_fusion 0.1.0; `test_saved_files.py` loads them with the
 keras_fusion of today. To add what a new release saves, run this in an empty folder:
 
     KERAS_BACKEND=tensorflow python write.py FOLDER

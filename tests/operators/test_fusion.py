@@ -12,6 +12,7 @@ from models import (
     data_for,
     functional,
     gpt2,
+    mean_of,
     norm_free,
     numpy,
     outputs,
@@ -23,6 +24,7 @@ from models import (
 )
 
 from keras_fusion import fuse
+from keras_fusion.models import tree
 
 
 def assert_exact(model, x, factor=2):
@@ -49,20 +51,57 @@ def test_distinct_parents_without_norms_give_their_mean(widths):
     parents = [norm_free(width, seed) for seed, width in enumerate(widths)]
     x, _ = data_for("functional", 4)
     fused = fuse(parents)
-    mean = np.mean([outputs(parent, x) for parent in parents], axis=0)
-    assert relative_change(mean, outputs(fused, x)) < 1e-5
+    assert relative_change(mean_of(parents, x), outputs(fused, x)) < 1e-5
     assert fused.layers[1].output_dim == sum(widths)
 
 
+def measured(model, x, shared=None):
+    """A T5's outputs, and the mean squares that its norms measure, by place.
+
+    With `shared` the norms divide by the roots of these mean squares instead.
+    """
+    squares = {}
+
+    def replaced(address, norm):
+        def call(h):
+            own = keras.ops.mean(keras.ops.square(h), axis=-1, keepdims=True)
+            squares[address] = numpy(own)
+            used = own if shared is None else shared[address]
+            return norm.weight * h * keras.ops.rsqrt(used + norm.epsilon)
+
+        return call
+
+    for address, layer in tree.walk(model):
+        if type(layer).__name__ == "T5LayerNorm":
+            layer.call = replaced(address, layer)
+    return outputs(model, x), squares
+
+
 @pytest.mark.parametrize("tied", [True, False])
-def test_distinct_t5s_of_unequal_width_fuse(tied):
-    parents = [perturbed(t5(tied, width, width), width) for width in (8, 12)]
+def test_distinct_t5s_of_unequal_width_share_their_norms(tied):
+    """A joint norm divides all features by their common root mean square.
+
+    The fused model is the mean of the parents, each with its norms dividing by the
+    fused norms' root mean squares instead of its own; and what the fused norms measure
+    are the parents' mean squares, weighted by width.
+    """
+    widths = (8, 12)
+    parents = [perturbed(t5(tied, width, width), width) for width in widths]
     x, _ = data_for("t5", 4)
     fused = fuse(parents)
     assert fused.backbone.hidden_dim == 20 and fused.backbone.num_heads == 5
-    mean = np.mean([outputs(parent, x) for parent in parents], axis=0)
-    # The joint norm is not the parents' norms: near the mean, not at it.
-    assert relative_change(mean, outputs(fused, x)) < 0.5
+    before = outputs(fused, x)
+    _, joint = measured(fused, x)
+    found = [measured(parent, x, shared=joint) for parent in parents]
+    mean = np.mean([y for y, _ in found], axis=0)
+    assert relative_change(mean, before) < 1e-5
+    assert (
+        len(joint) == 7
+    )  # two in the encoder's block, three in the decoder's, two ends
+    for address, square in joint.items():
+        own = [squares[address] for _, squares in found]
+        weighted = np.average(own, axis=0, weights=widths)
+        np.testing.assert_allclose(square, weighted, rtol=1e-4)
 
 
 def test_tied_readout_averages_unequal_parents():
@@ -75,16 +114,14 @@ def test_tied_readout_averages_unequal_parents():
         table = parent.backbone.token_embedding.embeddings
         table.assign(np.sign(numpy(table)))
     x, _ = data_for("t5", 4)
-    mean = np.mean([outputs(parent, x) for parent in parents], axis=0)
-    assert relative_change(mean, outputs(fuse(parents), x)) < 1e-5
+    assert relative_change(mean_of(parents, x), outputs(fuse(parents), x)) < 1e-5
 
 
 def test_a_tree_of_fusions():
     leaves = [norm_free(16, seed) for seed in range(4)]
     x, _ = data_for("functional", 4)
     root = fuse([fuse(leaves[:2]), fuse(leaves[2:])])
-    mean = np.mean([outputs(leaf, x) for leaf in leaves], axis=0)
-    assert relative_change(mean, outputs(root, x)) < 1e-5
+    assert relative_change(mean_of(leaves, x), outputs(root, x)) < 1e-5
 
 
 @pytest.mark.core
@@ -110,8 +147,7 @@ def test_distinct_parents_around_a_flatten():
 
     parents = [parent(3, 0), parent(5, 1)]
     x = np.random.default_rng(0).standard_normal((3, 4, 4, 3)).astype("float32")
-    mean = np.mean([outputs(p, x) for p in parents], axis=0)
-    assert relative_change(mean, outputs(fuse(parents), x)) < 1e-5
+    assert relative_change(mean_of(parents, x), outputs(fuse(parents), x)) < 1e-5
 
 
 def test_widths_tied_to_the_input_stay():
@@ -178,8 +214,7 @@ def test_a_target_larger_than_the_sum():
     parents = [norm_free(32, seed) for seed in range(2)]
     x, _ = data_for("functional", 4)
     fused = fuse(parents, into=norm_free(96, 5))
-    mean = np.mean([outputs(parent, x) for parent in parents], axis=0)
-    assert relative_change(mean, outputs(fused, x)) < 1e-5
+    assert relative_change(mean_of(parents, x), outputs(fused, x)) < 1e-5
 
 
 @pytest.mark.core

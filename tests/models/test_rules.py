@@ -6,104 +6,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from keras import layers
 from models import bert, data_for, gpt2, outputs, perturbed, relative_change, t5
+from rule_samples import FEATURES, REFUSING, SAMPLES, joined, twice
 
 import keras_fusion
 from keras_fusion.testing import run_rule_test
 
 pytestmark = pytest.mark.core
-
-FEATURES = (3, 4, 6)
-
-
-def twice(layer, x):
-    return layer(x, x)
-
-
-def joined(layer, x):
-    """For layers that take several tensors: a second one beside the first."""
-    return layer([x, layers.Dense(6)(x)])
-
-
-def hub(name):
-    import keras_hub
-
-    return getattr(keras_hub.layers, name)
-
-
-# For each rule: a layer, the shape of its inputs, and how run_rule_test calls it.
-SAMPLES = {
-    layers.Dense: (lambda: layers.Dense(5), FEATURES, {}),
-    layers.EinsumDense: (
-        lambda: layers.EinsumDense("abc,cd->abd", (None, 5), bias_axes="d"),
-        FEATURES,
-        {},
-    ),
-    layers.Embedding: (
-        lambda: layers.Embedding(3, 5),
-        (3, 4),
-        {"input_dtype": "int32"},
-    ),
-    layers.MultiHeadAttention: (
-        lambda: layers.MultiHeadAttention(2, 3),
-        FEATURES,
-        {"call": twice},
-    ),
-    layers.GroupQueryAttention: (
-        lambda: layers.GroupQueryAttention(3, 4, 2),
-        FEATURES,
-        {"call": twice},
-    ),
-    layers.LayerNormalization: (layers.LayerNormalization, FEATURES, {}),
-    layers.RMSNormalization: (layers.RMSNormalization, FEATURES, {}),
-    layers.Normalization: (layers.Normalization, FEATURES, {}),
-    layers.BatchNormalization: (layers.BatchNormalization, (8, 6), {}),
-    layers.GroupNormalization: (
-        lambda: layers.GroupNormalization(2),
-        FEATURES,
-        {},
-    ),
-    layers.Conv1D: (lambda: layers.Conv1D(5, 2), FEATURES, {}),
-    layers.Conv2D: (lambda: layers.Conv2D(5, 2), (2, 4, 4, 3), {}),
-    layers.PReLU: (layers.PReLU, FEATURES, {}),
-    layers.Concatenate: (layers.Concatenate, FEATURES, {"call": joined}),
-    "keras_hub>TransformerEncoder": (
-        lambda: hub("TransformerEncoder")(8, 2),
-        FEATURES,
-        {},
-    ),
-    "keras_hub>TransformerDecoder": (
-        lambda: hub("TransformerDecoder")(8, 2),
-        FEATURES,
-        {},
-    ),
-    "keras_hub>PositionEmbedding": (lambda: hub("PositionEmbedding")(4), FEATURES, {}),
-    "keras_hub>TokenAndPositionEmbedding": (
-        lambda: hub("TokenAndPositionEmbedding")(3, 4, 5),
-        (3, 4),
-        {"input_dtype": "int32"},
-    ),
-}
-SAMPLES |= {
-    merge: (merge, FEATURES, {"call": joined})
-    for merge in (
-        layers.Add,
-        layers.Average,
-        layers.Maximum,
-        layers.Minimum,
-        layers.Multiply,
-        layers.Subtract,
-    )
-}
-REFUSING = {
-    layers.Attention: joined,
-    layers.AdditiveAttention: joined,
-    layers.Dot: lambda layer, x: layers.Dot(axes=2)([x, x]),
-    layers.Softmax: None,
-    layers.UnitNormalization: None,
-    layers.Lambda: lambda layer, x: layers.Lambda(lambda h: 2 * h)(x),
-    layers.Permute: lambda layer, x: layers.Permute((2, 1))(x),
-    layers.Reshape: lambda layer, x: layers.Reshape((8, 3))(x),
-}
 
 
 def masked_lm():
@@ -124,7 +32,9 @@ def test_every_rule_is_tested():
     untested = package_rules - set(SAMPLES) - set(REFUSING)
     # Those of parts of keras-hub's models are looked for in the models themselves.
     untested = {rule for rule in untested if not str(rule).startswith("keras_hub>")}
-    assert not untested, f"Give these rules a sample in this file: {untested}."
+    assert not untested, (
+        f"Give these rules a sample in tests/support/rule_samples.py: {untested}."
+    )
 
 
 @pytest.mark.parametrize("key", SAMPLES, ids=lambda key: getattr(key, "__name__", key))
@@ -214,29 +124,54 @@ def test_einsum_dense_grows_heads():
     assert fused.layers[2].kernel.shape == (12, 4, 3)
 
 
+@keras.saving.register_keras_serializable("tests")
+class Scaled(layers.Layer):
+    """A dense layer without bias, and a scale for each unit."""
+
+    def __init__(self, units, **kwargs):
+        super().__init__(**kwargs)
+        self.units = units
+
+    def build(self, input_shape):
+        shape = (input_shape[-1], self.units)
+        self.kernel = self.add_weight(name="kernel", shape=shape)
+        self.scale = self.add_weight(name="scale", shape=(self.units,))
+
+    def call(self, x):
+        return keras.ops.matmul(x, self.kernel) * self.scale
+
+    def get_config(self):
+        return super().get_config() | {"units": self.units}
+
+
+def register_scaled(kernel, scale):
+    roles = {"kernel": kernel, "scale": scale}
+    keras_fusion.register(Scaled, widths=("units",), output_width="units", roles=roles)
+
+
 def test_a_rule_of_ones_own():
-    @keras.saving.register_keras_serializable("tests")
-    class Scaled(layers.Layer):
-        def __init__(self, units, **kwargs):
-            super().__init__(**kwargs)
-            self.units = units
-
-        def build(self, input_shape):
-            shape = (input_shape[-1], self.units)
-            self.kernel = self.add_weight(name="kernel", shape=shape)
-            self.scale = self.add_weight(name="scale", shape=(self.units,))
-
-        def call(self, x):
-            return keras.ops.matmul(x, self.kernel) * self.scale
-
-        def get_config(self):
-            return super().get_config() | {"units": self.units}
-
-    roles = {"kernel": ("in", "out"), "scale": ("out",)}
-    keras_fusion.register(Scaled, widths=("units",), output_width="units", roles=roles)
+    register_scaled(("in", "out"), ("out",))
     run_rule_test(Scaled(5), (3, 4))
-    # A wrong rule does not pass: the kernel's roles are swapped.
-    roles = {"kernel": ("out", "in"), "scale": ("out",)}
-    keras_fusion.register(Scaled, widths=("units",), output_width="units", roles=roles)
-    with pytest.raises((AssertionError, keras_fusion.FusionError)):
+
+
+# A wrong rule does not pass: what is found by the outputs, by the gradients, by the sizes.
+CHANGED = (AssertionError, "self-fusion of Scaled with .* changes the outputs by")
+MOVED = (AssertionError, r"gradient of 'layers\[2\].kernel' .* \['out', 'out'\] say")
+UNEQUAL = (keras_fusion.StructureError, r"sizes \[5, 5\] in the parents and 10 in")
+
+
+@pytest.mark.parametrize(
+    ("kernel", "scale", "error"),
+    [
+        (("out", "in"), ("out",), CHANGED),
+        (("in", "in"), ("out",), CHANGED),
+        (("in", "out"), ("in",), CHANGED),
+        (("out", "out"), ("out",), MOVED),
+        (("in", None), ("out",), UNEQUAL),
+        (("in", "out"), (None,), UNEQUAL),
+    ],
+)
+def test_a_wrong_rule_of_ones_own(kernel, scale, error):
+    register_scaled(kernel, scale)
+    with pytest.raises(error[0], match=error[1]):
         run_rule_test(Scaled(5), (3, 4))

@@ -7,23 +7,8 @@ import textwrap
 from pathlib import Path
 
 import keras
-
-import keras_fusion
-from keras_fusion import dynamics, flops, layers, testing
-
-PUBLIC_MODULES = (keras_fusion, dynamics, flops, layers, testing)
-
-
-def public_names():
-    """All public classes and functions, by the name that users write."""
-    found = {}
-    for module in PUBLIC_MODULES:
-        for name in module.__all__:
-            value = getattr(module, name)
-            if not inspect.ismodule(value):
-                found[f"{module.__name__}.{name}"] = value
-    return found
-
+from public import public_names
+from repository import PACKAGE
 
 PUBLIC = public_names()
 
@@ -134,6 +119,37 @@ def test_public_methods_describe_their_arguments():
             assert len(untold) < 2, f"{name}.{method} lacks Args: {untold}."
 
 
+def is_setter(function):
+    """Whether a property's setter, which its getter documents."""
+    return any(getattr(d, "attr", "") == "setter" for d in function.decorator_list)
+
+
+def undocumented(tree, name):
+    """The module and all in it that is public and has no docstring, by dotted name."""
+    if ast.get_docstring(tree) is None:
+        yield name
+    for node in tree.body:
+        if isinstance(node, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+            if node.name.startswith("_"):
+                continue
+            if isinstance(node, ast.ClassDef):
+                yield from undocumented(node, f"{name}.{node.name}")
+            elif ast.get_docstring(node) is None and not is_setter(node):
+                yield f"{name}.{node.name}"
+
+
+def test_every_room_is_documented():
+    """Modules, classes, functions and methods, whether users import them or not."""
+    files = {p.relative_to(PACKAGE).as_posix(): p for p in PACKAGE.rglob("*.py")}
+    assert {name.partition("/")[0] for name in files} >= {"models", "training", "t5"}
+    lacking = [
+        found
+        for name, path in files.items()
+        for found in undocumented(ast.parse(path.read_text("utf-8")), name)
+    ]
+    assert not lacking, f"No docstring: {lacking}"
+
+
 # The checks themselves.
 
 
@@ -170,3 +186,15 @@ def test_sections_are_read():
     )
     assert documented_arguments(found["Args"]) == {"a", "b", "c"}
     assert found["Raises"] == "" and found[""] == "Sums."
+
+
+def test_what_is_undocumented_is_found():
+    source = """
+class A:
+    def b(self): pass
+    def _c(self): pass
+    @b.setter
+    def b(self, value): pass
+def d(): "d"
+"""
+    assert list(undocumented(ast.parse(source), "m")) == ["m", "m.A", "m.A.b"]

@@ -3,18 +3,15 @@
 import importlib.metadata
 import importlib.util
 import inspect
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from processes import run_code
+from repository import PACKAGE, ROOT
 
 import keras_fusion
 
-ROOT = Path(__file__).resolve().parents[1]
-MODULES = sorted((ROOT / "keras_fusion").rglob("*.py"))
+MODULES = sorted(PACKAGE.rglob("*.py"))
 MAX_LINES = 400
 
 # What `import keras_fusion` must neither load nor need.
@@ -31,16 +28,8 @@ OPTIONAL = (
 
 
 def _run(code, backend, tmp_path):
-    """Runs Python code in a fresh process, with the installed package."""
-    result = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=tmp_path,
-        env=os.environ | {"KERAS_BACKEND": backend},
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 0, result.stderr
-    return result.stdout
+    """Runs code with the installed package."""
+    return run_code(code, cwd=tmp_path, KERAS_BACKEND=backend)
 
 
 @pytest.fixture(params=["jax", "torch"])

@@ -9,6 +9,7 @@ from models import (
     functional,
     gpt2,
     loss,
+    mean_of,
     numpy,
     outputs,
     perturbed,
@@ -17,7 +18,7 @@ from models import (
     t5,
     t5_untied,
 )
-from test_norms import ids_for, mean_of, transformer
+from transformers import ids_for, transformer
 
 import keras_fusion
 from keras_fusion import DeepFusion, fuse

@@ -1,18 +1,16 @@
-"""The architecture, enforced: who may import whom, and who touches Keras's insides.
+"""The rooms, enforced: who may import whom.
 
 Everything is read from the sources with `ast`; nothing is imported.
 """
 
 import ast
-import dataclasses
 import graphlib
-import re
-from pathlib import Path
 
 import pytest
+from repository import PACKAGE
+from sources import MODULES, imports, name_of, parse
 
-PACKAGE = "keras_fusion"
-SOURCES = Path(__file__).resolve().parents[1] / PACKAGE
+NAME = PACKAGE.name
 
 # The rooms, lowest first. A module imports from its own room and from those above it in
 # this table, and no modules import each other in a circle.
@@ -40,84 +38,23 @@ ORDER = {
 # From here on the package is used as a user does: `import keras_fusion` is allowed.
 FIRST_USER = ORDER["testing"]
 
-# The only places that may touch Keras's private state.
-PRIVATE = ("graft", "models/private")
-PRIVATE_PACKAGES = ("keras.src", "keras_hub.src")
-
-
-@dataclasses.dataclass(frozen=True)
-class Import:
-    """One name that a module imports, written absolutely (`keras.layers.Dense`)."""
-
-    target: str
-    line: int
-    lazy: bool  # inside a function
-
 
 def room_of(path):
     """`models` for `models/private/names.py`, `errors` for `errors.py`."""
-    return path.relative_to(SOURCES).parts[0].removesuffix(".py")
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
-def _is_type_checking(node):
-    return isinstance(node, ast.If) and "TYPE_CHECKING" in (
-        getattr(node.test, "id", None),
-        getattr(node.test, "attr", None),
-    )
-
-
-def imports(tree, package=PACKAGE):
-    """All imports of a module, those for type checkers left out.
-
-    `package` is the package that the module lies in, for relative imports.
-    """
-
-    def visit(node, lazy):
-        line = getattr(node, "lineno", 0)
-        if isinstance(node, ast.Import):
-            yield from (Import(alias.name, line, lazy) for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            base = [node.module] if node.module else []
-            if node.level:
-                parents = package.split(".")
-                base = parents[: len(parents) - node.level + 1] + base
-            for alias in node.names:
-                yield Import(".".join([*base, alias.name]), line, lazy)
-        elif isinstance(node, ast.Call):
-            function = getattr(node.func, "attr", getattr(node.func, "id", None))
-            if function in ("import_module", "__import__") and node.args:
-                yield Import(_leading_text(node.args[0]), line, lazy)
-        lazy = lazy or isinstance(
-            node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
-        )
-        children = (
-            node.orelse if _is_type_checking(node) else ast.iter_child_nodes(node)
-        )
-        for child in children:
-            yield from visit(child, lazy)
-
-    return list(visit(tree, False))
-
-
-def _leading_text(node):
-    """The constant start of a string: of `f"keras_fusion.rules.{name}"` too."""
-    if isinstance(node, ast.JoinedStr) and node.values:
-        node = node.values[0]
-    value = getattr(node, "value", "")
-    return value if isinstance(value, str) else ""
-
-
-def direction_errors(room, tree, package=PACKAGE):
+def direction_errors(room, tree, package=NAME):
     """What is wrong with a module's imports from the package itself."""
     if room not in ORDER:
         return [
-            f"{room!r} is no room. Add it to ROOMS in tests/test_import_order.py, below "
-            "everything that it imports."
+            f"{room!r} is no room. Add it to ROOMS in tests/package/test_import_order.py, "
+            "below everything that it imports."
         ]
     errors = []
     for item in imports(tree, package):
         parts = item.target.split(".")
-        if parts[0] != PACKAGE:
+        if parts[0] != NAME:
             continue
         # `from keras_fusion import fuse` asks the package itself for a name.
         target = parts[1] if len(parts) > 1 and parts[1] in ORDER else None
@@ -136,7 +73,7 @@ def direction_errors(room, tree, package=PACKAGE):
 
 def module_name(path):
     """The dotted name of a source file; a package's is its own."""
-    parts = path.relative_to(SOURCES.parent).with_suffix("").parts
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
@@ -163,43 +100,6 @@ def _longest_known(target, sources):
     return next((name for name in names if name in sources), None)
 
 
-def _is_private(name):
-    return re.match(r"_(?!_)", name) is not None
-
-
-def _is_own(node):
-    return isinstance(node, ast.Name) and node.id in ("self", "cls")
-
-
-def private_errors(tree, package=PACKAGE):
-    """Where a module reaches into the private state of something else."""
-    errors = []
-    for item in imports(tree, package):
-        names = item.target.split(".")
-        foreign = names[0] != PACKAGE
-        if item.target.startswith(tuple(f"{p}." for p in PRIVATE_PACKAGES)) or (
-            foreign
-            and (item.target in PRIVATE_PACKAGES or any(map(_is_private, names)))
-        ):
-            errors.append(f"line {item.line}: imports the private {item.target!r}.")
-    for node in ast.walk(tree):
-        owner, name = None, ""
-        if isinstance(node, ast.Attribute):
-            owner, name = node.value, node.attr
-            if ast.unparse(node) in PRIVATE_PACKAGES:
-                errors.append(f"line {node.lineno}: uses {ast.unparse(node)!r}.")
-        elif (
-            isinstance(node, ast.Call)
-            and getattr(node.func, "id", None)
-            in ("getattr", "setattr", "delattr", "hasattr")
-            and len(node.args) > 1
-        ):
-            owner, name = node.args[0], _leading_text(node.args[1])
-        if _is_private(name) and not _is_own(owner):
-            errors.append(f"line {node.lineno}: private state {ast.unparse(node)!r}.")
-    return errors
-
-
 def init_errors(tree):
     """Whatever `__init__.py` holds beside a docstring, imports and two names."""
     errors = [] if ast.get_docstring(tree) else ["has no docstring."]
@@ -216,45 +116,22 @@ def init_errors(tree):
 
 # The package.
 
-FILES = sorted(SOURCES.rglob("*.py"))
-MODULES = [path for path in FILES if path != SOURCES / "__init__.py"]
 
-
-def _parse(path):
-    parts = path.relative_to(SOURCES.parent).parent.parts
-    return ast.parse(path.read_text(encoding="utf-8")), ".".join(parts)
-
-
-def _name(path):
-    return str(path.relative_to(SOURCES.parent))
-
-
-@pytest.mark.parametrize("path", MODULES, ids=_name)
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_module_imports_only_from_below(path):
-    errors = direction_errors(room_of(path), *_parse(path))
-    assert not errors, f"{_name(path)}:\n" + "\n".join(errors)
+    errors = direction_errors(room_of(path), *parse(path))
+    assert not errors, f"{name_of(path)}:\n" + "\n".join(errors)
 
 
 def test_no_modules_import_each_other_in_a_circle():
-    sources = {module_name(path): _parse(path)[0] for path in MODULES}
+    sources = {module_name(path): parse(path)[0] for path in MODULES}
     list(graphlib.TopologicalSorter(import_graph(sources)).static_order())
 
 
-@pytest.mark.parametrize("path", FILES, ids=_name)
-def test_only_some_places_touch_private_state(path):
-    if path.relative_to(SOURCES).as_posix().startswith(PRIVATE):
-        return
-    errors = private_errors(*_parse(path))
-    assert not errors, (
-        f"{_name(path)} touches private state, which only {PRIVATE} may:\n"
-        + "\n".join(errors)
-    )
-
-
 def test_init_only_imports():
-    errors = init_errors(_parse(SOURCES / "__init__.py")[0])
+    errors = init_errors(parse(PACKAGE / "__init__.py")[0])
     assert not errors, (
-        f"{PACKAGE}/__init__.py may hold only a docstring, imports, __all__ and "
+        f"{NAME}/__init__.py may hold only a docstring, imports, __all__ and "
         "__version__:\n" + "\n".join(errors)
     )
 
@@ -326,44 +203,6 @@ def test_circle_is_found():
     }
     with pytest.raises(graphlib.CycleError):
         list(graphlib.TopologicalSorter(import_graph(sources)).static_order())
-
-
-@pytest.mark.parametrize(
-    "source",
-    [
-        "model._tracker",
-        "model._tracker = None",
-        "self.model._layers.append(x)",
-        "type(self)._rules",
-        "getattr(model, '_layers', [])",
-        "setattr(model, '_layers', [])",
-        "import keras.src",
-        "import keras.src.models as m",
-        "from keras import src",
-        "from keras.src.models import functional",
-        "from keras_hub.src import models",
-        "def f():\n    from keras.src.models import functional",
-        "from tensorflow.python import _pywrap",
-        "keras.src.models",
-    ],
-)
-def test_private_access_is_found(source):
-    assert private_errors(ast.parse(source))
-
-
-@pytest.mark.parametrize(
-    "source",
-    [
-        "self._step + cls._steps",
-        "getattr(self, '_step')",
-        "model.__class__.__name__",
-        "_check(model)",
-        "from keras_fusion.models.tree import _walk",
-        "from __future__ import annotations\nimport keras.layers",
-    ],
-)
-def test_own_state_passes(source):
-    assert private_errors(ast.parse(source)) == []
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ The number of examples is `KERAS_FUSION_EXAMPLES` of each of four kinds of searc
 default, so 100), and a quarter of it of two that train, save and load as well. Over 1,000
 in all:
 
-    KERAS_FUSION_EXAMPLES=250 pytest tests/test_architectures.py
+    KERAS_FUSION_EXAMPLES=250 pytest tests/operators/test_random_architectures.py
 """
 
 import os

@@ -1,14 +1,12 @@
 """A grown model loads, and trains on, where keras_fusion was never imported."""
 
 import json
-import os
-import subprocess
-import sys
 
 import keras
 import numpy as np
 import pytest
 from models import KINDS, data_for, loss, outputs
+from processes import run_code
 
 from keras_fusion import DeepFusion
 
@@ -51,14 +49,9 @@ def test_reload_without_keras_fusion(kind, tmp_path):
     named = x if isinstance(x, dict) else {"": x}
     np.savez(tmp_path / "data.npz", y=y, **{f"x_{k}": v for k, v in named.items()})
     library = "hub" if kind in ("t5", "gpt2") else "keras"
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(tmp_path), library],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"KERAS_BACKEND": keras.config.backend()},
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    parameters, iterations, losses = json.loads(done.stdout.splitlines()[-1])
+    backend = keras.config.backend()
+    printed = run_code(SCRIPT, tmp_path, library, KERAS_BACKEND=backend)
+    parameters, iterations, losses = json.loads(printed.splitlines()[-1])
     assert parameters == model.count_params()
     again = np.load(tmp_path / "predictions.npy")
     np.testing.assert_allclose(again, outputs(model, x), atol=1e-6)

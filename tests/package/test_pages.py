@@ -7,15 +7,14 @@ stays for the later blocks of its page, but for the names made here. A block und
 
 import pkgutil
 import re
-from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
+from repository import ROOT
 
 import keras_fusion
 
-ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", "CONTRIBUTING.md"]
 PAGES += sorted(str(p.relative_to(ROOT)) for p in (ROOT / "docs").rglob("*.md"))
 STEPS = 300  # of an epoch: growth at step 2,000 lies within ten

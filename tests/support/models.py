@@ -195,5 +195,10 @@ def outputs(model, x):
     return numpy(model(keras.tree.map_structure(keras.ops.convert_to_tensor, x)))
 
 
+def mean_of(parents, x):
+    """The mean of several models' outputs."""
+    return np.mean([outputs(parent, x) for parent in parents], axis=0)
+
+
 def relative_change(before, after):
     return np.max(np.abs(after - before)) / np.max(np.abs(before))

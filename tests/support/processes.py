@@ -1,19 +1,24 @@
-"""Runs of the scripts in `tests/runs`, each in a process of its own."""
+"""Python in processes of its own: scripts of `tests/runs`, and code in a string."""
 
 import json
 import os
 import socket
 import subprocess
 import sys
-from pathlib import Path
 
-TESTS = Path(__file__).resolve().parent
-SOURCES = (TESTS, TESTS.parent / "benchmarks", *filter(None, [os.getenv("PYTHONPATH")]))
+from repository import ROOT
+
+SCRIPTS = ROOT / "tests" / "runs"
+SOURCES = (
+    ROOT / "tests" / "support",
+    ROOT / "benchmarks",
+    *filter(None, [os.getenv("PYTHONPATH")]),
+)
 
 
 def start(script, *arguments, **environment):
     """Starts a script; several can run at once."""
-    command = [sys.executable, str(TESTS / "runs" / script), *map(str, arguments)]
+    command = [sys.executable, str(SCRIPTS / script), *map(str, arguments)]
     environment["PYTHONPATH"] = os.pathsep.join(map(str, SOURCES))
     return subprocess.Popen(
         command,
@@ -37,6 +42,19 @@ def lines(process, timeout=900):
         process.kill()  # Nothing, if it has ended.
     assert process.returncode == 0, err[-3000:]
     return out.splitlines()
+
+
+def run_code(code, *arguments, flags=(), cwd=None, **environment):
+    """Runs code to its end, without the helpers of the tests; what it has printed."""
+    done = subprocess.run(
+        [sys.executable, *flags, "-c", code, *map(str, arguments)],
+        cwd=cwd,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
 
 
 def free_port():

@@ -1,16 +1,16 @@
 """Growth under TensorFlow's distribution strategies, in processes of their own."""
 
 import json
-from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
 from processes import free_port, lines, result, start
+from repository import ROOT
 
 import keras_fusion
 
-TUTORIALS = Path(__file__).resolve().parents[1] / "tutorials"
+TUTORIALS = ROOT / "tutorials"
 
 pytestmark = pytest.mark.skipif(
     keras.config.backend() != "tensorflow", reason="TensorFlow's strategies"

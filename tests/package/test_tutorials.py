@@ -2,12 +2,11 @@
 
 import re
 import sys
-from pathlib import Path
 
 import nbformat
 import pytest
+from repository import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "tutorials"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 COLAB = "colab.research.google.com/github/keras-fusion/keras_fusion/blob/main/tutorials"

@@ -1,17 +1,16 @@
 """The wheel and the source distribution: what is in them, and that they install."""
 
-import os
 import subprocess
 import sys
 import tarfile
 import zipfile
-from pathlib import Path
 
 import pytest
+from processes import run_code
+from repository import PACKAGE, ROOT
 
 import keras_fusion
 
-ROOT = Path(__file__).resolve().parents[1]
 LARGEST = 200_000  # bytes of a file in the source distribution
 
 BUILD = """
@@ -38,13 +37,7 @@ def built(tmp_path_factory):
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes((ROOT / name).read_bytes())
     folder = tmp_path_factory.mktemp("dist")
-    done = subprocess.run(
-        [sys.executable, "-c", BUILD, str(folder)],
-        cwd=source,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
+    run_code(BUILD, folder, cwd=source)
     (sdist,), (wheel,) = folder.glob("*.tar.gz"), folder.glob("*.whl")
     return sdist, wheel
 
@@ -56,7 +49,7 @@ def test_source_distribution_is_small(built):
     large = {name: size for name, size in sizes.items() if size > LARGEST}
     assert not large, f"Files over {LARGEST:,} bytes: {large}"
     names = {name.partition("/")[2] for name in sizes}
-    assert {"setup.cfg", "README.md", "LICENSE", "tests/models.py"} <= names
+    assert {"setup.cfg", "README.md", "LICENSE", "tests/support/models.py"} <= names
     assert not [n for n in names if n.endswith((".png", ".ipynb", ".json"))]
 
 
@@ -69,7 +62,7 @@ def test_wheel_holds_the_package_alone(built):
         "keras_fusion",
         f"keras_fusion-{keras_fusion.__version__}.dist-info",
     }
-    modules = (ROOT / "keras_fusion").rglob("*.py")
+    modules = PACKAGE.rglob("*.py")
     missing = {str(m.relative_to(ROOT)) for m in modules} - set(names)
     assert not missing, f"Not in the wheel: {missing}"
     assert "keras_fusion/t5/recipes/tiny.toml" in names
@@ -80,14 +73,8 @@ def test_wheel_installs_and_imports(built, tmp_path):
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index"]
     subprocess.run([*pip, "--target", str(tmp_path), str(built[1])], check=True)
     code = "import keras_fusion; print(keras_fusion.__file__)"
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(tmp_path)},
-        capture_output=True,
-        text=True,
-    )
-    assert done.stdout.strip() == str(tmp_path / "keras_fusion" / "__init__.py"), done
+    printed = run_code(code, cwd=tmp_path, PYTHONPATH=str(tmp_path))
+    assert printed.strip() == str(tmp_path / "keras_fusion" / "__init__.py")
 
 
 @pytest.mark.slow

@@ -1,0 +1,31 @@
+"""What a layer holds in its attributes, Keras's own lists among them."""
+
+import re
+from collections.abc import Iterator
+
+import keras
+
+# The norm in keras-hub's `MaskedLMHead` that comes before its readout.
+MASKED_LM_NORM = "_intermediate_layer_norm"
+
+# TensorFlow's bookkeeping, which holds the same layers once more.
+_BOOKKEEPING = re.compile("_self_(tracked_trackables$|unconditional_)")
+
+# Keras's own lists of a model's layers, by position and by depth.
+_LISTS = re.compile("_layers$|_operations")
+
+
+def attributes(layer: keras.Layer, *, lists: bool = True) -> Iterator[tuple]:
+    """Yields `(name, value)` for a layer's attributes, in an order that builds share.
+
+    Args:
+        layer: the layer or model.
+        lists: bool. Whether Keras's own lists of a model's layers are among them. They
+            come last: an attribute is the better address of a layer.
+    """
+    found = dict(vars(layer))
+    # On the PyTorch backend attributes that are layers are held in `_modules`.
+    found |= found.pop("_modules", {})
+    for name in sorted(found, key=lambda name: (name == "_layers", name)):
+        if not (_BOOKKEEPING.match(name) or (not lists and _LISTS.match(name))):
+            yield name, found[name]

@@ -1,0 +1,96 @@
+"""A layer for each registered rule, to try the rule on."""
+
+from keras import layers
+
+FEATURES = (3, 4, 6)
+
+
+def twice(layer, x):
+    return layer(x, x)
+
+
+def joined(layer, x):
+    """For layers that take several tensors: a second one beside the first."""
+    return layer([x, layers.Dense(6)(x)])
+
+
+def hub(name):
+    import keras_hub
+
+    return getattr(keras_hub.layers, name)
+
+
+# For each rule: a layer, the shape of its inputs, and how run_rule_test calls it.
+SAMPLES = {
+    layers.Dense: (lambda: layers.Dense(5), FEATURES, {}),
+    layers.EinsumDense: (
+        lambda: layers.EinsumDense("abc,cd->abd", (None, 5), bias_axes="d"),
+        FEATURES,
+        {},
+    ),
+    layers.Embedding: (
+        lambda: layers.Embedding(3, 5),
+        (3, 4),
+        {"input_dtype": "int32"},
+    ),
+    layers.MultiHeadAttention: (
+        lambda: layers.MultiHeadAttention(2, 3),
+        FEATURES,
+        {"call": twice},
+    ),
+    layers.GroupQueryAttention: (
+        lambda: layers.GroupQueryAttention(3, 4, 2),
+        FEATURES,
+        {"call": twice},
+    ),
+    layers.LayerNormalization: (layers.LayerNormalization, FEATURES, {}),
+    layers.RMSNormalization: (layers.RMSNormalization, FEATURES, {}),
+    layers.Normalization: (layers.Normalization, FEATURES, {}),
+    layers.BatchNormalization: (layers.BatchNormalization, (8, 6), {}),
+    layers.GroupNormalization: (
+        lambda: layers.GroupNormalization(2),
+        FEATURES,
+        {},
+    ),
+    layers.Conv1D: (lambda: layers.Conv1D(5, 2), FEATURES, {}),
+    layers.Conv2D: (lambda: layers.Conv2D(5, 2), (2, 4, 4, 3), {}),
+    layers.PReLU: (layers.PReLU, FEATURES, {}),
+    layers.Concatenate: (layers.Concatenate, FEATURES, {"call": joined}),
+    "keras_hub>TransformerEncoder": (
+        lambda: hub("TransformerEncoder")(8, 2),
+        FEATURES,
+        {},
+    ),
+    "keras_hub>TransformerDecoder": (
+        lambda: hub("TransformerDecoder")(8, 2),
+        FEATURES,
+        {},
+    ),
+    "keras_hub>PositionEmbedding": (lambda: hub("PositionEmbedding")(4), FEATURES, {}),
+    "keras_hub>TokenAndPositionEmbedding": (
+        lambda: hub("TokenAndPositionEmbedding")(3, 4, 5),
+        (3, 4),
+        {"input_dtype": "int32"},
+    ),
+}
+SAMPLES |= {
+    merge: (merge, FEATURES, {"call": joined})
+    for merge in (
+        layers.Add,
+        layers.Average,
+        layers.Maximum,
+        layers.Minimum,
+        layers.Multiply,
+        layers.Subtract,
+    )
+}
+REFUSING = {
+    layers.Attention: joined,
+    layers.AdditiveAttention: joined,
+    layers.Dot: lambda layer, x: layers.Dot(axes=2)([x, x]),
+    layers.Softmax: None,
+    layers.UnitNormalization: None,
+    layers.Lambda: lambda layer, x: layers.Lambda(lambda h: 2 * h)(x),
+    layers.Permute: lambda layer, x: layers.Permute((2, 1))(x),
+    layers.Reshape: lambda layer, x: layers.Reshape((8, 3))(x),
+}
