@@ -106,8 +106,8 @@ class Parents:
         """
         pairs = tree.lockstep([self.first, grown])
         return tuple(
-            Match(**vars(siblings), grown=layer)
-            for siblings, (_, (_, layer)) in zip(self.siblings, pairs, strict=True)
+            Match(own.address, own.layers, own.rule, own.weights_rule, layer)
+            for own, (_, (_, layer)) in zip(self.siblings, pairs, strict=True)
         )
 
 

@@ -2,7 +2,9 @@
 
 import re
 
-ROOT = Path(__file__).resolve().parents[1]
+from processes import run_code
+from repository import ROOT
+
 HEADING = "## Quick start"
 
 
