@@ -1,150 +1,122 @@
-"""Parents of different depth: the shallower one continues as an identity.
+"""Deeper models: parents made as deep as the deepest, and stacks of layers repeated.
 
 A pre-norm residual block is an identity when what it adds to the stream is zero. So a
-shallower parent is built anew as deep as the deepest, takes its weights over, and in its
-new blocks just those weights are zero through which a block writes to the stream. The
-others keep their initial values, so that the new blocks learn from the first step on.
+shallower parent is built anew as deep as the deepest and takes its weights over, and in
+its new blocks only those weights are zero through which a block writes to the stream.
+The others keep their initial values, so that the new blocks learn from the first step.
 Which weights those are is found by trying, on the model itself.
 
-How many blocks a class has its config tells, by the key that its rule names. A plain
-functional model has no such key: blocks of its own are repeated until it is wired as the
-deepest one.
+A class tells how many blocks it has by the config keys that its rule names. A plain
+functional model has no such key: there, segments of its graph are repeated.
 """
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple, cast
 
 import keras
 import numpy as np
 
-from keras_fusion.architecture import alignment, build
+from keras_fusion.architecture import build
+from keras_fusion.architecture.repeat import align, repeat
+from keras_fusion.architecture.stacks import stacks
 from keras_fusion.architecture.widths import Widths
 from keras_fusion.errors import FusionError, StructureError
 from keras_fusion.models import graph as graphs
 from keras_fusion.models import host, probe, rules, tree
+from keras_fusion.models.graph import Graph
+
+
+class Row(NamedTuple):
+    """A layer of a deeper model and the layer of the model that it was made from.
+
+    Args:
+        address: where the deeper model holds its layer.
+        old: the layer that it continues or repeats; `None` for a new one that repeats
+            nothing.
+        new: the deeper model's layer.
+        is_new: whether it is in a new block.
+    """
+
+    address: str
+    old: keras.Layer | None
+    new: keras.Layer
+    is_new: bool
+
+
+# Parents of unequal depth.
 
 
 def equalized(parents: list[keras.Model]) -> list[keras.Model]:
     """The parents, each as deep as the deepest.
 
     Args:
-        parents: K built models, plain functional ones or such whose classes, or those
-            of the models that they hold, tell by `depth` in their rules which config
-            keys count blocks.
+        parents: K built models: plain functional ones, or models whose rules, or those of
+            the models that they hold, name in `depth` the config keys that count blocks.
 
     Returns:
-        The parents themselves where depths are equal; otherwise new models, of equal
-        function, in the place of the shallower ones.
+        The parents themselves where depths are equal; in the place of the shallower ones,
+        new models of the same function.
 
     Raises:
         FusionError: if a shallower parent cannot continue as an identity.
     """
     if all(graphs.is_plain(parent) for parent in parents):
-        deepest = max(parents, key=lambda parent: len(graphs.read(parent).calls))
-        return [_as_deep_as(deepest, parent) for parent in parents]
-    depths = [counts(parent) for parent in parents]
+        read = [graphs.read(parent) for parent in parents]
+        deepest = max(read, key=lambda graph: len(graph.calls))
+        pairs = zip(parents, read, strict=True)
+        return [_as_deep_as(deepest, parent, graph) for parent, graph in pairs]
+    depths = [_counts(parent) for parent in parents]
     if any(d.keys() != depths[0].keys() for d in depths):
-        return parents  # Not of one architecture; that is told elsewhere.
-    deepest = {key: max(d[key] for d in depths) for key in depths[0]}
+        return parents  # Of different architectures, which `build` reports.
+    most = {key: max(d[key] for d in depths) for key in depths[0]}
     return [
-        parent if own == deepest else deepened(parent, deepest)
+        parent if own == most else _with_more_blocks(parent, most)
         for parent, own in zip(parents, depths, strict=True)
     ]
 
 
-def _as_deep_as(deepest, parent):
-    """A plain model as it is, or with blocks repeated."""
-    rows = alignment.align(parent, deepest)
-    if rows is None or not any(is_new for _, _, is_new in rows):
-        return parent  # If it is of another architecture, that is told elsewhere.
-    deep = _like(deepest, parent, rows)
-    new = {}
-    for name, like, is_new in rows:
-        layer = deep.get_layer(name)
-        if is_new:
-            new |= {f"{name}.{a}": sub for a, sub in tree.walk(layer)}
-        else:
-            for address, pair in tree.lockstep([parent.get_layer(like), layer]):
-                _copy(*pair, address)
-    _make_identities(parent, deep, new)
-    return deep
-
-
-def _like(deepest, parent, rows):
-    """A model wired as the deepest one, of another one's layers."""
-    config = graphs.as_functional(deepest).get_config()
-    own = {
-        entry["name"]: entry
-        for entry in graphs.as_functional(parent).get_config()["layers"]
-    }
-    source = {name: like for name, like, _ in rows}
+def _as_deep_as(deepest: Graph, parent: keras.Model, graph: Graph) -> keras.Model:
+    """A plain model as it is, or with segments repeated."""
+    found = align(graph, deepest)
+    if found is None or not any(is_new for *_, is_new in found):
+        return parent  # If it is of another architecture, `build` reports it.
+    # The deepest model's graph and names, of this model's layers.
+    own = {entry["name"]: entry for entry in graph.serialized["layers"]}
+    source = {name: like for name, like, _ in found}
+    config = deepest.config()
     for entry in config["layers"]:
         if entry["name"] in source:
             like = own[source[entry["name"]]]
             entry["config"] = like["config"] | {"name": entry["name"]}
             entry["build_config"] = like.get("build_config")
-    return rewired(parent, config)
+    deep = _rewired(parent, config)
+    return _continued(parent, deep, _layer_rows(parent, deep, found))
 
 
-def rewired(model: keras.Model, config: dict) -> keras.Model:
-    """A plain model of another graph.
-
-    Args:
-        model: a plain functional or Sequential model, whose name and classes are taken.
-        config: a functional model's config.
-    """
-    # Classes that nobody has registered with Keras are known from the model. Keras's own
-    # are left out: a layer and an operation of it may have one name (`Add`).
-    layers = tree.walk(model)
-    classes = {type(layer) for _, layer in layers}
-    classes = {c.__name__: c for c in classes if c.__module__.split(".")[0] != "keras"}
-    made = type(graphs.as_functional(model)).from_config(config, classes)
-    made.name = model.name
-    if isinstance(model, keras.Sequential):
-        return keras.Sequential(made.layers, name=model.name)
-    return made
+def _with_more_blocks(parent, counts):
+    """A model of the same function with other numbers of blocks, see `_counts`."""
+    places = dict(tree.by_attribute(parent))
+    deep = _with_counts(parent, counts)
+    rows = (
+        Row(address, places.get(address), layer, address not in places)
+        for address, layer in tree.by_attribute(deep)
+    )
+    return _continued(parent, deep, rows)
 
 
-def counts(model: keras.Model) -> dict[tuple[str, str], int]:
-    """How many blocks there are, by `(address, config key)` of where they are counted."""
-    found = {}
-    for address, layer in tree.by_attribute(model):
-        rule = rules.find(layer)
-        for key in rule.depth if rule is not None else ():
-            config = layer.get_config()
-            if config.get(key) is not None:
-                found[(address, key)] = config[key]
-    return found
-
-
-def deepened(model: keras.Model, depths: dict) -> keras.Model:
-    """A model of the same function with more blocks.
-
-    Args:
-        model: a built model.
-        depths: dict from `(address, config key)` to the number of blocks.
-
-    Returns:
-        A new model, built and filled.
-
-    Raises:
-        FusionError: if a block cannot be made an identity.
-    """
-    places = dict(tree.by_attribute(model))
-    deep, new = with_counts(model, depths), {}
-    for address, layer in tree.by_attribute(deep):
-        if address in places:
-            _copy(places[address], layer, address)
+def _continued(model: keras.Model, deep: keras.Model, rows: Iterable[Row]):
+    """A deeper model that computes what a model does: its new blocks are identities."""
+    new = []
+    for address, old, layer, is_new in rows:
+        if is_new:
+            new += tree.own_variables(layer)
         else:
-            new[address] = layer
-    _make_identities(model, deep, new)
+            _copy(old, layer, address)
+    kernels = [v for v in new if v.trainable and len(v.shape) > 1]
+    for variable in quiet(model, deep, kernels):
+        host.write(variable, np.zeros(variable.shape, variable.dtype))
     return deep
-
-
-def with_counts(model: keras.Model, depths: dict) -> keras.Model:
-    """A model with other numbers of blocks and fresh weights, see `counts`."""
-    places = dict(tree.by_attribute(model))
-    found = Widths()
-    for (address, key), count in depths.items():
-        found.overrides.setdefault(id(places[address]), {})[key] = count
-    return build.regrown(model, found)
 
 
 def _copy(old, new, address):
@@ -155,14 +127,6 @@ def _copy(old, new, address):
                 f"{tuple(target.shape)} with the depth. Use parents of equal depth."
             )
         host.write(target, host.read(source))
-
-
-def _make_identities(model, deep, new):
-    """Zeroes in new blocks the kernels that write to the stream, and no others."""
-    variables = (v for layer in new.values() for v in tree.own_variables(layer))
-    kernels = [v for v in variables if v.trainable and len(v.shape) > 1]
-    for variable in quiet(model, deep, kernels):
-        host.write(variable, np.zeros(variable.shape, variable.dtype))
 
 
 def quiet(
@@ -202,7 +166,7 @@ def quiet(
     return [v for v in variables if id(v) not in harmless]
 
 
-def check_live(live: keras.Model, parents: list[keras.Model]) -> None:
+def check_live(live: keras.Model, parents: Sequence[keras.Model]) -> None:
     """Checks that the model in training is as deep as its partners.
 
     Raises:
@@ -213,3 +177,161 @@ def check_live(live: keras.Model, parents: list[keras.Model]) -> None:
             f"The live model {live.name!r} is shallower than a partner. Train the "
             "deepest one, and give the shallower ones as `partners`."
         )
+
+
+# One model, several times as deep.
+
+
+def deeper(
+    model: keras.Model, factor: int, order: str = "stacked"
+) -> tuple[keras.Model, list[Row]]:
+    """A model with its layers repeated.
+
+    Args:
+        model: a built model, plain functional or of a class whose rule names in `depth`
+            the config keys that count blocks.
+        factor: int. How many times as deep it becomes.
+        order: `"stacked"` for the whole stack on top of itself (1, 2, 1, 2),
+            `"interleaved"` for each copy behind its origin (1, 1, 2, 2).
+
+    Returns:
+        The deeper model, built, with fresh weights; and for each of its layers the one
+        that it repeats, as `Row`s `(address, old layer, new layer, is_new)`.
+
+    Raises:
+        FusionError: for a model in which no blocks can be found.
+        StructureError: if a new block has no block of its kind to repeat.
+    """
+    if graphs.is_plain(model):
+        return _repeated(model, factor, order)
+    return _recounted(model, factor, order)
+
+
+def _repeated(model, factor, order):
+    """A deeper plain model."""
+    graph = graphs.read(model)
+    found = stacks(graph)
+    if not found:
+        raise FusionError(
+            f"{model.name!r} has no blocks to repeat: none of its parts comes again, and "
+            "none is residual. Build it of residual blocks, or grow it in width."
+        )
+    runs = []
+    for stack in found:
+        runs += [stack.run] if order == "stacked" else stack.layers
+    longer, origin = repeat(graph, [(run, factor - 1) for run in runs])
+    deep = _rewired(model, longer.config(origin))
+    names: list[str] = [layer.name for layer in deep.layers]
+    like = [(name, origin.get(name, name), name in origin) for name in names]
+    return deep, [Row("", model, deep, False), *_layer_rows(model, deep, like)]
+
+
+def _layer_rows(model, deep, names: Iterable[tuple[str, str, bool]]) -> Iterator[Row]:
+    """Yields a row for each layer below those of given names, in the order given."""
+    for name, like, is_new in names:
+        pair = [model.get_layer(like), deep.get_layer(name)]
+        for address, (old, new) in tree.lockstep(pair):
+            yield Row(f"{name}.{address}".rstrip("."), old, new, is_new)
+
+
+def _rewired(model: keras.Model, config: dict) -> keras.Model:
+    """A plain model of another graph.
+
+    Args:
+        model: a plain functional or Sequential model, whose name, classes, and structure
+            of inputs and outputs are taken.
+        config: a functional model's config, with flat lists of inputs and outputs.
+    """
+    # Classes that nobody has registered with Keras are known from the model. Keras's own
+    # are left out: a layer and an operation of it may have one name (`Add`).
+    classes = {type(layer) for _, layer in tree.walk(model)}
+    classes = {c.__name__: c for c in classes if c.__module__.split(".")[0] != "keras"}
+    if isinstance(model, keras.Sequential):
+        made = graphs.functional_class().from_config(config, classes)
+        return keras.Sequential(made.layers, name=model.name)
+    for key, structure in (
+        ("input_layers", model.input),
+        ("output_layers", model.output),
+    ):
+        config[key] = keras.tree.pack_sequence_as(structure, config[key])
+    config["name"] = model.name
+    return graphs.functional_class().from_config(config, classes)
+
+
+def _counts(model: keras.Model) -> dict[tuple[str, str], int]:
+    """How many blocks there are, by `(address, config key)` of where they are counted."""
+    found = {}
+    for address, layer in tree.by_attribute(model):
+        rule = rules.find(layer)
+        # `find` has called a function that tells the keys.
+        for key in cast("tuple[str, ...]", rule.depth) if rule is not None else ():
+            config = layer.get_config()
+            if config.get(key) is not None:
+                found[(address, key)] = config[key]
+    return found
+
+
+def _with_counts(model, counts):
+    """A model with other numbers of blocks and fresh weights, see `_counts`."""
+    places = dict(tree.by_attribute(model))
+    found = Widths()
+    for (address, key), count in counts.items():
+        found.overrides.setdefault(id(places[address]), {})[key] = count
+    return build.regrown(model, found)
+
+
+def _recounted(model, factor, order):
+    """A deeper model of a class whose config counts its blocks."""
+    counts = _counts(model)
+    if not counts:
+        raise FusionError(
+            f"{type(model).__name__} {model.name!r} does not tell how many blocks it has. "
+            "Name the config keys that count them: keras_fusion.register("
+            f"{type(model).__name__}, widths=..., depth=('num_layers',))."
+        )
+    deep = _with_counts(model, {key: factor * n for key, n in counts.items()})
+    places, grown = (dict(tree.by_attribute(m)) for m in (model, deep))
+    numbers = _Numbers(places, grown)
+    rows = []
+    for address, layer in grown.items():
+        origin, is_new = numbers.origin(address, factor, order)
+        old = places.get(origin)
+        if type(old) is type(layer):
+            rows.append(Row(address, old, layer, is_new))
+        elif layer.trainable_variables:
+            raise StructureError(
+                f"{type(layer).__name__} at {address!r} of the deeper model has no block "
+                f"to copy: at {origin!r} is {type(old).__name__}. Blocks of different "
+                "kinds cannot be stacked with this factor and order."
+            )
+    return deep, rows
+
+
+class _Numbers:
+    """Which number in an address counts blocks: the one that goes further when deeper."""
+
+    def __init__(self, shallow: Iterable[str], deep: Iterable[str]):
+        self._old, self._new = self._by_prefix(shallow), self._by_prefix(deep)
+
+    @staticmethod
+    def _by_prefix(addresses):
+        found = {}
+        for address in addresses:
+            for match in re.finditer(r"\d+", address):
+                found.setdefault(address[: match.start()], set()).add(int(match[0]))
+        return found
+
+    def origin(self, address: str, factor: int, order: str) -> tuple[str, bool]:
+        """The address of the block that is copied, and whether the copy is a new one."""
+        for match in re.finditer(r"\d+", address):
+            prefix = address[: match.start()]
+            old, new = self._old.get(prefix, set()), self._new[prefix]
+            if old and len(new) == factor * len(old):
+                place = int(match[0]) - min(new)
+                if order == "stacked":
+                    copy, place = divmod(place, len(old))
+                else:
+                    place, copy = divmod(place, factor)
+                number = place + min(old)
+                return f"{prefix}{number}{address[match.end() :]}", copy > 0
+        return address, False

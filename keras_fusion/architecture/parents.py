@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import keras
 
-from keras_fusion.architecture import alignment
+from keras_fusion.architecture.wiring import wiring
 from keras_fusion.errors import FusionError, StructureError
 from keras_fusion.models import graph as graphs
 from keras_fusion.models import private, rules, tree
@@ -214,7 +214,7 @@ def _check_wiring(parents):
 
 def _wiring(model):
     """The names of the calls; and what each is, what feeds it, and its layer's place."""
-    found = alignment.wiring(graphs.read(model))
+    found = wiring(graphs.read(model))
     places = {layer.name: i for i, layer in enumerate(model.layers)}
     names = [call.name for call in found.calls]
     forms = [(f, places.get(n)) for f, n in zip(found.form, names, strict=False)]

@@ -1,16 +1,14 @@
 """The layout of a growth in depth: which old block each new one is a copy of."""
 
 import dataclasses
-import re
 
 import keras
 
-from keras_fusion.architecture import depth, repetition
+from keras_fusion.architecture import depth
 from keras_fusion.architecture.parents import check_parent
 from keras_fusion.errors import FusionError, StructureError
 from keras_fusion.layout.axes import Axis
 from keras_fusion.layout.variables import VariableLayout
-from keras_fusion.models import graph as graphs
 from keras_fusion.models import private, tree
 from keras_fusion.operators import arguments
 from keras_fusion.operators.base import GrowthOperator, register_operator
@@ -43,7 +41,7 @@ def lay_out(
     """
     check_parent(0, model)
     with private.without_values() as initializers:
-        deep, rows = deeper(model, factor, order)
+        deep, rows = depth.deeper(model, factor, order)
     layouts, new, seen = [], set(), set()
     for address, old, grown, is_new in rows:
         for source, target in _variables(address, old, grown):
@@ -105,97 +103,6 @@ def _with_identities(plan):
     return dataclasses.replace(
         plan, filler=dataclasses.replace(plan.filler, zeroed=zeroed)
     )
-
-
-def deeper(model, factor, order):
-    """The deeper model, and rows `(address, old layer, new layer, is new)`."""
-    find = _repeated if graphs.is_plain(model) else _recounted
-    return find(model, factor, order)
-
-
-# Functional models.
-
-
-def _repeated(model, factor, order):
-    """The deeper model, and rows `(address, old layer, new layer, is new)`."""
-    stacks = repetition.stacks(model)
-    if not stacks:
-        raise FusionError(
-            f"{model.name!r} has no blocks to repeat: none of its parts comes again, and "
-            "none is residual. Build it of residual blocks, or grow it in width."
-        )
-    rows = []
-    for stack in stacks:
-        whole = tuple(segment for layer in stack.layers for segment in layer)
-        rows += [whole] if order == "stacked" else stack.layers
-    config, origin = repetition.repeated(model, rows, factor - 1)
-    deep = depth.rewired(model, config)
-    found = [("", model, deep, False)]
-    for layer in deep.layers:
-        old = model.get_layer(origin.get(layer.name, layer.name))
-        is_new = layer.name in origin
-        for address, (a, b) in tree.lockstep([old, layer]):
-            found.append((f"{layer.name}.{address}".rstrip("."), a, b, is_new))
-    return deep, found
-
-
-# Models whose config counts their blocks.
-
-
-def _recounted(model, factor, order):
-    """As `_repeated`, for a class that is built of a config."""
-    counts = depth.counts(model)
-    if not counts:
-        raise FusionError(
-            f"{type(model).__name__} {model.name!r} does not tell how many blocks it has. "
-            "Name the config keys that count them: keras_fusion.register("
-            f"{type(model).__name__}, widths=..., depth=('num_layers',))."
-        )
-    deep = depth.with_counts(model, {k: factor * n for k, n in counts.items()})
-    places, grown = (dict(tree.by_attribute(m)) for m in (model, deep))
-    numbers = _Numbers(places, grown)
-    found = []
-    for address, layer in grown.items():
-        old, is_new = numbers.origin(address, factor, order)
-        if type(places.get(old)) is type(layer):
-            found.append((address, places[old], layer, is_new))
-        elif layer.trainable_variables:
-            raise StructureError(
-                f"{type(layer).__name__} at {address!r} of the deeper model has no block "
-                f"to copy: at {old!r} is {type(places.get(old)).__name__}. Blocks of "
-                "different kinds cannot be stacked with this factor and order."
-            )
-    return deep, found
-
-
-class _Numbers:
-    """Which number in an address counts blocks: the one that runs further when deeper."""
-
-    def __init__(self, shallow, deep):
-        self._old, self._new = self._by_prefix(shallow), self._by_prefix(deep)
-
-    @staticmethod
-    def _by_prefix(addresses):
-        found = {}
-        for address in addresses:
-            for match in re.finditer(r"\d+", address):
-                found.setdefault(address[: match.start()], set()).add(int(match[0]))
-        return found
-
-    def origin(self, address, factor, order):
-        """The address of the block that is copied, and whether the copy is a new one."""
-        for match in re.finditer(r"\d+", address):
-            prefix = address[: match.start()]
-            old, new = self._old.get(prefix, set()), self._new[prefix]
-            if old and len(new) == factor * len(old):
-                place = int(match[0]) - min(new)
-                if order == "stacked":
-                    copy, place = divmod(place, len(old))
-                else:
-                    place, copy = divmod(place, factor)
-                number = place + min(old)
-                return f"{prefix}{number}{address[match.end() :]}", copy > 0
-        return address, False
 
 
 @register_operator(

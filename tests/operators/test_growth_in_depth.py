@@ -17,7 +17,8 @@ from keras_fusion import (
     GrowModel,
     HyperCloning,
 )
-from keras_fusion.architecture import repetition
+from keras_fusion.architecture.stacks import stacks
+from keras_fusion.models import graph
 
 ORDERS = {"stacked": [0, 1, 0, 1], "interleaved": [0, 0, 1, 1]}
 
@@ -71,7 +72,7 @@ def test_a_functional_model_runs_its_blocks_in_the_order(order, nested):
 @pytest.mark.parametrize("depth", [1, 2, 3])
 @pytest.mark.parametrize("kind", ["encoder", "encoder_decoder"])
 def test_stacks_are_found(kind, depth, post):
-    found = repetition.stacks(plain(kind, 8, 0, depth, encoder_depth=2, post=post))
+    found = stacks(graph.read(plain(kind, 8, 0, depth, encoder_depth=2, post=post)))
     depths = [depth] if kind == "encoder" else sorted([depth, 2])
     segments = sorted(
         len(stack.layers) * len(stack.layers[0]) // (2 if post else 1)
