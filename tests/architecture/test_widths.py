@@ -13,6 +13,7 @@ from models import perturbed
 
 from keras_fusion import FusionError, fuse
 from keras_fusion.architecture import widths
+from keras_fusion.architecture.parents import Parents
 from keras_fusion.models import tree
 
 search = settings(
@@ -25,7 +26,7 @@ class Study:
 
     def __init__(self, make, sizes=(4, 4), capacity=1.0):
         parents = [make(size) for size in sizes]
-        self.found = widths.analyse(parents, capacity)
+        self.found = widths.analyse(Parents.of(parents), capacity)
         self.layers = {layer.name: layer for _, layer in tree.walk(parents[0])}
         by_id = {id(layer): name for name, layer in self.layers.items()}
         self.fixed = {by_id[key] for key in self.found.fixed}
@@ -356,7 +357,7 @@ def test_what_does_not_grow_may_be_anything():
     x = layers.Softmax(name="before")(inputs)
     x = dense(x, 4, "hidden")
     model = keras.Model(inputs, layers.Softmax()(dense(x, 2, "readout")))
-    found = widths.analyse([model, model])
+    found = widths.analyse(Parents.of([model, model]))
     assert id(model.get_layer("readout")) in found.fixed
     assert id(model.get_layer("hidden")) in found.outputs
 

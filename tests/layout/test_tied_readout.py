@@ -25,6 +25,7 @@ from models import (
 
 import keras_fusion
 from keras_fusion import FusionError, fuse
+from keras_fusion.architecture.parents import Parents
 from keras_fusion.layout import tied_readout
 from keras_fusion.models import tree
 
@@ -37,7 +38,7 @@ def factors(parents, fused=None):
     """Dict from the name of a layer and of its variable to one factor per parent."""
     fused = fuse(parents) if fused is None else fused
     names = {id(layer): layer.name for _, layer in tree.walk(parents[0])}
-    found = tied_readout.scales(parents, fused)
+    found = tied_readout.scales(Parents.of(parents).matched_with(fused))
     return {(names[key], variable): scale for (key, variable), scale in found.items()}
 
 

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from keras import layers
 from models import bert, data_for, functional, loss, numpy, outputs, relative_change
-from test_depth import gpt2, plain, stack
-from test_norms import ids_for
+from stacks import gpt2, plain, stack
+from transformers import ids_for
 
 import keras_fusion
 from keras_fusion import (
