@@ -1,19 +1,44 @@
-"""A functional model's graph with runs of segments repeated, to be as long as another's."""
+"""Repeating runs of segments in a model's graph, until it is wired as a deeper one."""
 
 import dataclasses
 import itertools
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import keras
 
 from keras_fusion.architecture.segments import Run, calls_of, find
 from keras_fusion.architecture.wiring import signature, wiring
-from keras_fusion.models.graph import Graph
+from keras_fusion.models.graph import Call, Graph, Key
 
 # More attempts than any sensible pair of models needs.
 _MOST_ATTEMPTS = 2000
+
+
+@dataclasses.dataclass(frozen=True)
+class _Copy:
+    """One repetition of a run: its calls, on other names and another entry."""
+
+    calls: list[Call]
+    names: dict[str, str]
+    entry: Key
+    source: Key  # what comes in, in the place of the entry
+
+    def made(self, key: Key) -> Key:
+        """The copy of a tensor that is made inside."""
+        return (self.names[key[0]], *key[1:])
+
+    def moved(self, move: Callable[[Key], Key]) -> Iterator[Call]:
+        """Yields the calls; `move` tells what tensors from outside have become."""
+
+        def replacement(key):
+            if key == self.entry:
+                return self.source
+            return self.made(key) if key[0] in self.names else move(key)
+
+        for call in self.calls:
+            yield call.moved(self.names[call.name], replacement)
 
 
 def repeat(
@@ -32,38 +57,32 @@ def repeat(
     """
     place = {call.key: i for i, call in enumerate(graph.calls)}
     taken = {name for name, *_ in (*place, *graph.inputs)}
-    origin, moved, behind = {}, {}, {}
+    copies: dict[Key, list[_Copy]] = {}  # by the exits of the runs
+    ends: dict[Key, Key] = {}
     for run, times in choice:
-        first, last = run[0].entry, run[-1].exit
+        entry, last = run[0].entry, run[-1].exit
         inside = [graph.calls[i] for i in sorted(place[key] for key in calls_of(run))]
-        names, end, copies = list(dict.fromkeys(c.name for c in inside)), last, []
+        copies[last], ends[last] = [], last
         for _ in range(times):
-            new = {name: _free(name, taken) for name in names}
-            origin |= {copy: name for name, copy in new.items()}
-            copies += [(call, new, first, end) for call in inside]
-            end = (new[last[0]], *last[1:])
-        moved[last], behind[last[:2]] = end, copies
+            names = dict.fromkeys(call.name for call in inside)
+            names = {name: _free(name, taken) for name in names}
+            copies[last].append(_Copy(inside, names, entry, ends[last]))
+            ends[last] = copies[last][-1].made(last)
 
-    def move(key):
+    def move(key: Key) -> Key:
         """What a run gave out is given out by its last repetition."""
-        return moved.get(key, key)
+        return ends.get(key, key)
 
-    def move_to(new, first, end):
-        def move_inside(key):
-            if key == first:
-                return end
-            return (new[key[0]], *key[1:]) if key[0] in new else move(key)
-
-        return move_inside
-
+    behind = {last[:2]: some for last, some in copies.items()}
     calls = []
     for call in graph.calls:
         calls.append(call.moved(call.name, move))
-        for inner, new, first, end in behind.get(call.key, ()):
-            calls.append(inner.moved(new[inner.name], move_to(new, first, end)))
+        for copy in behind.get(call.key, ()):
+            calls += copy.moved(move)
     outputs = (dataclasses.replace(t, key=move(t.key)) for t in graph.outputs)
     longer = dataclasses.replace(graph, calls=tuple(calls), outputs=tuple(outputs))
-    return longer, origin
+    every = itertools.chain.from_iterable(copies.values())
+    return longer, {new: name for copy in every for name, new in copy.names.items()}
 
 
 def _free(name, taken):

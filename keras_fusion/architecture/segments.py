@@ -1,9 +1,9 @@
 """Where a functional model repeats itself.
 
-A deep network is a chain of blocks: tensors of one shape through which everything has to
-pass, and a segment between each two of them. Everything that can be repeated in a model
-is a run of segments, whether it is repeated to make the model so many times as deep
-(`stacks`) or as deep as another one (`repeat.align`).
+A deep network is a chain: tensors of one shape through which everything has to pass, and
+a segment of calls between each two of them. Whatever can be repeated is a run of segments,
+be it to make a model several times as deep (`stacks`) or as deep as another one
+(`repeat.align`).
 """
 
 import dataclasses
@@ -22,8 +22,8 @@ class Segment:
 
     Args:
         calls: the name and index of each call.
-        entry: the tensor that comes in. Others may come in too; they are the same for
-            each repetition (a decoder block's memory).
+        entry: the tensor that comes in. Others may come in as well; they are the same
+            for each repetition (a decoder block's memory).
         exit: the tensor that comes out.
         form: what is computed, without names; equal for segments that compute the same.
         uses: how many of the calls use the entry.
@@ -44,7 +44,7 @@ class Segment:
 
     @property
     def is_residual(self) -> bool:
-        """Whether the entry goes more than one way."""
+        """Whether the entry goes more than one way, as in a residual block."""
         return self.uses > 1
 
     @property
@@ -64,8 +64,8 @@ def calls_of(run: Iterable[Segment]) -> frozenset[tuple[str, int]]:
 def find(graph: Graph, kind: Callable[[Call], Hashable] = signature) -> list[Segment]:
     """All segments of a graph.
 
-    Whatever can be repeated is one of them, or one with a row of segments behind it, each
-    of which uses its entry up.
+    Whatever lies between two tensors and can be repeated is a run of them: any segment,
+    and behind it segments that use their entries up.
 
     Args:
         graph: the graph.
@@ -81,9 +81,9 @@ def find(graph: Graph, kind: Callable[[Call], Hashable] = signature) -> list[Seg
 class _Finder:
     """Finds segments from cut to cut.
 
-    The cut after a tensor is the next tensor through which everything passes that is
-    computed from it (its immediate postdominator). What lies between the two is used by
-    nothing else.
+    The cut after a tensor is the next tensor through which everything that is computed
+    from it passes (its immediate postdominator), so nothing between the two is used
+    elsewhere.
     """
 
     def __init__(self, graph, kind):
@@ -123,7 +123,7 @@ class _Finder:
                 settle(key)
 
     def _meet(self, cuts):
-        """The first cut that comes after all of some, or is the last of them."""
+        """The first cut that comes after several others, or is the last of them."""
         first, *others = cuts
         for other in others:
             while first != other:
