@@ -52,7 +52,7 @@ def test_the_new_blocks_learn():
 def test_a_gpt2_is_fused_with_a_shallower_one():
     deep, shallow = gpt2(3, 0), gpt2(1, 1)
     x, y = data_for("gpt2", 16)
-    fused = fuse([deep, shallow], norms="calibrated", batch=x)
+    fused = fuse([deep, shallow], norms="calibrated", probe=x)
     assert (fused.backbone.num_layers, fused.backbone.hidden_dim) == (3, 16)
     deep.compile("adam", loss())
     grow = DeepFusion(

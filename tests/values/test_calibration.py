@@ -34,7 +34,7 @@ def test_calibration_of_unequal_scales(norm, gain):
         y = outputs(fuse(parents, **options), x)
         return np.linalg.norm(y - expected) / np.linalg.norm(expected)
 
-    assert error() > gain * error(norms="calibrated", batch=measured)
+    assert error() > gain * error(norms="calibrated", probe=measured)
 
 
 def test_calibration_of_t5():
@@ -44,7 +44,7 @@ def test_calibration_of_t5():
     x, _ = data_for("t5", 16)
     changes = []
     for norms in ("joint", "calibrated"):
-        fused = fuse(parents, norms=norms, batch=x)
+        fused = fuse(parents, norms=norms, probe=x)
         expected = mean_of(parents, x)
         changes.append(np.linalg.norm(outputs(fused, x) - expected))
     assert changes[1] < changes[0] / 2
