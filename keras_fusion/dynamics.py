@@ -1,4 +1,4 @@
-"""Growth as dynamics: what growing in mid-training does to the training."""
+"""Growth as dynamics: the effect of growing a model during training."""
 
 from keras_fusion.analysis.dynamics.bracket import Bracket, Field, Phases
 from keras_fusion.analysis.dynamics.derivatives import Derivatives, Result

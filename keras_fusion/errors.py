@@ -1,8 +1,8 @@
-"""The errors of keras_fusion: each names the argument, the value and the fix."""
+"""The errors of keras_fusion, which name the argument, the value and the fix."""
 
 
 class FusionError(ValueError):
-    """A model, partner or option that cannot be fused; nothing was changed.
+    """A model, partner or option cannot be fused; nothing was changed.
 
     Example:
 
@@ -16,7 +16,7 @@ class FusionError(ValueError):
 
 
 class UnregisteredLayerError(FusionError):
-    """A layer with weights of its own that no rule describes.
+    """A layer has weights of its own that no rule describes.
 
     Example:
 
@@ -31,7 +31,7 @@ class UnregisteredLayerError(FusionError):
 
 
 class StructureError(FusionError):
-    """Parents whose layers do not correspond one to one.
+    """The layers of the parents do not correspond one to one.
 
     Example:
 
@@ -47,9 +47,9 @@ class StructureError(FusionError):
 
 
 class GrowthError(RuntimeError):
-    """A growth that failed in mid-training; the live model trains on as it was.
+    """A growth failed during training; the live model trains on as it was.
 
-    Example: to train on to the end without it.
+    Example: continue training without the growth.
 
     >>> import keras_fusion
     >>> class Lenient(keras_fusion.DeepFusion):

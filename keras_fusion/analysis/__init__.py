@@ -1,1 +1,1 @@
-"""Looking at a growth: reports, FLOPs, dynamics and pictures."""
+"""Analyses of a growth: reports, FLOPs, dynamics and pictures."""

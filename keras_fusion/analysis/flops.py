@@ -1,17 +1,19 @@
 """Counts the floating-point operations of a training step from its graph.
 
-The step (forward pass, loss, gradients) is traced for one batch, and the matrix
-products in the graph are added up. Nothing is assumed about the model; in particular the
-backward pass is counted, not taken as twice the forward pass.
+The step (forward pass, loss, gradients) is traced for one batch, and the FLOPs of the
+matrix products in the graph are added up. Nothing is assumed about the model; in
+particular the backward pass is counted, not taken as twice the forward pass.
 
-Unit: FLOPs, one multiplication or one addition each, so a product of an (m, k) and a
-(k, n) matrix costs 2·m·k·n. As usual in this literature (Kaplan et al., Scaling Laws for
-Neural Language Models, 2020, section 2.1) only matrix products count: norms, softmax,
-element-wise functions, embedding look-ups and the optimizer's update, some per cent
-of the whole, are left out.
+One FLOP is one multiplication or one addition, so a product of an (m, k) and a (k, n)
+matrix costs 2·m·k·n. As usual in this literature (Kaplan et al., Scaling Laws for Neural
+Language Models, 2020, section 2.1) only matrix products count: norms, softmax,
+element-wise functions, embedding look-ups and the optimizer's update, a few per cent of
+the whole, are left out.
 """
 
 import math
+from collections.abc import Sequence
+from typing import Any, NoReturn
 
 import keras
 
@@ -19,7 +21,7 @@ from keras_fusion.errors import FusionError
 
 __all__ = ["training_step_flops"]
 
-# Products that `_tensorflow_flops` does not know: better an error than a wrong count.
+# Operations that `_tensorflow_flops` cannot count: an error is better than a wrong count.
 _UNCOUNTED = (
     "Conv",
     "DepthwiseConv",
@@ -39,11 +41,11 @@ def training_step_flops(model: keras.Model, batch: tuple) -> int:
         batch: tuple `(features, targets, sample_weights)` of arrays or tensors.
 
     Returns:
-        int. The FLOPs of the forward and the backward pass over this batch.
+        int. The FLOPs of the forward and the backward pass on this batch.
 
     Raises:
-        FusionError: if the graph has operations of a kind that is not counted, or on a
-            backend without one.
+        FusionError: if the graph has operations that cannot be counted, or on a backend
+            without graphs.
 
     Example:
 
@@ -52,7 +54,7 @@ def training_step_flops(model: keras.Model, batch: tuple) -> int:
     >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
     >>> model.compile("sgd", "mse")
     >>> batch = np.ones((2, 4), "float32"), np.ones((2, 3), "float32"), np.ones(2)
-    >>> training_step_flops(model, batch)  # forward, and backward by the kernel
+    >>> training_step_flops(model, batch)  # forward, and the kernel's gradient
     96
     """
     backend = keras.config.backend()
@@ -63,28 +65,35 @@ def training_step_flops(model: keras.Model, batch: tuple) -> int:
     return _COUNTERS[backend](model, batch)
 
 
-def _refuse(operation):
+def _refuse(operation: str) -> NoReturn:
     raise FusionError(
-        f"The FLOPs of {operation} are not counted. Teach keras_fusion.flops to count them."
+        f"The FLOPs of {operation} are not counted. Add them to keras_fusion.flops."
     )
 
 
-def _loss(model, trainable, others, x, y, sample_weight):
-    """The loss as a function of all that it depends on."""
+def _loss(
+    model: keras.Model,
+    trainable: Sequence,
+    others: Sequence,
+    x: Any,
+    y: Any,
+    sample_weight: Any,
+) -> Any:
+    """The loss as a function of all its inputs."""
     state = [
         *zip(model.trainable_variables, trainable, strict=True),
         *zip(model.non_trainable_variables, others, strict=True),
     ]
-    # Variables may be spread over devices, and cannot be read from a graph of one.
+    # Variables may be spread over devices; the graph of one device cannot read them.
     with keras.StatelessScope(state_mapping=state):
         outputs = model(x, training=True)
         return model.compute_loss(x, y, outputs, sample_weight)
 
 
-def _in_tensorflow(model, batch):
+def _in_tensorflow(model: keras.Model, batch: tuple) -> int:
     import tensorflow as tf
 
-    def step(trainable, others, *batch):
+    def step(trainable: Sequence, others: Sequence, *batch: Any) -> Any:
         with tf.GradientTape() as tape:
             tape.watch(trainable)
             loss = _loss(model, trainable, others, *batch)
@@ -100,7 +109,7 @@ def _in_tensorflow(model, batch):
     return sum(map(_tensorflow_flops, graph.get_operations()))
 
 
-def _tensorflow_flops(operation):
+def _tensorflow_flops(operation: Any) -> int:
     """2·(elements of the result)·(length of the contracted axis), or 0."""
     if operation.type == "Einsum":
         return _einsum_flops(operation)
@@ -116,8 +125,8 @@ def _tensorflow_flops(operation):
     return 2 * math.prod(operation.outputs[0].shape) * length
 
 
-def _einsum_flops(operation):
-    """2·(all index values that occur) for a product of two, or 0 for one operand."""
+def _einsum_flops(operation: Any) -> int:
+    """2·(combinations of all indices) for two operands, or 0 for one."""
     terms = operation.get_attr("equation").decode().split("->")[0].split(",")
     if len(terms) == 1:
         return 0
@@ -129,21 +138,21 @@ def _einsum_flops(operation):
     return 2 * math.prod(sizes.values())
 
 
-def _in_jax(model, batch):
+def _in_jax(model: keras.Model, batch: tuple) -> int:
     import jax
 
-    def loss(*arguments):
+    def loss(*arguments: Any) -> Any:
         return _loss(model, *arguments)
 
     variables = [
         [jax.ShapeDtypeStruct(v.shape, v.dtype) for v in group]
         for group in (model.trainable_variables, model.non_trainable_variables)
     ]
-    arrays = keras.tree.map_structure(keras.ops.convert_to_tensor, batch)
+    arrays: Any = keras.tree.map_structure(keras.ops.convert_to_tensor, batch)
     return _jaxpr_flops(jax.make_jaxpr(jax.grad(loss))(*variables, *arrays).jaxpr)
 
 
-def _jaxpr_flops(jaxpr):
+def _jaxpr_flops(jaxpr: Any) -> int:
     total = 0
     for equation in jaxpr.eqns:
         name = equation.primitive.name
@@ -160,8 +169,8 @@ def _jaxpr_flops(jaxpr):
     return total
 
 
-def _as_jaxpr(value):
-    """The graph of a function that is called in a graph, or `None`."""
+def _as_jaxpr(value: Any) -> Any:
+    """The graph of a function that another graph calls, or `None`."""
     value = getattr(value, "jaxpr", value)
     return value if hasattr(value, "eqns") else None
 

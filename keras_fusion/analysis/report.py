@@ -1,26 +1,31 @@
-"""`fusion_report`: how far a fused model is from the mean of its parents, and where."""
+"""`fusion_report`: the difference of a fused model from its parents, layer by layer."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import keras
 import numpy as np
 
 from keras_fusion.errors import FusionError
-from keras_fusion.models import probe, tree
+from keras_fusion.models import host, tree
+from keras_fusion.models import probe as probes
 from keras_fusion.models.observe import observe
+from keras_fusion.models.renamed import renamed
+
+Loss = Callable[[Any, Any], Any]
 
 
 @dataclasses.dataclass(frozen=True)
 class LayerDifference:
-    """How far one layer's output is from its parents'.
+    """The difference of one layer's output from its parents'.
 
     Args:
-        address: string. Where the layer is held.
+        address: string. The layer's address.
         kind: string. Its class.
         difference: float. `|fused - parents|` over `|parents|`, as Euclidean norms over
-            the batch. A grown output is compared block by block, any other one with the
-            parents' mean.
+            the probe. A grown output is compared block by block, any other output with
+            the parents' mean.
     """
 
     address: str
@@ -30,10 +35,10 @@ class LayerDifference:
 
 @dataclasses.dataclass(frozen=True)
 class FusionReport:
-    """A fused model against the mean of its parents, on one batch.
+    """A comparison of a fused model with the mean of its parents, on one probe.
 
     Args:
-        difference: `probe.Difference` of the outputs.
+        difference: `Difference` of the outputs.
         layers: list of `LayerDifference`, in the order of the computation.
         parent_losses: list of K floats; empty without targets.
         ensemble_loss: float or `None`. Loss of the mean of the parents' outputs.
@@ -50,7 +55,7 @@ class FusionReport:
     None
     """
 
-    difference: probe.Difference
+    difference: probes.Difference
     layers: list[LayerDifference]
     parent_losses: list[float]
     ensemble_loss: float | None
@@ -60,7 +65,7 @@ class FusionReport:
         """The first layer whose output differs by more than `tolerance`."""
         return next((x for x in self.layers if x.difference > tolerance), None)
 
-    def to_dict(self) -> dict:
+    def to_dict(self) -> dict[str, Any]:
         """The report as plain data."""
         return dataclasses.asdict(self)
 
@@ -81,11 +86,11 @@ class FusionReport:
         lines += [f"loss of {name}: {v:.4f}" for name, v in losses if v is not None]
         return "\n".join(lines)
 
-    def plot(self, ax=None):
+    def plot(self, ax: Any = None) -> Any:
         """Draws the difference of each layer, in the order of the computation.
 
         Args:
-            ax: matplotlib axes. A new figure's by default.
+            ax: matplotlib axes. By default those of a new figure.
 
         Returns:
             The axes.
@@ -101,28 +106,30 @@ class FusionReport:
         return ax
 
 
+@renamed(batch="probe")
 def fusion_report(
-    parents: list[keras.Model],
+    parents: Sequence[keras.Model] | keras.Model,
     fused: keras.Model,
-    batch,
-    targets=None,
-    loss: Callable | None = None,
+    probe: Any,
+    targets: Any = None,
+    loss: Loss | None = None,
 ) -> FusionReport:
     """Compares a fused model with the mean of its parents.
 
     Args:
-        parents: list of the built parents; for a self-fusion the one model, once.
+        parents: list of the built parents; for a self-fusion the one model.
         fused: the model fused from them.
-        batch: inputs in the structure of the models' inputs, of shape `(batch, ...)`.
-        targets: targets of the batch, for the losses.
-        loss: function `(targets, outputs) -> loss` such as a `keras.losses.Loss`; needed
+        probe: inputs in the structure of the models' inputs, of shape `(batch, ...)`.
+        targets: targets of the probe, for the losses.
+        loss: function `(targets, outputs) -> loss` such as a `keras.losses.Loss`; required
             with `targets`.
 
     Returns:
         A `FusionReport`; print it for a table.
 
     Raises:
-        FusionError: if `targets` come without a `loss`.
+        FusionError: if only one of `targets` and `loss` is given, or the models have
+            several outputs.
 
     Example:
 
@@ -140,31 +147,33 @@ def fusion_report(
             "The losses need both `targets` and `loss`. Received: "
             f"targets={'given' if targets is not None else None}, loss={loss!r}."
         )
-    mean = probe.mean_outputs(parents, batch)
+    mean, outputs = probes.mean_outputs(parents, probe), probes.outputs(fused, probe)
+    difference = probes.difference(mean, outputs)
+    layers = _layer_differences(parents, fused, probe)
+    if loss is None:
+        return FusionReport(difference, layers, [], None, None)
     return FusionReport(
-        difference=probe.difference(mean, probe.outputs(fused, batch)),
-        layers=_layer_differences(parents, fused, batch),
-        parent_losses=[]
-        if loss is None
-        else [_loss(loss, targets, probe.outputs(p, batch)) for p in parents],
-        ensemble_loss=None if loss is None else _loss(loss, targets, mean),
-        fused_loss=None
-        if loss is None
-        else _loss(loss, targets, probe.outputs(fused, batch)),
+        difference,
+        layers,
+        [_loss(loss, targets, probes.outputs(parent, probe)) for parent in parents],
+        _loss(loss, targets, mean),
+        _loss(loss, targets, outputs),
     )
 
 
-def _loss(loss, targets, outputs):
+def _loss(loss: Loss, targets: Any, outputs: Sequence[np.ndarray | None]) -> float:
     if len(outputs) > 1:
         raise FusionError(
             f"`loss` is for one output; the model has {len(outputs)}. Leave it out, or "
             "compare the models with evaluate()."
         )
     value = loss(keras.ops.convert_to_tensor(targets), outputs[0])
-    return float(np.mean(keras.ops.convert_to_numpy(value)))
+    return float(np.mean(host.to_numpy(value)))
 
 
-def _layer_differences(parents, fused, batch):
+def _layer_differences(
+    parents: Sequence[keras.Model], fused: keras.Model, probe: Any
+) -> list[LayerDifference]:
     places = [
         (address, layers)
         for address, layers in tree.lockstep([*parents, fused])
@@ -172,7 +181,7 @@ def _layer_differences(parents, fused, batch):
     ]
     models = [*parents, fused]
     seen = [
-        observe(model, batch, [layers[k] for _, layers in places])
+        observe(model, probe, [layers[k] for _, layers in places])
         for k, model in enumerate(models)
     ]
     order = {key: i for i, key in enumerate(seen[-1].order)}
@@ -191,21 +200,24 @@ def _layer_differences(parents, fused, batch):
     return found
 
 
-def _departure(outputs, fused):
+def _departure(
+    outputs: Sequence[np.ndarray | None], fused: np.ndarray | None
+) -> float | None:
     """The relative difference, or `None` where outputs cannot be compared."""
-    if fused is None or any(y is None or y.ndim != fused.ndim for y in outputs):
+    known = [y for y in outputs if y is not None]
+    if fused is None or len(known) < len(outputs) or fused.dtype.kind != "f":
         return None
-    if fused.dtype.kind != "f":
+    if any(y.ndim != fused.ndim for y in known):
         return None
-    expected = _expected(outputs, fused.shape)
+    expected = _expected(known, fused.shape)
     if expected is None:
         return None
     scale = np.linalg.norm(expected)
     return float(np.linalg.norm(fused - expected) / scale) if scale else None
 
 
-def _expected(outputs, shape):
-    """What the fused output should be: the parents side by side, or their mean."""
+def _expected(outputs: list[np.ndarray], shape: tuple[int, ...]) -> np.ndarray | None:
+    """The fused output that is expected: the parents' concatenation, or their mean."""
     if all(y.shape == shape for y in outputs):
         return np.mean(outputs, axis=0)
     grown = [i for i in range(len(shape)) if outputs[0].shape[i] != shape[i]]

@@ -1,4 +1,4 @@
-"""The graft: a live model, and its optimizer, become the fused ones in mid-training."""
+"""The graft: turns a live model and its optimizer into the grown ones during training."""
 
 from keras_fusion.graft.live import graft
 from keras_fusion.graft.optimizer import (

@@ -1,18 +1,25 @@
-"""The graft: a live model becomes the fused one, in the middle of `fit()`.
+"""The graft: turns a live model into the fused one during `fit()`.
 
-The live object keeps its identity and all that belongs to the training run (compile
-state, metrics, history, stop flag, strategy); its graph, layers and weights become the
-fused model's. So every reference that others hold stays valid.
+The live object keeps its identity and everything that belongs to the training run
+(compile state, metrics, history, stop flag, strategy); its graph, layers and weights
+become the fused model's. So every reference to it stays valid.
 """
+
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import keras
 import numpy as np
 
 from keras_fusion.errors import GrowthError
 from keras_fusion.graft import optimizer as optimizers
+from keras_fusion.graft.attributes import attributes
 from keras_fusion.models.private import deferral
 
-# What belongs to the training run and not to the network.
+Weights = list[np.ndarray]
+Adapter = Callable[[Weights], Weights]
+
+# Attributes that belong to the training run and not to the network.
 _RUN_STATE = {
     "_called",
     "_compile_config",
@@ -56,24 +63,24 @@ def graft(
     live: keras.Model,
     fused: keras.Model,
     optimizer: keras.optimizers.Optimizer,
-    adapt_weights=None,
+    adapt_weights: Adapter | None = None,
 ) -> None:
-    """Makes the live model the fused one; if that fails, leaves it as it was.
+    """Turns the live model into the fused one; on failure leaves it as it was.
 
     Args:
         live: the model in training.
         fused: the bigger model, filled. It must not be used afterwards.
         optimizer: optimizer built on the fused model's variables. The live model's
-            optimizer object takes its state over.
-        adapt_weights: function from a list of weights of the live model as it was to
-            those of the fused one. With it `live.set_weights` goes on accepting weights
-            that were taken before the growth, as `EarlyStopping` does at the end.
+            optimizer object takes over its state.
+        adapt_weights: function from a list of weights of the live model before the growth
+            to those of the fused one. With it `live.set_weights` continues to accept
+            weights from before the growth, which `EarlyStopping` restores at the end.
 
     Raises:
-        GrowthError: if anything failed; the model trains on as before.
+        GrowthError: if anything failed; the model continues to train as before.
     """
     owners = [live, *optimizers.family(live.optimizer)]
-    before = [dict(vars(owner)) for owner in owners]
+    before = [dict(attributes(owner)) for owner in owners]
     old_shapes = [tuple(v.shape) for v in live.weights]
     try:
         _take_over_model(live, fused)
@@ -100,27 +107,27 @@ def graft(
         ) from error
 
 
-def _let_go(state):
+def _let_go(state: dict[str, Any]) -> None:
     """Empties the lists in which Keras tracked the small model's layers.
 
-    The compiled losses keep a list of output names, and with it the old tracker; the
-    small model would live as long as they do.
+    The compiled losses keep a list of output names and thereby the old tracker, which
+    would keep the small model alive.
     """
     for name in ("_layers", "_trainable_variables", "_non_trainable_variables"):
         state[name].clear()
 
 
-def _restore(owner, state):
-    vars(owner).clear()
-    vars(owner).update(state)
+def _restore(owner: Any, state: dict[str, Any]) -> None:
+    attributes(owner).clear()
+    attributes(owner).update(state)
 
 
-def _take_over_model(live, fused):
-    own = vars(live)
+def _take_over_model(live: keras.Model, fused: keras.Model) -> None:
+    own = attributes(live)
     initial = _initial_attributes(live)
-    # The tracker's list of metrics is the new one; its content is the run's.
-    vars(fused)["_metrics"][:] = own["_metrics"]
-    for name, value in vars(fused).items():
+    # The tracker's list of metrics is the new model's; the metrics are the run's.
+    attributes(fused)["_metrics"][:] = own["_metrics"]
+    for name, value in attributes(fused).items():
         current = own.get(name)
         if name in own and (name in _RUN_STATE or isinstance(current, keras.Metric)):
             continue
@@ -129,22 +136,22 @@ def _take_over_model(live, fused):
         own[name] = value
 
 
-def _initial_attributes(live):
-    """What a new model of the same config starts with.
+def _initial_attributes(live: keras.Model) -> dict[str, Any]:
+    """The attributes of a new model with the same config.
 
     A plain attribute that has changed since (a counter) belongs to the run and is
     kept; one that has not (a scale computed from the width) belongs to the network.
     """
     if getattr(live, "outputs", None):
-        return {}  # The network is in the graph, and building a twin would cost weights.
+        return {}  # The graph has it all, and building a twin would cost memory.
     try:
         with deferral.without_values():
-            return vars(type(live).from_config(live.get_config()))
+            return attributes(type(live).from_config(live.get_config()))
     except Exception:
-        return {}  # Without a config the fused model's attributes count.
+        return {}  # Without a config the fused model's attributes are taken.
 
 
-def _changed(initial, current):
+def _changed(initial: object, current: object) -> bool:
     return (
         isinstance(initial, _PLAIN)
         and isinstance(current, _PLAIN)
@@ -152,19 +159,21 @@ def _changed(initial, current):
     )
 
 
-def _accept_old_weights(live, old_shapes, adapt_weights):
-    """Lets weights from before the growth be set: they are grown in the same way.
+def _accept_old_weights(
+    live: keras.Model, old_shapes: list[tuple[int, ...]], adapt_weights: Adapter
+) -> None:
+    """Makes `set_weights` accept weights from before the growth, which it grows alike.
 
-    After several growths the weights of any stage climb up, stage by stage.
+    After several growths it grows the weights of any stage, stage by stage.
     """
-    stages = getattr(vars(live).get("set_weights"), "stages", [])
+    stages = getattr(attributes(live).get("set_weights"), "stages", [])
     stages = [*stages, (old_shapes, adapt_weights)]
 
-    def set_weights(weights):
+    def set_weights(weights: Sequence[np.ndarray]) -> None:
         for shapes, adapt in stages:
             if [tuple(np.shape(w)) for w in weights] == shapes:
                 weights = adapt(weights)
         type(live).set_weights(live, weights)
 
     set_weights.stages = stages
-    vars(live)["set_weights"] = set_weights
+    attributes(live)["set_weights"] = set_weights

@@ -1,42 +1,56 @@
-"""A learning rate of its own for each variable, in an optimizer that has one for all."""
+"""Learning rates by variable, for an optimizer that has one for all variables."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import keras
 
+from keras_fusion.graft.attributes import attributes
+
 
 class ScaledSteps:
-    """Stands in for an optimizer's update, which it calls once for each multiplier.
+    """Replaces an optimizer's update and calls it once per multiplier.
 
     Args:
-        optimizer: a built optimizer without wrapper.
-        multipliers: dict from the id of a variable to a number; 1 for those left out.
+        optimizer: a built optimizer, without wrapper.
+        multipliers: dict from the id of a variable to a number; 1 for other variables.
     """
 
-    def __init__(self, optimizer: keras.optimizers.Optimizer, multipliers: dict):
+    def __init__(
+        self, optimizer: keras.optimizers.Optimizer, multipliers: Mapping[int, float]
+    ):
         self.multipliers = multipliers
         self._step = type(optimizer)._backend_update_step.__get__(optimizer)
 
-    def __call__(self, grads, trainable_variables, learning_rate):
-        """Updates the variables, in groups of equal multipliers."""
-        groups = {}
+    def __call__(
+        self, grads: Sequence[Any], trainable_variables: Sequence, learning_rate: Any
+    ) -> None:
+        """Updates the variables, in groups with equal multipliers."""
+        groups: dict[float, list] = {}
         for pair in zip(grads, trainable_variables, strict=True):
             groups.setdefault(self.multipliers.get(id(pair[1]), 1.0), []).append(pair)
         for multiplier, pairs in groups.items():
             self._step(*map(list, zip(*pairs, strict=True)), learning_rate * multiplier)
 
 
-def of(optimizer: keras.optimizers.Optimizer) -> dict:
+def of(optimizer: keras.optimizers.Optimizer) -> Mapping[int, float]:
     """The multipliers of an optimizer, by the ids of its variables."""
-    step = vars(optimizer).get("_backend_update_step")
+    step = attributes(optimizer).get("_backend_update_step")
     return step.multipliers if isinstance(step, ScaledSteps) else {}
 
 
-def hand_on(old, new, pairs: list[tuple], added: dict | None) -> None:
+def hand_on(
+    old: keras.optimizers.Optimizer,
+    new: keras.optimizers.Optimizer,
+    pairs: Iterable[tuple[keras.Variable, keras.Variable]],
+    added: Mapping[int, float] | None,
+) -> None:
     """Gives a grown optimizer the multipliers of the old one, times those of a growth.
 
     Args:
         old: the optimizer of the smaller model, without wrapper.
-        new: that of the bigger one.
-        pairs: list of `(variable of the smaller model, variable of the bigger one)`.
+        new: that of the bigger model.
+        pairs: pairs `(variable of the smaller model, variable of the bigger one)`.
         added: dict from the id of a bigger model's variable to its multiplier, or `None`.
     """
     before, added = of(old), added or {}
@@ -46,4 +60,4 @@ def hand_on(old, new, pairs: list[tuple], added: dict | None) -> None:
         id(target): before.get(id(source), 1.0) * added.get(id(target), 1.0)
         for source, target in pairs
     }
-    vars(new)["_backend_update_step"] = ScaledSteps(new, product)
+    attributes(new)["_backend_update_step"] = ScaledSteps(new, product)

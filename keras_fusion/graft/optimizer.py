@@ -1,33 +1,43 @@
 """The optimizer's part of the graft: a new optimizer for the fused model.
 
-It has the options of the live model's, and what that one remembers: counters, learning
-rate, loss scale, and its slots in the fused form that `slots` says.
+It has the options of the live model's optimizer and its state: counters, learning rate,
+loss scale, and the slots in the grown form that `slot_values` computes.
 """
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import keras
 
 from keras_fusion.errors import FusionError
 from keras_fusion.graft import multipliers as rates
+from keras_fusion.graft.attributes import attributes
+from keras_fusion.graft.growth import Growth, Stages
+from keras_fusion.models import host
 from keras_fusion.models.private import deferral
 from keras_fusion.values import rate_multipliers, slot_values
 from keras_fusion.values import slots as slot_rules
 
-# Attributes of optimizers that count, and go on counting after a reset.
+Optimizer = keras.optimizers.Optimizer
+# `(variable of the smaller model, variable of the bigger one)`.
+Pairs = Sequence[tuple[keras.Variable, keras.Variable]]
+
+# Attributes of optimizers that keep their values in a reset.
 _COUNTERS = ("_iterations", "_learning_rate", "step_counter", "dynamic_scale")
 
 
-def leaves(optimizer: keras.optimizers.Optimizer) -> list:
+def leaves(optimizer: Optimizer) -> list[Optimizer]:
     """The optimizers that hold slots: itself, or those that it wraps."""
     return [o for o in family(optimizer) if not _wraps(o)]
 
 
-def _wraps(optimizer):
+def _wraps(optimizer: Optimizer) -> bool:
     return hasattr(optimizer, "inner_optimizer") or hasattr(
         optimizer, "_inner_optimizers"
     )
 
 
-def family(optimizer):
+def family(optimizer: Optimizer) -> list[Optimizer]:
     """An optimizer and all that it wraps (LossScaleOptimizer, MultiOptimizer)."""
     if hasattr(optimizer, "inner_optimizer"):
         inner = [optimizer.inner_optimizer]
@@ -36,29 +46,29 @@ def family(optimizer):
     return [optimizer] + [member for one in inner for member in family(one)]
 
 
-def raw_iterations(optimizer: keras.optimizers.Optimizer) -> int:
-    """Batches the optimizer has seen; with gradient accumulation several an update."""
-    inner = getattr(optimizer, "inner_optimizer", optimizer)
-    return int(keras.ops.convert_to_numpy(inner._iterations))
+def raw_iterations(optimizer: Optimizer) -> int:
+    """Batches the optimizer has seen; with gradient accumulation several per update."""
+    inner: Any = getattr(optimizer, "inner_optimizer", optimizer)
+    return int(host.to_numpy(inner._iterations))
 
 
-def steps(optimizer: keras.optimizers.Optimizer) -> int:
-    """Updates that the optimizer has done; those that a loss scale skipped left out."""
+def steps(optimizer: Optimizer) -> int:
+    """Updates that the optimizer has done, without those that a loss scale skipped."""
     return raw_iterations(optimizer) // (optimizer.gradient_accumulation_steps or 1)
 
 
-def schedule_of(optimizer: keras.optimizers.Optimizer):
+def schedule_of(optimizer: Optimizer) -> Any:
     """The optimizer's learning-rate schedule, or `None` if its rate is a variable."""
     rate = optimizer._learning_rate
     return None if isinstance(rate, keras.Variable) else rate
 
 
-def _trainables(optimizer):
+def _trainables(optimizer: Optimizer) -> list[keras.Variable]:
     return list(optimizer._trainable_variables)
 
 
-def read_state(optimizer: keras.optimizers.Optimizer | None) -> slot_values.State:
-    """What an optimizer remembers: its step count and slots."""
+def read_state(optimizer: Optimizer | None) -> slot_values.State:
+    """The state of an optimizer: its step count and slots; empty without an optimizer."""
     if optimizer is None:
         return slot_values.State()
     trainables, lists = _trainables(optimizer), _variable_lists(optimizer)
@@ -66,11 +76,11 @@ def read_state(optimizer: keras.optimizers.Optimizer | None) -> slot_values.Stat
     return slot_values.State(optimizer, steps(optimizer), trainables, lists)
 
 
-def _variable_lists(optimizer):
-    """All lists of variables that an optimizer holds beside its trainable ones."""
+def _variable_lists(optimizer: Optimizer) -> dict[str, list]:
+    """All lists of variables that an optimizer holds besides those that it trains."""
     own = {id(v) for v in _trainables(optimizer)}
     found = {}
-    for name, value in vars(optimizer).items():
+    for name, value in attributes(optimizer).items():
         if name != "_variables" and isinstance(value, (list, tuple)):
             held = {id(v) for v in value if isinstance(v, keras.Variable)}
             if held and not held <= own:
@@ -78,16 +88,16 @@ def _variable_lists(optimizer):
     return found
 
 
-def _scalars(optimizer):
+def _scalars(optimizer: Optimizer) -> dict[str, keras.Variable]:
     return {
         name: value
-        for name, value in vars(optimizer).items()
+        for name, value in attributes(optimizer).items()
         if isinstance(value, keras.Variable) and not tuple(value.shape)
     }
 
 
-def check_optimizers(parents: list[keras.Model], optimizer_state: str) -> None:
-    """Checks that the optimizers' state can go through a growth.
+def check_optimizers(parents: Sequence[keras.Model], optimizer_state: str) -> None:
+    """Checks that the optimizers' state can be carried through a growth.
 
     Args:
         parents: the live model and its partners.
@@ -97,12 +107,12 @@ def check_optimizers(parents: list[keras.Model], optimizer_state: str) -> None:
         FusionError: naming the model and the optimizer.
     """
     live = parents[0]
-    for name, value in vars(live).items():
+    for name, value in attributes(live).items():
         if isinstance(value, keras.optimizers.Optimizer) and name != "optimizer":
             raise FusionError(
                 f"Model {live.name!r} trains with a second optimizer, in its attribute "
                 f"{name!r}; only `model.optimizer` can be grown. Train with one "
-                "optimizer (keras.optimizers.MultiOptimizer joins several)."
+                "optimizer (keras.optimizers.MultiOptimizer combines several)."
             )
     if optimizer_state == "reset":
         return
@@ -115,8 +125,8 @@ def check_optimizers(parents: list[keras.Model], optimizer_state: str) -> None:
             _check_partner(i, kinds, leaves(optimizer) if optimizer else [])
 
 
-def _check_slots(optimizer):
-    """Every variable of an optimizer must be one whose meaning is known."""
+def _check_slots(optimizer: Optimizer) -> None:
+    """Checks that the meaning of all variables of an optimizer is known."""
     rules, state = slot_rules.describe(optimizer), read_state(optimizer)
     lists = _variable_lists(optimizer)
     known = {id(v) for v in _scalars(optimizer).values()}
@@ -133,8 +143,10 @@ def _check_slots(optimizer):
         )
 
 
-def _check_partner(i, kinds, others):
-    """Partner `i` must have the state that the live model's optimizers have."""
+def _check_partner(
+    i: int, kinds: Sequence[Optimizer], others: Sequence[Optimizer]
+) -> None:
+    """Checks that partner `i` has the state that the live model's optimizers have."""
     expected = [type(kind).__name__ for kind in kinds]
     problem = None
     if [type(o) for o in others] != [type(k) for k in kinds]:
@@ -154,36 +166,37 @@ def _check_partner(i, kinds, others):
         raise FusionError(
             f"`optimizer_state='carry'` needs the state of {', '.join(expected)} from "
             f"every parent, but `partners[{i}]` has {problem}. Pass "
-            "optimizer_state='reset', or give the partner with the optimizer it was "
+            "optimizer_state='reset', or pass the partner with the optimizer that it was "
             "trained with."
         )
 
 
 def grown_optimizer(
-    plan, optimizer_state: str, multipliers: bool = False
-) -> keras.optimizers.Optimizer:
-    """A new optimizer for the fused model, with the state that its parents' have.
+    plan: Stages, optimizer_state: str, multipliers: bool = False
+) -> Optimizer:
+    """Makes an optimizer for the fused model, with the state of its parents' optimizers.
 
     Args:
-        plan: a filled `fusion.Plan`; the optimizers are its parents'.
-        optimizer_state: `"carry"` fuses the slots, `"reset"` leaves them fresh. Step
-            count, learning rate and loss scale go on in both.
-        multipliers: bool. Whether each variable's learning rate is to be multiplied such
-            that the function is learned as fast as before.
+        plan: a filled `Plan` or `Plans`; the optimizers are the parents'.
+        optimizer_state: `"carry"` fuses the slots, `"reset"` leaves them at their initial
+            values. Step count, learning rate and loss scale are kept in both.
+        multipliers: bool. Whether to multiply the learning rate of each variable so that
+            the function is learned as fast as before.
 
     Returns:
         An optimizer of the live model's class, built on the fused model's variables.
     """
     *earlier, last = plan.stages
     for stage in earlier:
-        # The next one's parent, which has no optimizer yet.
+        # It is the parent of the next growth, which has no optimizer yet.
         stage.fused.optimizer = _grown(stage, optimizer_state, multipliers)
     return _grown(last, optimizer_state, multipliers)
 
 
-def _grown(plan, optimizer_state, multipliers):
+def _grown(plan: Growth, optimizer_state: str, multipliers: bool) -> Optimizer:
     """The optimizer after one growth."""
-    live, reset = plan.parents[0].optimizer, optimizer_state == "reset"
+    live: Optimizer = plan.parents[0].optimizer
+    reset = optimizer_state == "reset"
     pairs = [(i.sources[0], i.target) for i in plan.layouts]
     known = {id(source) for source, _ in pairs}
     strange = [v.path for v in _trainables(live) if id(v) not in known]
@@ -204,13 +217,14 @@ def _grown(plan, optimizer_state, multipliers):
     for old, new in zip(family(live), family(fresh), strict=True):
         for name, variable in _scalars(old).items():
             if name in _COUNTERS or not reset:
-                vars(new)[name].assign(keras.ops.convert_to_numpy(variable))
+                attributes(new)[name].assign(keras.ops.convert_to_numpy(variable))
     count = len(leaves(live))
     families = [_leaves_of(parent, count) for parent in plan.parents]
     for *states, leaf in zip(*families, leaves(fresh), strict=True):
         slot_values.transfer(
             [read_state(state) for state in states],
             read_state(leaf),
+            leaf,
             plan.layouts,
             plan.filler,
             copies=plan.copies,
@@ -220,8 +234,10 @@ def _grown(plan, optimizer_state, multipliers):
     return fresh
 
 
-def _unbuilt(live, pairs, added):
-    """A new optimizer with the options of the live one, and its multipliers."""
+def _unbuilt(
+    live: Optimizer, pairs: Pairs, added: Sequence[Mapping[int, float] | None]
+) -> Optimizer:
+    """A new optimizer with the options and multipliers of the live one."""
     fresh = _twin(live, {id(target): source for source, target in pairs})
     for old, new in zip(family(live), family(fresh), strict=True):
         _keep_exclusions(old, new, pairs)
@@ -230,21 +246,28 @@ def _unbuilt(live, pairs, added):
     return fresh
 
 
-def _built(live, fused, pairs, added):
-    """The same, with variables; those for slots wait for their values if they can."""
+def _built(
+    live: Optimizer,
+    fused: keras.Model,
+    pairs: Pairs,
+    added: Sequence[Mapping[int, float] | None],
+) -> Optimizer:
+    """The same, with variables; those of slots without values where that works."""
     variables = _in_order(live, fused, pairs)
     fresh = _unbuilt(live, pairs, added)
     try:
         with deferral.without_values():
             fresh.build(variables)
-    except Exception:  # It fills its slots itself, such as ScheduleFreeAdamW.
+    except Exception:  # An optimizer that fills its slots itself (ScheduleFreeAdamW).
         fresh = _unbuilt(live, pairs, added)
         fresh.build(variables)
     return fresh
 
 
-def _in_order(live, fused, pairs):
-    """What the new optimizer trains; in the order of the old one if that goes on."""
+def _in_order(
+    live: Optimizer, fused: keras.Model, pairs: Pairs
+) -> list[keras.Variable]:
+    """The variables of the new optimizer, in the order of the old one if that fits."""
     targets = {id(source): target for source, target in pairs}
     if len(targets) == len(pairs):
         return [targets[id(v)] for v in _trainables(live)]
@@ -253,15 +276,20 @@ def _in_order(live, fused, pairs):
     return [v for v in fused.trainable_variables if id(v) in trained]
 
 
-def _leaves_of(model, count):
-    """A parent's optimizers; after a reset they need not be those of the others."""
+def _leaves_of(model: keras.Model, count: int) -> Sequence[Optimizer | None]:
+    """A parent's optimizers; in a reset they may be fewer than the others'."""
     optimizer = getattr(model, "optimizer", None)
     found = leaves(optimizer) if optimizer is not None else []
     return found if len(found) == count else [None] * count
 
 
-def _twin(optimizer, sources):
-    """A new optimizer with the options of another one, not built."""
+def _twin(optimizer: Any, sources: Mapping[int, keras.Variable]) -> Any:
+    """A new optimizer with the options of another one, not built.
+
+    Args:
+        optimizer: the other one.
+        sources: the old variable by the id of the new one.
+    """
     cls = type(optimizer)
     if hasattr(optimizer, "inner_optimizer"):
         inner = _twin(optimizer.inner_optimizer, sources)
@@ -272,7 +300,7 @@ def _twin(optimizer, sources):
             name=optimizer.name,
         )
     if hasattr(optimizer, "_inner_optimizers"):
-        # Chosen by the old variable, since a user's function may look at anything.
+        # Chosen by the old variable, since the user's function may use any of its traits.
         twins = [_twin(o, sources) for o in optimizer._inner_optimizers]
         places = optimizer._var_to_optimizer_idx
         chosen = {
@@ -290,8 +318,8 @@ def _twin(optimizer, sources):
     schedule = schedule_of(optimizer)
     if schedule is None:
         return cls.from_config(optimizer.get_config())
-    # The schedule itself goes on, so that it need not have a config.
-    own = vars(optimizer)
+    # The schedule object itself is kept, so that it does not need a config.
+    own = attributes(optimizer)
     own["_learning_rate"] = 0.0
     try:
         twin = cls.from_config(optimizer.get_config() | {"learning_rate": 0.0})
@@ -301,28 +329,26 @@ def _twin(optimizer, sources):
     return twin
 
 
-def _keep_exclusions(old, new, pairs):
-    """Excludes from the weight decay what was excluded."""
+def _keep_exclusions(old: Any, new: Any, pairs: Iterable[tuple[Any, Any]]) -> None:
+    """Excludes the same variables from weight decay as before."""
     if not hasattr(old, "_exclude_from_weight_decay"):
         return
     keys = [(old._var_key(s), new._var_key(t)) for s, t in pairs]
     excluded = old._exclude_from_weight_decay
     cache = getattr(old, "_exclude_from_weight_decay_cache", {})
-    vars(new).update(
+    attributes(new).update(
         _exclude_from_weight_decay={t for s, t in keys if s in excluded},
         _exclude_from_weight_decay_pattern=old._exclude_from_weight_decay_pattern,
-        # What was decided by name stays decided: the new names may be others.
+        # Decisions by name are kept: the new names may differ.
         _exclude_from_weight_decay_cache={t: cache[s] for s, t in keys if s in cache},
     )
 
 
-def take_over(
-    live: keras.optimizers.Optimizer, fresh: keras.optimizers.Optimizer
-) -> None:
+def take_over(live: Optimizer, fresh: Optimizer) -> None:
     """Gives an optimizer object, and those that it wraps, the state of a new one."""
     kept = ("inner_optimizer", "_inner_optimizers", "_optimizer_map")
-    own = {name: value for name, value in vars(live).items() if name in kept}
+    own = {name: value for name, value in attributes(live).items() if name in kept}
     for mine, new in zip(family(live)[1:], family(fresh)[1:], strict=True):
-        vars(mine).update(vars(new))
-    vars(live).update(vars(fresh))
-    vars(live).update(own)
+        attributes(mine).update(attributes(new))
+    attributes(live).update(attributes(fresh))
+    attributes(live).update(own)

@@ -1,1 +1,1 @@
-"""Per variable of the grown model: which block of which parent lies where."""
+"""For each variable of the grown model: which block belongs to which parent."""

@@ -1,7 +1,7 @@
-"""How one variable of a grown model is put together, axis by axis.
+"""The layout of one variable of a grown model, axis by axis.
 
 A variable is described by one `Axis` per dimension, which says where each parent's block
-lies; `block_index` selects a block. Nothing here knows what the arrays hold.
+lies; `block_index` selects a block. Nothing here depends on what the arrays hold.
 """
 
 import dataclasses
@@ -10,19 +10,22 @@ from collections.abc import Sequence
 
 import numpy as np
 
+# Selects a block: slices for a view, an open mesh for a copy.
+Index = tuple[slice, ...] | tuple[np.ndarray, ...]
+
 
 @dataclasses.dataclass(frozen=True)
 class Axis:
-    """How one axis of a fused variable is put together.
+    """The blocks of the parents along one axis of a fused variable.
 
     Args:
         size: int. Length of the axis in the fused variable.
         role: `"in"` (contracted with the layer's input), `"out"` (indexes the
             layer's output) or `None` (not a width).
-        blocks: tuple with, for each parent, an integer array of the positions its
-            entries take along this axis; `None` if the axis did not grow.
+        blocks: tuple with one integer array per parent, the positions of its entries
+            along this axis; `None` if the axis did not grow.
 
-    Example: a bias of 3 units beside one of 2.
+    Example: a bias of 3 units concatenated with one of 2.
 
     >>> import keras_fusion, numpy as np
     >>> axis = keras_fusion.Axis(5, "out", (np.arange(3), np.arange(3, 5)))
@@ -36,7 +39,7 @@ class Axis:
 
     @property
     def grown(self) -> bool:
-        """Whether the parents lie side by side along this axis."""
+        """Whether each parent has a block of its own along this axis."""
         return self.blocks is not None
 
     def positions(self, parent: int) -> np.ndarray:
@@ -45,12 +48,12 @@ class Axis:
 
     @functools.cached_property
     def spans(self) -> tuple[slice | None, ...]:
-        """For each parent its block as a slice; `None` if it does not lie side by side."""
+        """One slice per parent, its block; `None` if the block is not contiguous."""
         return tuple(_span(block) for block in self.blocks or ())
 
     @functools.cached_property
     def is_tiled(self) -> bool:
-        """Whether the axis grew, and the parents' blocks are it, one after the other."""
+        """Whether the axis grew and is the concatenation of the parents' blocks."""
         end = 0
         for span in self.spans:
             if span is None or span.start != end:
@@ -59,21 +62,21 @@ class Axis:
         return self.grown and end == self.size
 
     @functools.cached_property
-    def is_apart(self) -> bool:
-        """Whether the axis grew, and no position of it belongs to several parents."""
+    def is_disjoint(self) -> bool:
+        """Whether the axis grew and no position of it belongs to several parents."""
         if self.blocks is None or self.is_tiled:
             return self.is_tiled
         used = np.concatenate(self.blocks)
         return len(np.unique(used)) == len(used)
 
     def unused(self) -> np.ndarray:
-        """Positions that belong to no parent: the new capacity of the target."""
+        """Positions that belong to no parent: the target's new capacity."""
         if self.blocks is None or self.is_tiled:
             return np.empty(0, int)
         return np.setdiff1d(np.arange(self.size), np.concatenate(self.blocks))
 
 
-NOTHING = -1  # The source of a position that copies no unit.
+NOTHING = -1  # The source of a position that is a copy of no unit.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,14 +84,14 @@ class CopiedAxis(Axis):
     """An axis that grew by copies of the units of one parent.
 
     Args:
-        sources: array of shape `(size,)`. The old position that each new one copies, or
-            `NOTHING`.
+        sources: array of shape `(size,)`. For each position the old one that it is a copy
+            of, or `NOTHING`.
     """
 
-    sources: np.ndarray = None
+    sources: np.ndarray = dataclasses.field(kw_only=True)
 
     def unused(self) -> np.ndarray:
-        """Positions that copy no unit."""
+        """Positions that are copies of no unit."""
         return np.flatnonzero(self.sources == NOTHING)
 
 
@@ -102,42 +105,43 @@ def is_readout(axes: Sequence[Axis]) -> bool:
 
 
 def has_off_diagonal(axes: Sequence[Axis]) -> bool:
-    """Whether blocks exist that join one parent's inputs to another's outputs."""
+    """Whether there are blocks from one parent's inputs to another's outputs."""
     return _grown_role(axes, "in") and _grown_role(axes, "out")
 
 
-def _span(block):
+def _span(block: np.ndarray) -> slice | None:
     if not len(block):
         return slice(0, 0)
     first, size = int(block[0]), len(block)
-    side_by_side = block[-1] - first == size - 1 and (np.diff(block) == 1).all()
-    return slice(first, first + size) if side_by_side else None
+    contiguous = block[-1] - first == size - 1 and (np.diff(block) == 1).all()
+    return slice(first, first + size) if contiguous else None
 
 
 def block_index(
     axes: Sequence[Axis], parent: int, out_parent: int | None = None
-) -> tuple[slice, ...] | tuple[np.ndarray, ...]:
-    """What selects a block.
+) -> Index:
+    """The index that selects a block.
 
     Args:
         axes: the variable's axes.
-        parent: int. Whose inputs.
-        out_parent: int. Whose outputs; by default the same parent's, which is the
-            diagonal block.
+        parent: int. The parent whose inputs are selected.
+        out_parent: int. The parent whose outputs are selected; by default the same one,
+            which gives the diagonal block.
 
     Returns:
-        Slices, which select a view, if the block's entries lie side by side along each
-        axis; otherwise an open mesh, which selects a copy.
+        Slices, which select a view, if the block is contiguous along each axis;
+        otherwise an open mesh, which selects a copy.
     """
     out_parent = parent if out_parent is None else out_parent
     owners = [parent if axis.role == "in" else out_parent for axis in axes]
     pairs = list(zip(axes, owners, strict=True))
-    spans = tuple(axis.spans[k] if axis.grown else slice(None) for axis, k in pairs)
-    if all(spans):
-        return spans
+    spans = [axis.spans[k] if axis.grown else slice(None) for axis, k in pairs]
+    contiguous = tuple(span for span in spans if span is not None)
+    if len(contiguous) == len(spans):
+        return contiguous
     return np.ix_(*(axis.positions(k) for axis, k in pairs))
 
 
-def is_view(index: tuple[slice, ...] | tuple[np.ndarray, ...]) -> bool:
-    """Whether what `block_index` gave selects a view."""
+def is_view(index: Index) -> bool:
+    """Whether an index of `block_index` selects a view."""
     return isinstance(index[0], slice) if index else True

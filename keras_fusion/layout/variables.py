@@ -1,4 +1,4 @@
-"""Per variable of the fused model: whose block is where, and at what scale."""
+"""The layout of each variable of the fused model: the parents' blocks and their scale."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -7,7 +7,7 @@ import keras
 import numpy as np
 
 from keras_fusion.architecture.parents import Match
-from keras_fusion.architecture.widths import Widths, contiguous
+from keras_fusion.architecture.widths import Placement, Widths, contiguous
 from keras_fusion.errors import FusionError, StructureError
 from keras_fusion.layout import tied_readout
 from keras_fusion.layout.axes import Axis, is_readout
@@ -16,25 +16,26 @@ from keras_fusion.models import rules, tree
 
 @dataclasses.dataclass(frozen=True)
 class VariableLayout:
-    """How one variable of the fused model comes from its parents' variables.
+    """The blocks of the parents' variables in one variable of the fused model.
 
     Args:
-        address: string. Where the variable is held.
-        sources: tuple of K `keras.Variable`, one a parent.
+        address: string. The variable's address in the model.
+        sources: tuple of K `keras.Variable`, one per parent.
         target: the fused model's `keras.Variable`.
         axes: tuple of `Axis`, one per dimension.
-        scales: tuple of K factors on the parents' values (a norm before a tied
+        scales: tuple of K factors on the parents' values (of a norm before a tied
             readout); ones elsewhere.
-        offset: float. What the layer adds to the value before it multiplies with it.
+        offset: float. Constant that the layer adds to the value before it multiplies.
         before_tied_readout: bool. Whether the variable carries the factor of the mean,
             for a readout that cannot.
-            copies: float. How many parents, or copies of the one, lie side by side.
+        copies: float. Number of parents, or of copies of one parent, that the variable
+            holds.
         initial: function without arguments that draws initial values of the target's
-            shape for new capacity, the same each time; `None` where there is none.
+            shape for new capacity, the same each time; `None` without new capacity.
     """
 
     address: str
-    sources: tuple
+    sources: tuple[keras.Variable, ...]
     target: keras.Variable
     axes: tuple[Axis, ...]
     scales: tuple[float, ...]
@@ -45,7 +46,7 @@ class VariableLayout:
 
     @property
     def grown(self) -> bool:
-        """Whether the parents lie side by side in this variable."""
+        """Whether each parent has a block of its own in this variable."""
         return any(axis.grown for axis in self.axes)
 
     @property
@@ -55,16 +56,16 @@ class VariableLayout:
 
     @property
     def is_state(self) -> bool:
-        """Whether the variable counts (a seed's state) and is copied, not averaged."""
+        """Whether the variable is an integer state (a seed's), copied and not averaged."""
         return not keras.backend.is_float_dtype(self.target.dtype)
 
     @property
     def gradient_scale(self) -> float:
-        """How much smaller this variable's gradient is than a parent's.
+        """The ratio of this variable's gradient to a parent's.
 
         In a self-fusion each of K copies has 1/K of the influence on the outputs. So
-        a hidden block gets g/K; a readout, itself divided by K, gets g; what did not
-        grow gets g.
+        a hidden block gets g/K; a readout, itself divided by K, gets g; a variable that
+        did not grow gets g.
         """
         if not self.grown or is_readout(self.axes):
             return 1.0
@@ -77,16 +78,16 @@ def lay_out(
     *,
     must_grow: bool = True,
 ) -> tuple[VariableLayout, ...]:
-    """Lays the parents out in the bigger model, variable by variable.
+    """Lays out the parents' blocks in the bigger model, variable by variable.
 
     Args:
         matches: the corresponding layers of the parents and the bigger model, see
             `Parents.matched_with`.
-        widths: what `widths.analyse` found on the parents' graphs.
-        must_grow: bool. Whether it is an error if all shapes are the first parent's.
+        widths: the result of `widths.analyse` on the parents' graphs.
+        must_grow: bool. Whether it is an error if no shape differs from the parent's.
 
     Returns:
-        One `VariableLayout` per variable of the bigger model, seeds included.
+        One `VariableLayout` per variable of the bigger model, including seeds.
 
     Raises:
         StructureError: if shapes do not fit; the message names the variable.
@@ -103,14 +104,20 @@ def lay_out(
     if must_grow and not any(layout.grown for layout in layouts):
         first, fused = matches[0].layers[0], matches[0].grown
         raise FusionError(
-            f"Nothing grows from {first.name!r} to {fused.name!r}: no width of "
-            "theirs differs. Register the width keys of your classes, or pass a "
-            "bigger model as `into`."
+            f"Nothing grows from {first.name!r} to {fused.name!r}: all widths are "
+            "equal. Register the width keys of your classes, or pass a bigger model as "
+            "`into`."
         )
     return tuple(layouts)
 
 
-def _layout(match, sources, target, scales, widths):
+def _layout(
+    match: Match,
+    sources: Sequence[keras.Variable],
+    target: keras.Variable,
+    scales: tied_readout.Scales,
+    widths: Widths,
+) -> VariableLayout:
     address, key = match.address, tree.stable_name(target)
     name = f"{address}.{target.name}" if address else target.name
     place = (id(match.layers[0]), key)
@@ -127,7 +134,13 @@ def _layout(match, sources, target, scales, widths):
     )
 
 
-def _axes(name, sources, target, match, widths):
+def _axes(
+    name: str,
+    sources: Sequence[keras.Variable],
+    target: keras.Variable,
+    match: Match,
+    widths: Widths,
+) -> tuple[Axis, ...]:
     shapes = [tuple(v.shape) for v in sources]
     shape = tuple(target.shape)
     if len({len(s) for s in (*shapes, shape)}) > 1:
@@ -143,9 +156,11 @@ def _axes(name, sources, target, match, widths):
     )
 
 
-def _roles(name, target, match, rank, unchanged):
+def _roles(
+    name: str, target: keras.Variable, match: Match, rank: int, unchanged: bool
+) -> tuple[rules.Role, ...]:
     if not keras.backend.is_float_dtype(target.dtype) and unchanged:
-        return (None,) * rank  # State such as a seed's: no layer describes it.
+        return (None,) * rank  # A state such as a seed's, which no rule describes.
     layer, rule = match.layers[0], match.weights_rule
     roles = rule.variable_roles(layer).get(tree.stable_name(target)) if rule else None
     if roles is None:
@@ -159,7 +174,15 @@ def _roles(name, target, match, rank, unchanged):
     return roles
 
 
-def _axis(name, i, role, sizes, size, layers, widths):
+def _axis(
+    name: str,
+    i: int,
+    role: rules.Role,
+    sizes: Sequence[int],
+    size: int,
+    layers: Sequence[keras.Layer],
+    widths: Widths,
+) -> Axis:
     role, parts = role if isinstance(role, tuple) else (role, 1)
     placement = _placement(role, layers, widths) if parts == 1 else None
     if all(s == size for s in sizes) and (role is None or placement is None):
@@ -173,8 +196,8 @@ def _axis(name, i, role, sizes, size, layers, widths):
         )
     if placement is not None and not placement.is_contiguous:
         raise FusionError(
-            f"Axis {i} of {name!r} reads features that do not lie side by side, and "
-            f"has {size} entries for {placement.size}. Put the layers that flatten or "
+            f"Axis {i} of {name!r} reads features that are not contiguous, and it has "
+            f"{size} entries for {placement.size}. Put the layers that flatten or "
             "concatenate outside of composite layers."
         )
     if all(s == size for s in sizes):
@@ -182,23 +205,25 @@ def _axis(name, i, role, sizes, size, layers, widths):
     return Axis(size, role, _stacked(sizes, size, parts))
 
 
-def _stacked(sizes, size, parts):
-    """Blocks of an axis that is several tensors one after the other."""
+def _stacked(sizes: Sequence[int], size: int, parts: int) -> tuple[np.ndarray, ...]:
+    """The blocks of an axis of several concatenated tensors."""
     blocks = contiguous([own // parts for own in sizes])
     starts = np.arange(parts) * (size // parts)
     return tuple((starts[:, None] + block).ravel() for block in blocks)
 
 
-def _size_advice(role, sizes):
+def _size_advice(role: str | None, sizes: Sequence[int]) -> str:
     if role is None:
         return (
-            "It is no width, so it must be equal everywhere (a vocabulary, a sequence "
+            "It is not a width, so it must be equal everywhere (a vocabulary, a sequence "
             "length, a head size)."
         )
     return f"It must be at least {sum(sizes)}, the sum of the parents' sizes."
 
 
-def _placement(role, layers, widths):
+def _placement(
+    role: str | None, layers: Sequence[keras.Layer], widths: Widths
+) -> Placement | None:
     if role == "in":
         return widths.entries.get(id(layers[0]))
     if role == "out":
@@ -207,10 +232,10 @@ def _placement(role, layers, widths):
 
 
 def composed(stages: Sequence[Sequence[VariableLayout]]) -> tuple[VariableLayout, ...]:
-    """The layouts of several growths that follow each other, as if they were one.
+    """Composes the layouts of consecutive growths into those of one growth.
 
     Args:
-        stages: the layouts of each growth; the sources of one are the targets of that
+        stages: the layouts of each growth; the sources of one are the targets of the one
             before.
 
     Returns:
@@ -223,8 +248,8 @@ def composed(stages: Sequence[Sequence[VariableLayout]]) -> tuple[VariableLayout
     return tuple(first)
 
 
-def _after(first, second):
-    """The layout of a variable that comes from its sources by two growths."""
+def _after(first: VariableLayout, second: VariableLayout) -> VariableLayout:
+    """The layout of one variable after two growths."""
     return dataclasses.replace(
         second,
         sources=first.sources * len(second.sources),
@@ -235,10 +260,10 @@ def _after(first, second):
     )
 
 
-def _axis_after(first, second):
+def _axis_after(first: Axis, second: Axis) -> Axis:
     if not (first.grown or second.grown):
         return second
-    outer = second.blocks if second.grown else (second.positions(0),)
-    inner = first.blocks if first.grown else (first.positions(0),)
+    outer = second.blocks or (second.positions(0),)
+    inner = first.blocks or (first.positions(0),)
     blocks = tuple(own[block] for own in outer for block in inner)
     return Axis(second.size, second.role or first.role, blocks)

@@ -1,7 +1,7 @@
-"""What is known of a model: its layers, its graph, its rules, its function on a batch.
+"""Reads models: their layers, their graph, their rules, their function on a probe.
 
-Importing the room loads the rules of Keras's and keras-hub's layers, so that the registry
-is never looked at without them.
+Importing the package loads the rules of Keras's and keras-hub's layers, so that the
+registry is never used without them.
 """
 
 from keras_fusion.models import keras_hub_rules, keras_rules

@@ -1,8 +1,8 @@
-"""Where values lie: read and written variable by variable, over devices and processes.
+"""Reads and writes values variable by variable, over devices and processes.
 
 Under a `keras.distribution` (JAX) a variable may be sharded: each device holds a part. No
-device must ever hold the whole of it on the way through a growth, so that values are read
-into the host's memory and written from there, shard by shard.
+device must ever hold the whole of it during a growth, so values are read into the host's
+memory and written from there, shard by shard.
 """
 
 import contextlib
@@ -16,15 +16,15 @@ import numpy as np
 
 from keras_fusion.errors import FusionError
 
-# Bytes; at such an address the backends use an array's own memory, without a copy.
+# Bytes. The backends use the memory of an array at such an address without a copy.
 ALIGNMENT = 64
-# The most that a device gets at once of a variable whose parts lie in other processes.
+# Bytes. The most that a device receives at once of a variable held by several processes.
 PIECE_BYTES = 2**26
 _LENDABLE = ("float16", "float32", "float64")
 
 
 def is_distributed() -> bool:
-    """Whether a `keras.distribution` lays variables out over devices."""
+    """Whether a `keras.distribution` shards variables over devices."""
     return (
         keras.config.backend() == "jax"
         and keras.distribution.distribution() is not None
@@ -32,15 +32,20 @@ def is_distributed() -> bool:
 
 
 def read(variable: keras.Variable) -> np.ndarray:
-    """A variable's value in the host's memory, which may be the variable's own: read only.
+    """A variable's value in the host's memory, possibly the variable's own: read only.
 
-    Where several processes hold parts of it, all of them must call this, in one order.
+    Where several processes hold parts of it, all of them must call this in the same order.
     """
     tensor = _assumptions().get(id(variable), (None, None))[1]
     return host(variable.value if tensor is None else tensor)
 
 
-def host(value) -> np.ndarray:
+def to_numpy(value: Any) -> np.ndarray:
+    """A tensor as an array: `keras.ops.convert_to_numpy` with its return type."""
+    return np.asarray(keras.ops.convert_to_numpy(value))
+
+
+def host(value: Any) -> np.ndarray:
     """A tensor's value in the host's memory, see `read`."""
     if keras.config.backend() == "jax":
         import jax
@@ -53,10 +58,10 @@ def host(value) -> np.ndarray:
 
         if not isinstance(value, (tf.SparseTensor, tf.IndexedSlices, tf.RaggedTensor)):
             return np.asarray(tf.convert_to_tensor(value))
-    return np.asarray(keras.ops.convert_to_numpy(value))
+    return to_numpy(value)
 
 
-def _gathered(value):
+def _gathered(value: Any) -> np.ndarray:
     result = np.empty(value.shape, value.dtype)
     if value.is_fully_addressable:
         for shard in value.addressable_shards:
@@ -67,12 +72,12 @@ def _gathered(value):
     return result
 
 
-def _pieces(value):
-    """A value of several processes, piece by piece, each on all devices."""
+def _pieces(value: Any) -> Iterator[tuple[tuple[slice, ...], Any]]:
+    """Yields a value of several processes piece by piece, each on all devices."""
     import jax
 
     spec = (*value.sharding.spec, *[None] * value.ndim)[: value.ndim]
-    # Along a sharded axis XLA would gather everything before it cuts.
+    # Along a sharded axis XLA would gather everything before it slices.
     axis = spec.index(None) if None in spec else 0
     size = value.shape[axis]
     rows = max(1, min(size, PIECE_BYTES * size // max(1, value.nbytes)))
@@ -91,7 +96,7 @@ def _pieces(value):
 
 
 def write(variable: keras.Variable, value: np.ndarray) -> None:
-    """Gives a variable a value, of which each device gets its own part only.
+    """Gives a variable a value, of which each device receives only its own part.
 
     Args:
         variable: the `keras.Variable`.
@@ -100,8 +105,8 @@ def write(variable: keras.Variable, value: np.ndarray) -> None:
     variable.assign(_tensor(variable, value))
 
 
-def _tensor(variable, value):
-    """A value as `write` hands it to the backend, of which each device has its part."""
+def _tensor(variable: keras.Variable, value: np.ndarray) -> Any:
+    """A value as the backend takes it, of which each device has its part."""
     if is_distributed():
         import jax
 
@@ -114,20 +119,25 @@ def _tensor(variable, value):
             value.shape, sharding, lambda index: value[index]
         )
     if keras.config.backend() == "tensorflow":
-        return _lent(np.asarray(value))  # arithmetic on scalars makes no arrays
+        return _lent(np.asarray(value))  # arithmetic on 0-d arrays gives scalars
     return value
 
 
-# What a model would compute with other values, without writing any.
+# Calls of a model with other values than its variables have.
 
-_ASSUMED: contextvars.ContextVar = contextvars.ContextVar("assumed", default=None)
+# By the id of a variable: the variable and the tensor that it reads as.
+Assumptions = dict[int, tuple[keras.Variable, Any]]
+_ASSUMED: contextvars.ContextVar[Assumptions | None] = contextvars.ContextVar(
+    "assumed", default=None
+)
 
 
 @contextlib.contextmanager
-def assumed(values: Iterable[tuple]) -> Iterator[None]:
-    """A scope in which variables read as if they had other values; none is written.
+def assumed(values: Iterable[tuple[keras.Variable, np.ndarray]]) -> Iterator[None]:
+    """Opens a scope in which variables read as other values; none is written.
 
-    `read` and `probe.outputs` see them. Scopes nest: an inner one adds to the outer.
+    `read` and `probe.outputs` see these values. Scopes nest: an inner one adds to the
+    outer one.
 
     Args:
         values: pairs `(keras.Variable, array of its shape)`.
@@ -147,19 +157,19 @@ def assumed(values: Iterable[tuple]) -> Iterator[None]:
 
 
 def unchanging() -> keras.StatelessScope:
-    """A scope for calls of models, in which they see what is assumed and change nothing.
+    """A scope in which calls of models see the assumed values and change nothing.
 
-    What a call would assign to a model's state (moving statistics, seeds) is dropped.
+    Updates of a model's state (moving statistics, seeds) are dropped.
     """
     return keras.StatelessScope(state_mapping=list(_assumptions().values()))
 
 
-def _assumptions():
+def _assumptions() -> Assumptions:
     return _ASSUMED.get() or {}
 
 
-def _lent(value):
-    """A tensor in the array's own memory, if it lies as TensorFlow's must."""
+def _lent(value: np.ndarray) -> Any:
+    """A tensor that shares the array's memory, if TensorFlow accepts its alignment."""
     fits = value.flags.c_contiguous and value.ctypes.data % ALIGNMENT == 0
     if not (fits and value.size and value.flags.writeable and value.dtype in _LENDABLE):
         return value
@@ -169,42 +179,45 @@ def _lent(value):
 
 
 def sharding_of(variable: keras.Variable) -> Any:
-    """The layout that the current distribution has for a variable."""
-    return keras.distribution.distribution().get_variable_layout(variable)
+    """The sharding of a variable under the current distribution: its `TensorLayout`."""
+    distribution: Any = keras.distribution.distribution()
+    return distribution.get_variable_layout(variable)
 
 
 def check_sharding(
     source: keras.Variable, target: keras.Variable, address: str
 ) -> None:
-    """Checks that a grown variable can be sharded as the small one is.
+    """Checks that a grown variable can be sharded like the small one.
 
     Args:
         source: the small model's variable.
         target: the grown model's variable.
-        address: string. Where it is held.
+        address: string. The grown variable's address.
 
     Raises:
         FusionError: naming the variable, its shape, and the axis of the mesh.
     """
     if not is_distributed():
         return
-    layout = sharding_of(source)
-    if not isinstance(layout, keras.distribution.TensorLayout):
+    sharding = sharding_of(source)
+    if not isinstance(sharding, keras.distribution.TensorLayout):
         return
-    mesh, shape = layout.device_mesh, tuple(target.shape)
+    mesh: Any = sharding.device_mesh
+    shape = tuple(target.shape)
     sizes = dict(zip(mesh.axis_names, mesh.shape, strict=True))
-    for i, name in enumerate(layout.axes):
+    for i, name in enumerate(sharding.axes):
         if name is not None and shape[i] % sizes[name]:
             raise FusionError(
                 f"The grown {address!r} (path {source.path!r}) has shape {shape}, and "
-                f"its layout {layout.axes} shards axis {i} over the mesh's axis {name!r} "
-                f"of {sizes[name]} devices, which does not divide {shape[i]}. Choose a "
-                "factor, partners or `into` with which it does, or another LayoutMap."
+                f"its sharding {sharding.axes} splits axis {i} over the mesh's axis "
+                f"{name!r} of {sizes[name]} devices, which does not divide {shape[i]}. "
+                "Choose a factor, partners or `into` for which it does, or another "
+                "LayoutMap."
             )
 
 
 def weights_digest(model: keras.Model) -> str:
-    """A sha256 of a model's weights, in order."""
+    """The SHA-256 digest of a model's weights, in order."""
     digest = hashlib.sha256()
     for variable in model.weights:
         array = np.ascontiguousarray(read(variable))

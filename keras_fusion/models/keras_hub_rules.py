@@ -1,15 +1,17 @@
 """Rules for keras-hub's layers, backbones and tasks.
 
-Written by name, so that keras-hub is imported by nobody but its users, and since it
-does not export the inner layers of its backbones. What follows keras-hub's conventions
-(the names of config keys, features on the last axis) needs no rule of its own.
+Classes are given by name: only users of keras-hub import it, and it does not export the
+inner layers of its backbones. A class that follows keras-hub's conventions (the names of
+config keys, features on the last axis) needs no rule of its own.
 """
+
+from typing import Any
 
 from keras_fusion.models.private.attributes import MASKED_LM_NORM
 from keras_fusion.models.rules import Norm, register
 from keras_fusion.models.tree import stable_name
 
-# What keras-hub calls widths, alone or after `encoder_` and `decoder_`.
+# keras-hub's names for widths, alone or after `encoder_` and `decoder_`.
 _STREAM = ("projection_dim", "hidden_dim", "decoder_hidden_dim")
 _WIDTHS = (
     "hidden_dim",
@@ -34,36 +36,36 @@ _LAST_NORMS = (
     "final_layernorm",
     "final_layer_norm",
     "norm",
-    # After a post-norm decoder there is none of the backbone's own.
+    # A post-norm decoder is followed by no norm of the backbone's own.
     "decoder_transformer_layers.-1._feedforward_layer_norm",
     "transformer_layers.-1._feedforward_layer_norm",
 )
 _BLOCK = ("num_heads", "intermediate_dim")
 
 
-def _widths(backbone):
+def _widths(backbone: Any) -> tuple[str, ...]:
     prefixes = ("", "encoder_", "decoder_")
     names = {prefix + name for prefix in prefixes for name in _WIDTHS}
     return tuple(key for key in backbone.get_config() if key in names)
 
 
-def _output_width(backbone):
+def _output_width(backbone: Any) -> str | None:
     config = backbone.get_config()
     return next((key for key in _STREAM if config.get(key)), None)
 
 
-def _last_norm(backbone):
-    def holds(path):
+def _last_norm(backbone: Any) -> str | None:
+    def holds(path: str) -> bool:
         return hasattr(backbone, path.split(".")[0])
 
     return next((path for path in _LAST_NORMS if holds(path)), None)
 
 
-def _depth(backbone):
+def _depth(backbone: Any) -> tuple[str, ...]:
     return tuple(key for key in _DEPTHS if key in backbone.get_config())
 
 
-def _head_size(config):
+def _head_size(config: dict[str, Any]) -> float | None:
     for key in ("key_value_dim", "head_dim", "head_size"):
         if config.get(key):
             return config[key]
@@ -82,18 +84,18 @@ register(
     last_norm=_last_norm,
 )
 
-# Weights of inner layers: features are the last axis. A layer that is named a norm and
-# has a scale is an RMS norm; keras-hub's layer norms are Keras's.
+# Weights of inner layers: features are the last axis. A layer whose name says norm and
+# that has a scale is an RMS norm; keras-hub's layer norms are Keras's.
 
 
-def _inner_roles(layer):
+def _inner_roles(layer: Any) -> dict[str, tuple[str | None, ...]]:
     return {
         stable_name(v): (None,) * (len(v.shape) - 1) + ("out",) * (len(v.shape) > 0)
         for v in layer.variables
     }
 
 
-def _is_norm(layer):
+def _is_norm(layer: Any) -> bool:
     return "norm" in type(layer).__name__.lower() and hasattr(layer, "scale")
 
 
@@ -103,7 +105,7 @@ register(
     scalable=lambda layer: ("scale",) if _is_norm(layer) else (),
     norm=lambda layer: Norm("mean_square", "scale") if _is_norm(layer) else None,
 )
-# These multiply with 1 + scale; of the same name is Gemma 4's, which does not.
+# These multiply by 1 + scale, except Gemma 4's, which has the same name.
 for _name in ("RMSNormalization", "Qwen3_5LayerNorm", "EdRecRMSNormalization"):
     register(
         f"keras_hub>{_name}",
@@ -121,7 +123,7 @@ register(
     scalable=("weight",),
     norm=Norm("mean_square", "weight"),
 )
-# Biases of the attention by head, whose size stays.
+# Attention biases by head; the head size stays.
 _BY_HEAD = ("out", None)
 register(
     "keras_hub>XLNetEncoder",
@@ -132,7 +134,7 @@ register(
         "segment_encoding": (None, *_BY_HEAD),
     },
 )
-# Experts: the same number in all parents, each as wide as theirs together.
+# Experts: as many as in each parent, each as wide as the parents' together.
 _EXPERTS = {
     "expert_feedforward_intermediate_dense": (None, "in", "out"),
     "expert_feedforward_output_dense": (None, "in", "out"),
@@ -146,7 +148,7 @@ for _name in ("QwenMoeExperts", "Qwen3MoeExperts", "Qwen3_5MoeExperts"):
     register(f"keras_hub>{_name}", roles=_EXPERTS | _HALVES)
 register(
     "keras_hub>GptOssExperts",
-    # Gate and up alternate, so that pairs lie side by side.
+    # Gate and up alternate, so that each pair stays together.
     roles={
         "gate_up_proj": (None, "in", "out"),
         "gate_up_proj_bias": (None, "out"),
@@ -161,7 +163,7 @@ register("keras_hub>TransformerEncoder", widths=_BLOCK)
 register(
     "keras_hub>TransformerDecoder",
     widths=_BLOCK,
-    # With these the layer would be built at once, in the parent's shapes.
+    # With these the layer would be built at once, with the parent's shapes.
     unset=("decoder_sequence_shape", "encoder_sequence_shape"),
 )
 register("keras_hub>PositionEmbedding", roles={"embeddings": (None, "out")})
@@ -189,8 +191,7 @@ register(
     widths=_widths,
     output_width=_output_width,
     refuse=(
-        "its sinusoids of relative positions are a constant of hidden_dim, and would be "
-        "others"
+        "its sinusoids of relative positions depend on hidden_dim, and would change"
     ),
 )
 for _name in ("BloomBackbone", "FalconBackbone"):
@@ -198,11 +199,11 @@ for _name in ("BloomBackbone", "FalconBackbone"):
         f"keras_hub>{_name}",
         widths=_widths,
         output_width=_output_width,
-        refuse="its ALiBi slopes are constants of the number of heads, and would be others",
+        refuse="its ALiBi slopes depend on the number of heads, and would change",
     )
 
 
-def _gemma_multipliers(backbone):
+def _gemma_multipliers(backbone: Any) -> dict[str, float]:
     return {"token_embedding": backbone.hidden_dim**0.5}
 
 
@@ -230,16 +231,16 @@ for _name in ("T5GemmaBackbone", "T5Gemma2Backbone"):
         },
     )
 
-# Two towers, whose embeddings are compared; what they are projected to stays as it is.
+# Two towers, whose embeddings are compared; the width of the embeddings stays.
 for _name in ("CLIPBackbone", "MetaCLIP2Backbone", "SigLIPBackbone"):
     register(f"keras_hub>{_name}", nested=("vision_encoder", "text_encoder"))
 
-# Every task is grown around its backbone. What it adds is a readout, and perhaps a layer
-# before it that is as wide as the backbone, by a config key of its own.
+# Every task is grown around its backbone. It adds a readout, and perhaps a layer before it
+# that is as wide as the backbone, by a config key of its own.
 
-_AROUND = {"nested": ("backbone",), "shared": ("preprocessor",)}
+_AROUND: dict[str, Any] = {"nested": ("backbone",), "shared": ("preprocessor",)}
 register("keras_hub>Task", widths=_widths, **_AROUND)
-# Its head reads the backbone's last, post-norm block without a norm of its own.
+# Its head reads the backbone's last, post-norm block, without a norm of its own.
 register("keras_hub>RoformerV2MaskedLMHead")
 register(
     "keras_hub>RoformerV2MaskedLM",

@@ -1,5 +1,8 @@
 """Rules for the layers of Keras itself."""
 
+from collections.abc import Sequence
+from typing import Any
+
 from keras import layers
 
 from keras_fusion.models.rules import Norm, register
@@ -15,10 +18,10 @@ _KERNEL = {"kernel": ("in", "out"), "bias": ("out",)}
 
 
 def einsum_letters(equation: str) -> tuple[str, str, str]:
-    """The letters of an EinsumDense equation, the ellipsis left out.
+    """The letters of an EinsumDense equation, without the ellipsis.
 
     Args:
-        equation: e.g. `"abc,cde->abde"` or `"...x,xy->...y"`.
+        equation: string, e.g. `"abc,cde->abde"` or `"...x,xy->...y"`.
 
     Returns:
         The letters of the input, of the kernel and of the output.
@@ -28,17 +31,17 @@ def einsum_letters(equation: str) -> tuple[str, str, str]:
     return inputs, kernel, output
 
 
-def _einsum_roles(layer):
-    inputs, kernel, output = einsum_letters(layer.equation)
+def _einsum_roles(layer: Any) -> dict[str, tuple[str, ...]]:
+    _, kernel, output = einsum_letters(layer.equation)
     # A letter of both the input and the output is a batch of kernels: it is
-    # concatenated, as an output is.
+    # concatenated, like an output.
     kernel_roles = tuple("out" if letter in output else "in" for letter in kernel)
     bias = "".join(letter for letter in output if letter in (layer.bias_axes or ""))
     return {"kernel": kernel_roles, "bias": ("out",) * len(bias)}
 
 
-def _grow_einsum(configs, fixed):
-    """Grows the first output letter of the kernel's own (the heads, never their size)."""
+def _grow_einsum(configs: Sequence[dict[str, Any]], fixed: bool) -> dict[str, Any]:
+    """Grows the first output letter that the input has not (the heads, not their size)."""
     config = dict(configs[0])
     inputs, _, output = einsum_letters(config["equation"])
     shapes = [list(_as_tuple(c["output_shape"])) for c in configs]
@@ -46,14 +49,14 @@ def _grow_einsum(configs, fixed):
     grown = False
     for i, letter in enumerate(letters):
         if letter in inputs:
-            shapes[0][i] = None  # Keras takes it from the input, which may have grown.
+            shapes[0][i] = None  # Keras infers it from the input, which may have grown.
         elif not fixed and not grown:
             shapes[0][i] = sum(shape[i] for shape in shapes)
             grown = True
     return config | {"output_shape": tuple(shapes[0])}
 
 
-def _as_tuple(shape):
+def _as_tuple(shape: Any) -> tuple:
     return tuple(shape) if isinstance(shape, (list, tuple)) else (shape,)
 
 
@@ -79,7 +82,7 @@ register(
     roles={"embeddings": (None, "out"), "reverse_embeddings": ("in", None)},
 )
 
-# Attention. Heads are concatenated; their size stays.
+# Attention. Heads are concatenated and keep their size.
 
 register(
     layers.MultiHeadAttention,
@@ -96,13 +99,13 @@ register(
     },
 )
 _SINGLE_HEAD = (
-    "its one softmax over the joined features of several parents is not theirs; use "
+    "its one softmax over the concatenated features is not the parents' own; use "
     "MultiHeadAttention, whose heads are concatenated"
 )
 register(layers.Attention, refuse=_SINGLE_HEAD)
 register(layers.AdditiveAttention, refuse=_SINGLE_HEAD)
 
-# Norms. One statistic over the joined features of distinct parents is not theirs.
+# Norms. One statistic over the concatenated features is not that of any one parent.
 
 register(
     layers.LayerNormalization,
@@ -116,7 +119,7 @@ register(
     scalable=("scale",),
     norm=Norm("mean_square", "scale"),
 )
-# What an adapted layer has learned of its input, whose width it has.
+# The statistics of an adapted layer are as wide as its input.
 register(
     layers.Normalization,
     roles=lambda layer: {
@@ -151,7 +154,7 @@ register(
     roles=lambda layer: {"alpha": (None,) * (len(layer.alpha.shape) - 1) + ("out",)},
 )
 
-# Layers without weights. Those not named here keep the width of their input.
+# Layers without weights. All others keep the width of their input.
 
 for merge in (
     layers.Add,
@@ -169,9 +172,8 @@ register(layers.Softmax, refuse=_MIXES)
 register(layers.UnitNormalization, refuse=_MIXES)
 register(
     layers.Lambda,
-    refuse="its function is a black box, which may hold a width or mix the features; "
+    refuse="its function may hold a width or mix the features, which no rule can tell; "
     "write it as a layer class with a config and a rule",
 )
 register(layers.Permute, refuse="it moves the widths to another axis")
-_FIXED_SHAPE = "its shape is a constant that holds the parents' width"
-register(layers.Reshape, refuse=_FIXED_SHAPE)
+register(layers.Reshape, refuse="its target shape holds the parents' width")

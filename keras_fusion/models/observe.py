@@ -1,28 +1,35 @@
-"""Looking into a model: what goes in and out of its layers while it computes."""
+"""Records the inputs and outputs of a model's layers during a call."""
 
 import contextlib
 from collections.abc import Iterable
+from typing import Any
 
 import keras
+import numpy as np
 
 from keras_fusion.models import host
 
+# The first input and the output of a layer's call; what is no single tensor is `None`.
+Pair = tuple[np.ndarray | None, np.ndarray | None]
 
-class Observation(dict):
-    """Calls by layer id; `order` lists the ids as the layers finished first."""
+
+class Observation(dict[int, list[Pair]]):
+    """Calls by layer id; `order` lists the ids in the order in which layers finished."""
 
     def __init__(self):
         super().__init__()
-        self.order = []
+        self.order: list[int] = []
 
 
-def observe(model: keras.Model, inputs, layers: Iterable[keras.Layer]) -> Observation:
-    """Calls a model in inference mode and keeps what its layers take and give.
+def observe(
+    model: keras.Model, inputs: Any, layers: Iterable[keras.Layer]
+) -> Observation:
+    """Calls a model in inference mode and records its layers' inputs and outputs.
 
     Args:
         model: a built model.
         inputs: a batch in the structure of the model's inputs.
-        layers: the layers to look at.
+        layers: the layers to record.
 
     Returns:
         `Observation`, a dict from a layer's id to a list of `(input, output)`, one pair
@@ -40,14 +47,14 @@ def observe(model: keras.Model, inputs, layers: Iterable[keras.Layer]) -> Observ
 
 
 class _Recorder:
-    """Stands in for a layer's `call`, an attribute of the instance for the while."""
+    """Replacement for a layer's `call`, as a temporary attribute of the instance."""
 
-    def __init__(self, layer, seen):
+    def __init__(self, layer: keras.Layer, seen: Observation):
         self._call, self._id, self._seen = layer.call, id(layer), seen
         seen[self._id] = []
         self.__wrapped__ = layer.call  # Keras reads the signature.
 
-    def __call__(self, *args, **kwargs):
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         result = self._call(*args, **kwargs)
         first = args[0] if args else next(iter(kwargs.values()), None)
         if not self._seen[self._id]:
@@ -56,7 +63,7 @@ class _Recorder:
         return result
 
 
-def _array(value):
+def _array(value: Any) -> np.ndarray | None:
     if not keras.ops.is_tensor(value):
         return None
     if keras.backend.is_float_dtype(keras.backend.standardize_dtype(value.dtype)):

@@ -1,8 +1,10 @@
-"""A small batch that fits a model's inputs, and the change of its function on it."""
+"""Probes: small batches on which functions of models are compared."""
 
 import dataclasses
+import functools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -13,15 +15,20 @@ from keras_fusion.models import host
 _LENGTHS = (8, 4, 2, 1)
 
 
-def accepted(model: keras.Model, *, size: int = 2, seed: int = 0, ids: int = 2):
-    """Makes a batch that a model can be called on: see `batch`.
+# A variable, and an array of its shape.
+Value = tuple[keras.Variable, np.ndarray]
 
-    Unknown lengths are 8, or less where the model allows no more (a table of positions
+
+def accepted(model: keras.Model, *, size: int = 2, seed: int = 0, ids: int = 2) -> Any:
+    """Makes a probe that a model accepts, see `batch`.
+
+    Unknown lengths are 8, or less where the model allows no more (its table of positions
     may be short).
 
     Raises:
-        FusionError: if the model refuses all of them.
+        FusionError: if the model refuses all lengths.
     """
+    refused = None
     for length in _LENGTHS:
         inputs = batch(model, size=size, length=length, seed=seed, ids=ids)
         try:
@@ -39,18 +46,18 @@ def accepted(model: keras.Model, *, size: int = 2, seed: int = 0, ids: int = 2):
 
 def batch(
     model: keras.Model, *, size: int = 2, length: int = 8, seed: int = 0, ids: int = 2
-):
-    """Makes inputs in the form of a model's, when no real ones are at hand.
+) -> Any:
+    """Makes random inputs for a model, for use without real data.
 
     Features are standard normal. Ids and masks are 0 or 1, which every vocabulary and
-    every mask allows. Unknown lengths are `length`.
+    every mask allows. Axes of unknown length get `length`.
 
     Args:
         model: a built model.
         size: int. Number of examples.
-        length: int. Length of axes that the model leaves open.
+        length: int. Length of the axes that the model leaves open.
         seed: int. Seed of the values.
-        ids: int. How many different ids there are.
+        ids: int. Number of different ids.
 
     Returns:
         Arrays in the structure of the model's inputs, of shape `(size, ...)`.
@@ -73,14 +80,14 @@ def batch(
             f"{type(model).__name__} {model.name!r} does not know its input shape. Call "
             "it once on a batch, or pass that batch as `probe`."
         )
-    # A subclassed model does not tell whether it takes ids or features: 0 and 1 in
-    # floating point are both.
+    # Whether a subclassed model takes ids or features is unknown: 0 and 1 in floating
+    # point are both.
     return _from_shapes(
         shapes, lambda shape: _values(rng, shape, None, size, length, ids)
     )
 
 
-def _from_shapes(shapes, make):
+def _from_shapes(shapes: Any, make: Callable[[tuple], np.ndarray]) -> Any:
     if isinstance(shapes, dict):
         return {name: _from_shapes(shape, make) for name, shape in shapes.items()}
     if all(d is None or isinstance(d, int) for d in shapes):
@@ -88,48 +95,57 @@ def _from_shapes(shapes, make):
     return [_from_shapes(shape, make) for shape in shapes]
 
 
-def _values(rng, shape, dtype, size, length, ids):
+def _values(
+    rng: np.random.Generator,
+    shape: Sequence[int | None],
+    dtype: str | None,
+    size: int,
+    length: int,
+    ids: int,
+) -> np.ndarray:
     shape = (size, *(length if d is None else d for d in shape[1:]))
     if dtype is not None and keras.backend.is_float_dtype(dtype):
         return rng.standard_normal(shape).astype("float32")
     return rng.integers(0, ids, shape).astype(dtype or keras.config.floatx())
 
 
-def outputs(model: keras.Model, inputs) -> list[np.ndarray]:
+def outputs(model: keras.Model, inputs: Any) -> list[np.ndarray]:
     """The model's outputs in inference mode, as a flat list of arrays."""
     inputs = keras.tree.map_structure(keras.ops.convert_to_tensor, inputs)
     with host.unchanging():
-        results = keras.tree.flatten(model(inputs, training=False))
+        results: Any = keras.tree.flatten(model(inputs, training=False))
     return [host.host(keras.ops.cast(y, "float32")) for y in results]
 
 
-def is_random(model: keras.Model, inputs) -> bool:
-    """Whether a model draws at random in inference mode, by what two calls give."""
+def is_random(model: keras.Model, inputs: Any) -> bool:
+    """Whether a model is random in inference mode, judged by two calls."""
     states = [v for v in model.variables if "int" in v.dtype]
     changed = [(v, host.read(v) + np.ones((), v.dtype)) for v in states]
     first = outputs(model, inputs)
-    with host.assumed(changed):  # The seeds' states, which a call here does not change.
+    with host.assumed(changed):  # A call here does not change the seeds' states itself.
         again = outputs(model, inputs)
     return not change(first, again) <= tolerance(model)
 
 
-def mean_outputs(models: list[keras.Model], inputs) -> list[np.ndarray]:
-    """The mean of several models' outputs, output by output, `None` where widths differ."""
+def mean_outputs(models: Sequence[keras.Model], inputs: Any) -> list[np.ndarray | None]:
+    """The mean of several models' outputs, output by output; `None` where shapes differ."""
     results = [outputs(model, inputs) for model in models]
     return [
-        sum(ys) / len(ys) if len({y.shape for y in ys}) == 1 else None
+        functools.reduce(np.add, ys) / len(ys)
+        if len({y.shape for y in ys}) == 1
+        else None
         for ys in zip(*results, strict=True)
     ]
 
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """How far outputs are apart.
+    """The difference of two models' outputs.
 
     Args:
         largest: float. Largest difference, relative to the outputs' largest value.
         mean: float. Mean difference, relative to the mean absolute value.
-        argmax_agreement: float. Share of the positions whose largest entry is the same.
+        argmax_agreement: float. Fraction of positions with the same largest entry.
     """
 
     largest: float
@@ -144,17 +160,15 @@ class Difference:
         )
 
 
-def difference(before: list[np.ndarray], after: list[np.ndarray]) -> Difference:
-    """Compares outputs, those left out whose shape grew.
+def difference(
+    before: Sequence[np.ndarray | None], after: Sequence[np.ndarray]
+) -> Difference:
+    """Compares outputs, except those whose shape grew.
 
     Returns:
-        A `Difference`; NaN if there is none that can be compared.
+        A `Difference`; of NaN if no outputs can be compared.
     """
-    pairs = [
-        (b, a)
-        for b, a in zip(before, after, strict=True)
-        if b is not None and b.shape == a.shape
-    ]
+    pairs = _comparable(before, after)
     if not pairs:
         return Difference(float("nan"), float("nan"), float("nan"))
     tiny = np.finfo("float32").tiny
@@ -172,57 +186,69 @@ def difference(before: list[np.ndarray], after: list[np.ndarray]) -> Difference:
 
 
 def tolerance(model: keras.Model) -> float:
-    """The largest change that a growth without influence on a model may show."""
+    """The largest change of the outputs by a growth that should not change them."""
     return 1e-3 if model.compute_dtype in ("float32", "float64") else 0.2
 
 
-def change(before: list[np.ndarray], after: list[np.ndarray]) -> float:
+def change(before: Sequence[np.ndarray | None], after: Sequence[np.ndarray]) -> float:
     """Largest change of the outputs, relative to their largest absolute value.
 
     Args:
-        before: flat list of outputs.
+        before: flat list of outputs; `None` for one that cannot be compared.
         after: outputs of the same model later. Those whose shape grew (hidden states
-            that a backbone gives out) are left out.
+            that a backbone returns) are left out.
 
     Returns:
         `max|after - before| / max|before|` over all outputs that can be compared; NaN
-        if there is none.
+        if there are none.
     """
     changes = [
         np.max(np.abs(b - a)) / max(np.max(np.abs(b)), np.finfo("float32").tiny)
-        for b, a in zip(before, after, strict=True)
-        if b is not None and b.shape == a.shape
+        for b, a in _comparable(before, after)
     ]
     return float(max(changes)) if changes else float("nan")
 
 
-# Finding by trying which of a model's values its function does not depend on. Names of
-# variables differ from family to family; what a change of them does to the outputs does
-# not.
+def _comparable(
+    before: Sequence[np.ndarray | None], after: Sequence[np.ndarray]
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    return [
+        (b, a)
+        for b, a in zip(before, after, strict=True)
+        if b is not None and b.shape == a.shape
+    ]
+
+
+# Trials that find which of a model's values its function does not depend on. The names of
+# variables differ from family to family; the effect of a variable on the outputs can be
+# measured in all of them.
 
 
 def keep_harmless(
-    change: Callable[[], float], values: list[tuple], *, tolerance: float = 1e-6
-) -> list:
-    """Finds which variables can have new values without a change of the function.
+    change: Callable[[], float],
+    values: Sequence[Value],
+    *,
+    tolerance: float = 1e-6,
+) -> list[Value]:
+    """Finds which variables can take new values without a change of the function.
 
-    Nothing is written. What has passed is assumed in the trials that follow.
+    Nothing is written. A value that has passed is assumed in the trials that follow.
 
-    Variables of one name but for its numbers (those of equal blocks) are tried together
-    first, and one by one only if that fails.
+    Variables whose names differ only in numbers (those of repeated blocks) are tried
+    together first, and one by one only if that fails.
 
     Args:
-        change: function without arguments that measures by `outputs` how far they have
-            changed, relative to their largest value.
+        change: function without arguments that measures, with `outputs`, how far the
+            outputs have changed, relative to their largest value.
         values: list of `(variable, array)`, tried in this order.
         tolerance: float. The largest change that passes.
 
     Returns:
-        List of the pairs that can be.
+        List of the pairs that passed.
     """
-    kept = []
+    kept: list[Value] = []
 
-    def passes(some):
+    def passes(some: Sequence[Value]) -> bool:
         with host.assumed([*kept, *some]):
             harmless = change() <= tolerance
         kept.extend(some if harmless else ())
@@ -235,8 +261,8 @@ def keep_harmless(
     return kept
 
 
-def _alike(values):
-    groups = {}
+def _alike(values: Sequence[Value]) -> Iterable[list[Value]]:
+    groups: dict[str, list[Value]] = {}
     for variable, value in values:
         name = re.sub(r"\d+", "#", variable.path)
         groups.setdefault(name, []).append((variable, value))

@@ -1,13 +1,15 @@
-"""A run of several processes: who speaks for all, and a number that all agree on."""
+"""Runs of several processes: which one is the chief, and a number that all agree on."""
+
+from typing import Any
 
 import keras
 import numpy as np
 
 
 def is_chief() -> bool:
-    """Whether this process is the one that speaks for all.
+    """Whether this process is the chief, which logs and writes files for all.
 
-    With TensorFlow's workers it must be asked for in the scope of their strategy.
+    With TensorFlow's workers, call it in the scope of their strategy.
     """
     if keras.config.backend() == "jax":
         import jax
@@ -23,7 +25,7 @@ def is_chief() -> bool:
 
 
 def is_alone() -> bool:
-    """Whether no other process trains the model too; asked for as `is_chief` is."""
+    """Whether no other process trains the model; to be called like `is_chief`."""
     if keras.config.backend() == "jax":
         import jax
 
@@ -32,7 +34,7 @@ def is_alone() -> bool:
 
 
 def agreed(number: int) -> int:
-    """The first process's number, in all processes.
+    """The first process's number, returned in all processes.
 
     Args:
         number: int below 2**31, such as a seed that each process has drawn itself.
@@ -46,7 +48,7 @@ def agreed(number: int) -> int:
     elif (workers := _workers()) is not None:
         import tensorflow as tf
 
-        def part():
+        def part() -> Any:
             first = tf.distribute.get_replica_context().replica_id_in_sync_group == 0
             return tf.constant(number, tf.int64) * tf.cast(first, tf.int64)
 
@@ -54,8 +56,8 @@ def agreed(number: int) -> int:
     return int(number)
 
 
-def _workers():
-    """The strategy of several TensorFlow workers, if it is in scope."""
+def _workers() -> Any:
+    """The strategy of several TensorFlow workers if it is in scope, or `None`."""
     if keras.config.backend() != "tensorflow":
         return None
     import tensorflow as tf

@@ -1,25 +1,29 @@
-"""Old names of arguments, which one version accepts with a warning."""
+"""Old names of arguments, which are accepted with a warning for one version."""
 
 import functools
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any, ParamSpec, TypeVar
 
 from keras_fusion.errors import FusionError
 
+P = ParamSpec("P")
+R = TypeVar("R")
 
-def renamed(**names: str) -> Callable[[Callable], Callable]:
+
+def renamed(**names: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Decorator that accepts arguments by their old names, with a `DeprecationWarning`.
 
     Args:
-        **names: the new name by each old one.
+        **names: the new name for each old one.
 
     Returns:
         The decorator.
     """
 
-    def decorate(function):
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
         @functools.wraps(function)
-        def accepting(*args, **kwargs):
+        def accepting(*args: P.args, **kwargs: P.kwargs) -> R:
             old = {name: new for name, new in names.items() if name in kwargs}
             for name, new in old.items():
                 if new in kwargs:
@@ -28,8 +32,8 @@ def renamed(**names: str) -> Callable[[Callable], Callable]:
                         f"{name}={kwargs[name]!r}, {new}={kwargs[new]!r}."
                     )
                 warnings.warn(
-                    f"`{name}` is now called `{new}`; the old name will go in the next "
-                    "version.",
+                    f"`{name}` is now called `{new}`; the next version will no longer "
+                    "accept the old name.",
                     DeprecationWarning,
                     stacklevel=2,
                 )
@@ -44,14 +48,14 @@ def renamed(**names: str) -> Callable[[Callable], Callable]:
     return decorate
 
 
-def _in_old_words(message, old):
-    """The message about an argument, by the name that the caller has given."""
+def _in_old_words(message: str, old: Mapping[str, str]) -> str:
+    """A message about an argument, with the name that the caller has used."""
     for name, new in old.items():
         message = message.replace(f"`{new}`", f"`{name}`")
         message = message.replace(f"{new}=", f"{name}=")
     return message
 
 
-def in_new_names(config: dict, names: dict[str, str]) -> dict:
-    """A config that an earlier version has saved, with the arguments' names of today."""
+def in_new_names(config: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    """A config that an earlier version has saved, with today's names of the arguments."""
     return {names.get(name, name): value for name, value in config.items()}

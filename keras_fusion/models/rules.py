@@ -1,24 +1,30 @@
-"""The one place for knowledge of layers: which config keys and axes are widths."""
+"""The registry of layer classes: which of their config keys and axes are widths."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import Any
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import keras
 
 from keras_fusion.errors import FusionError, UnregisteredLayerError
 
+# Of one axis: `"in"`, `"out"` or `None`; `("out", n)` for n tensors one after another.
+Role = str | tuple[str, int] | None
+Roles = Mapping[str, tuple[Role, ...]]
+_Class = TypeVar("_Class", bound=type | str)
+
 
 @dataclasses.dataclass(frozen=True)
 class Norm:
-    """What a norm over the last axis computes, for `register`.
+    """Description of a norm over the last axis, for `register`.
 
     Args:
         statistic: `"mean_variance"` (a layer norm) or `"mean_square"` (an RMS norm).
-        scale: name of the variable that multiplies.
-        shift: name of the variable that is added, or `None`.
-        offset: float. What is added to `scale` before it multiplies: 1 for a norm that
-            computes with `1 + scale` (Gemma's). Defaults to 0.
+        scale: string. Name of the variable that multiplies.
+        shift: string. Name of the variable that is added, or `None`.
+        offset: float. Constant that is added to `scale` before it multiplies: 1 for a
+            norm that computes with `1 + scale` (Gemma's). Defaults to 0.
 
     Example:
 
@@ -45,130 +51,152 @@ class Norm:
         return self.statistic == "mean_variance"
 
 
-@dataclasses.dataclass(frozen=True)
-class Rule:
-    """What fusion needs to know of a layer class. See `register` for the fields."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Fixed:
+    """The fields of a rule that are the same for all layers of a class."""
 
     cls: type | str
-    widths: tuple[str, ...] | Callable = ()
-    roles: Mapping | Callable | None = None
-    output_width: str | Callable | None = None
-    depth: tuple[str, ...] | Callable = ()
+    roles: Roles | Callable[[Any], Roles] | None = None
     nested: tuple[str, ...] = ()
     shared: tuple[str, ...] = ()
     unset: tuple[str, ...] = ()
-    equal: Mapping[str, Callable] = dataclasses.field(default_factory=dict)
-    scalable: tuple[str, ...] | Callable = ()
-    norm: Norm | Callable | None = None
+    equal: Mapping[str, Callable[[dict], Any]] = dataclasses.field(default_factory=dict)
     tied_readout: str | None = None
-    last_norm: str | Callable | None = None
-    input_multipliers: Callable | None = None
-    readout_multiplier: Callable | None = None
+    input_multipliers: Callable[[Any], Mapping[str, float]] | None = None
+    readout_multiplier: Callable[[Any], float] | None = None
     merge: str | None = None
-    grow: Callable | None = None
+    grow: Callable[[Sequence[dict], bool], dict] | None = None
     refuse: str | None = None
 
-    def of(self, layer: keras.Layer) -> "Rule":
-        """The rule as it is for one layer: what is a function of it, evaluated."""
-        changes = {
-            name: getattr(self, name)(layer)
-            for name in (
-                "widths",
-                "output_width",
-                "scalable",
-                "norm",
-                "last_norm",
-                "depth",
-            )
-            if callable(getattr(self, name))
-        }
-        return dataclasses.replace(self, **changes) if changes else self
-
-    def variable_roles(self, layer: keras.Layer) -> Mapping:
+    def variable_roles(self, layer: keras.Layer) -> Roles:
         """Roles of the axes of the layer's own variables, by variable name."""
         roles = self.roles(layer) if callable(self.roles) else self.roles
         return roles or {}
 
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rule(_Fixed):
+    """The rule of one layer: how fusion treats it. See `register` for the fields."""
+
+    widths: tuple[str, ...] = ()
+    output_width: str | None = None
+    depth: tuple[str, ...] = ()
+    scalable: tuple[str, ...] = ()
+    norm: Norm | None = None
+    last_norm: str | None = None
+
     def offset(self, name: str) -> float:
-        """What is added to a variable before it multiplies."""
+        """The constant that is added to a variable before it multiplies."""
         return self.norm.offset if self.norm and name == self.norm.scale else 0.0
 
 
-_RULES: dict[type | str, Rule] = {}
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ClassRule(_Fixed):
+    """The rule of a layer class, some of whose fields may be functions of a layer."""
+
+    widths: tuple[str, ...] | Callable[[Any], tuple[str, ...]] = ()
+    output_width: str | Callable[[Any], str | None] | None = None
+    depth: tuple[str, ...] | Callable[[Any], tuple[str, ...]] = ()
+    scalable: tuple[str, ...] | Callable[[Any], tuple[str, ...]] = ()
+    norm: Norm | Callable[[Any], Norm | None] | None = None
+    last_norm: str | Callable[[Any], str | None] | None = None
+
+    def of(self, layer: keras.Layer) -> Rule:
+        """The rule of one layer of the class."""
+        if not self._functions:
+            return self._constant
+        values = {name: getattr(self, name)(layer) for name in self._functions}
+        return dataclasses.replace(self._constant, **values)
+
+    @functools.cached_property
+    def _functions(self) -> tuple[str, ...]:
+        """Names of the fields that are functions of a layer."""
+        own = {f.name for f in dataclasses.fields(self)}
+        own -= {f.name for f in dataclasses.fields(_Fixed)}
+        return tuple(name for name in own if callable(getattr(self, name)))
+
+    @functools.cached_property
+    def _constant(self) -> Rule:
+        """The rule without the fields that are functions of a layer."""
+        names = {f.name for f in dataclasses.fields(self)} - set(self._functions)
+        return Rule(**{name: getattr(self, name) for name in names})
+
+
+_RULES: dict[type | str, ClassRule] = {}
 
 
 def register(
-    cls: type | str,
+    cls: _Class,
     *,
-    widths: tuple[str, ...] | Callable[[Any], tuple] = (),
-    roles: Mapping[str, tuple] | Callable[[Any], Mapping] | None = None,
-    output_width: str | Callable[[Any], str] | None = None,
-    depth: tuple[str, ...] | Callable[[Any], tuple] = (),
+    widths: tuple[str, ...] | Callable[[Any], tuple[str, ...]] = (),
+    roles: Roles | Callable[[Any], Roles] | None = None,
+    output_width: str | Callable[[Any], str | None] | None = None,
+    depth: tuple[str, ...] | Callable[[Any], tuple[str, ...]] = (),
     nested: tuple[str, ...] = (),
     shared: tuple[str, ...] = (),
     unset: tuple[str, ...] = (),
     equal: Mapping[str, Callable[[dict], Any]] | None = None,
-    scalable: tuple[str, ...] | Callable[[Any], tuple] = (),
+    scalable: tuple[str, ...] | Callable[[Any], tuple[str, ...]] = (),
     norm: Norm | Callable[[Any], Norm | None] | None = None,
     tied_readout: str | None = None,
     last_norm: str | Callable[[Any], str | None] | None = None,
     input_multipliers: Callable[[Any], Mapping[str, float]] | None = None,
     readout_multiplier: Callable[[Any], float] | None = None,
     merge: str | None = None,
-    grow: Callable | None = None,
+    grow: Callable[[Sequence[dict], bool], dict] | None = None,
     refuse: str | None = None,
-) -> type | str:
-    """Tells keras_fusion how a layer or model class grows.
+) -> _Class:
+    """Registers how a layer or model class grows.
 
     A rule holds for the class and its subclasses. Registering a class again replaces
     its rule. A composite (a block, a whole model) usually needs only `widths`, since
-    its weights belong to sub-layers that have rules of their own. What may be a
-    function takes the layer and returns what else would be given.
+    its weights belong to sub-layers that have rules of their own. An argument that may be
+    a function gets the layer and returns the value for that layer.
 
     Args:
         cls: the class, a subclass of `keras.Layer` (so also any `keras.Model`); or
             `"package>ClassName"` for a class that its package does not export;
-            `"package>*"` tells of the weights of a package's layers without rule, where
-            the composite that holds them has one.
+            `"package>*"` describes the weights of a package's layers without a rule,
+            where the composite that holds them has one.
         widths: keys of `cls.get_config()` that are widths. In the fused layer each is
             the sum of the parents' values.
         roles: dict from the name of a variable of the layer's own to one role per
             axis: `"in"` (contracted with the input), `"out"` (indexes the output) or
-            `None` (not a width); `("out", n)` for an axis that is n tensors one after
-            the other, each of which grows. Or a function from the layer to such a dict.
+            `None` (not a width); `("out", n)` for an axis of n concatenated tensors,
+            each of which grows. Or a function from the layer to such a dict.
         output_width: the key among `widths` that sets the size of the output's last
             axis. It does not grow where the model's own outputs or inputs fix that
             size. Leave it out where the output is as wide as the input.
         depth: keys of the config that count blocks. Parents may differ in them if their
-            blocks are pre-norm and residual: the shallower continues as an identity.
-        nested: config keys that hold a layer or model, grown in its turn (the
+            blocks are pre-norm and residual: the shallower one continues as an identity.
+        nested: config keys that hold a layer or model, which is grown as well (the
             `backbone` of a keras-hub task). The layer has an attribute of that name.
-        shared: config keys whose object is handed on as it is (a tokenizer).
+        shared: config keys whose object is passed on unchanged (a tokenizer).
         unset: config keys to drop, so that the grown layer is built anew.
         equal: dict from a name to a function of the config; its value must be the
             same in all parents (`{"head size": lambda c: c["dim"] // c["heads"]}`).
         scalable: names of variables, e.g. a norm's `("gamma", "beta")`, that scale
-            the layer's output when they are multiplied by a number. A tied readout in
-            front of which the layer stands is averaged by them.
+            the layer's output when they are multiplied by a number. They carry the
+            factor of the mean where the layer comes before a tied readout.
         norm: a `Norm`, for a layer that divides by a statistic of its last axis.
         tied_readout: for a layer whose `call` multiplies by the transpose of an
-            embedding, unseen from outside: the attribute path of the last norm before
-            (`"decoder.final_norm"`).
+            embedding, which its graph does not show: the attribute path of the last
+            norm before the readout (`"decoder.final_norm"`).
         last_norm: for a backbone: the attribute path of the norm that makes its last
-            hidden states, for a task outside of it whose readout is tied.
-        input_multipliers: function from the layer to a dict: for the attribute path of
-            an embedding the number, dependent on a width, that its output is
-            multiplied with.
-        readout_multiplier: function from the layer to a number that its `call`
-            multiplies a tied readout with and that depends on a width.
+            hidden states, for a task around it whose readout is tied.
+        input_multipliers: function from the layer to a dict from the attribute path of
+            an embedding to the number, dependent on a width, that its output is
+            multiplied by.
+        readout_multiplier: function from the layer to a number, dependent on a width,
+            by which its `call` multiplies the input of a tied readout.
         merge: `"all"` if the output is as wide as each of several inputs (`Add`),
-            `"concatenate"` if they lie side by side in it.
+            `"concatenate"` if they are concatenated in it.
         grow: function `(configs, fixed) -> config` for a class whose widths do not
-            simply add up. `fixed` tells that the output must keep its size.
-        refuse: reason why the class cannot be grown where its input is.
+            simply add up. `fixed` says that the output must keep its size.
+        refuse: string. The reason why the class cannot be grown where its input grows.
 
     Returns:
-        `cls`, so that `register` can be used on the fly.
+        `cls`, so that `register` can be applied to a class in place.
 
     Raises:
         FusionError: if `cls` is not a layer class, or `output_width` or a role is not
@@ -196,7 +224,7 @@ def register(
     >>> fused = keras_fusion.testing.run_rule_test(Block(8), input_shape=(2, 4))
     """
     _check_registration(cls, widths, roles, output_width)
-    _RULES[cls] = Rule(
+    _RULES[cls] = ClassRule(
         cls=cls,
         widths=widths if callable(widths) else tuple(widths),
         roles=roles,
@@ -219,7 +247,7 @@ def register(
     return cls
 
 
-def _check_registration(cls, widths, roles, output_width):
+def _check_registration(cls: Any, widths: Any, roles: Any, output_width: Any) -> None:
     named = isinstance(cls, str) and ">" in cls
     if not named and not (isinstance(cls, type) and issubclass(cls, keras.Layer)):
         raise FusionError(
@@ -231,11 +259,12 @@ def _check_registration(cls, widths, roles, output_width):
             f"`widths` must be a tuple of config keys. Received: widths={widths!r}; "
             f"write widths=({widths!r},)."
         )
-    dynamic = callable(widths) or callable(output_width)
-    if not dynamic and output_width is not None and output_width not in widths:
+    fixed = None if callable(widths) else tuple(widths)
+    named_width = None if callable(output_width) else output_width
+    if fixed is not None and named_width is not None and named_width not in fixed:
         raise FusionError(
             f"`output_width` must be one of `widths`. Received: output_width="
-            f"{output_width!r}, widths={tuple(widths)!r}."
+            f"{named_width!r}, widths={fixed!r}."
         )
     for name, axes in roles.items() if isinstance(roles, Mapping) else ():
         if isinstance(axes, str) or not all(map(_is_role, axes)):
@@ -245,13 +274,13 @@ def _check_registration(cls, widths, roles, output_width):
             )
 
 
-def _is_role(role):
+def _is_role(role: Any) -> bool:
     name = role[0] if isinstance(role, tuple) else role
     return name in ("in", "out", None)
 
 
 def find(layer: keras.Layer) -> Rule | None:
-    """The rule of a layer: that of the nearest class among its bases, or `None`."""
+    """The rule of a layer, from the nearest registered class; `None` without one."""
     for cls in type(layer).__mro__:
         for key in (cls, f"{cls.__module__.split('.')[0]}>{cls.__name__}"):
             if key in _RULES:
@@ -260,7 +289,7 @@ def find(layer: keras.Layer) -> Rule | None:
 
 
 def find_for_weights(layer: keras.Layer) -> Rule | None:
-    """The rule that describes a layer's own weights: its own, or its package's."""
+    """The rule that describes a layer's own weights: the layer's, or its package's."""
     rule = find(layer)
     if rule is None or (rule.roles is None and rule.norm is None):
         package = type(layer).__module__.split(".")[0]
@@ -269,11 +298,12 @@ def find_for_weights(layer: keras.Layer) -> Rule | None:
     return rule
 
 
-def registered() -> dict[type | str, Rule]:
-    """All rules by class, for the tests that every rule must pass.
+def registered() -> dict[type | str, ClassRule]:
+    """All rules by class, for tests that every rule must pass.
 
     Returns:
-        Dict from a class, or its name as `"package>ClassName"`, to its `Rule`.
+        Dict from a class, or its name as `"package>ClassName"`, to its rule, which has
+        the arguments of `register` as attributes.
 
     Example:
 
@@ -284,17 +314,19 @@ def registered() -> dict[type | str, Rule]:
     return dict(_RULES)
 
 
-def unregistered(layer: keras.Layer, address: str, names) -> UnregisteredLayerError:
-    """The error for a layer that has weights and no rule for them.
+def unregistered(
+    layer: keras.Layer, address: str, names: Sequence[str]
+) -> UnregisteredLayerError:
+    """Makes the error for a layer that has weights and no rule for them.
 
     Args:
         layer: the layer.
-        address: string. Where it is held.
-        names: list of the names of its own variables; empty for a composite, whose
-            weights belong to its sub-layers.
+        address: string. The layer's address.
+        names: names of its own variables; empty for a composite, whose weights belong
+            to its sub-layers.
     """
     cls = type(layer).__name__
-    known = ", ".join(sorted(getattr(c, "__name__", c) for c in _RULES))
+    known = ", ".join(sorted(c if isinstance(c, str) else c.__name__ for c in _RULES))
     call = f"keras_fusion.register({cls}, widths={_width_keys(layer)}"
     if names:
         what = f"has weights {names} that no rule describes"
@@ -305,15 +337,15 @@ def unregistered(layer: keras.Layer, address: str, names) -> UnregisteredLayerEr
         what = (
             "holds layers with weights, but no rule says which config keys are widths"
         )
-        advice = "with those keys of its config that are widths"
+        advice = "with the keys of its config that are widths"
     return UnregisteredLayerError(
         f"Layer {layer.name!r} at {address!r}, of class {cls}, {what}. Register it, e.g. "
         f"{call}), {advice}; or pass the bigger model as `into`. Registered: {known}."
     )
 
 
-def _width_keys(layer):
-    """The config's integers, as a first guess at its widths."""
+def _width_keys(layer: keras.Layer) -> tuple[str, ...]:
+    """The keys of integers in the config, as a first guess at its widths."""
     try:
         config = layer.get_config()
     except NotImplementedError:

@@ -1,11 +1,12 @@
-"""Walking a model: which layers it has, and which variables each layer owns.
+"""Walks over models: their layers, and the variables that each layer owns.
 
 Two builds of one architecture name their unnamed sub-layers differently, so layers
-correspond by where they are held (attribute or position), never by name or path.
+correspond by address (attribute or position), never by name or path.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import keras
 
@@ -16,12 +17,12 @@ from keras_fusion.models.private.attributes import attributes
 
 
 def skipped_attributes(layer: keras.Layer) -> tuple[str, ...]:
-    """Attributes of a layer that are no part of the network (a tokenizer)."""
+    """Attributes of a layer that are not part of the network (a tokenizer)."""
     rule = rules.find(layer)
     return rule.shared if rule is not None else ()
 
 
-def children(layer: keras.Layer, *, list_layers: bool = True) -> dict:
+def children(layer: keras.Layer, *, list_layers: bool = True) -> dict[str, keras.Layer]:
     """Direct sub-layers by address, each once, in an order that two builds share.
 
     Args:
@@ -48,7 +49,7 @@ def children(layer: keras.Layer, *, list_layers: bool = True) -> dict:
     return unique
 
 
-def _collect(address, value, found):
+def _collect(address: str, value: Any, found: dict[str, keras.Layer]) -> None:
     if isinstance(value, keras.layers.InputLayer):
         return  # It has no state, and a nested model may share it with the outer one.
     if isinstance(value, keras.Layer):
@@ -61,34 +62,33 @@ def _collect(address, value, found):
             _collect(f"{address}[{key!r}]", item, found)
 
 
-def walk(layer: keras.Layer) -> Iterator:
+def walk(layer: keras.Layer) -> Iterator[tuple[str, keras.Layer]]:
     """Yields `(address, layer)` for a layer and all below it, each layer once.
 
     Args:
         layer: the layer or model to start from.
     """
-    seen = {id(layer)}
-
-    def descend(address, current):
-        yield address, current
-        for name, child in children(current).items():
-            if id(child) not in seen:
-                seen.add(id(child))
-                yield from descend(f"{address}.{name}" if address else name, child)
-
-    yield from descend("", layer)
+    yield from _walk(layer, list_layers=True)
 
 
-def by_attribute(layer: keras.Layer) -> Iterator:
-    """As `walk`, with addresses that do not depend on how many layers come before.
+def by_attribute(layer: keras.Layer) -> Iterator[tuple[str, keras.Layer]]:
+    """Yields like `walk`, with addresses that do not depend on the layers before.
 
-    What no attribute of a model holds is addressed by its name.
+    A layer that no attribute of a model holds is addressed by its name.
     """
+    yield from _walk(layer, list_layers=False)
+
+
+def _walk(
+    layer: keras.Layer, *, list_layers: bool
+) -> Iterator[tuple[str, keras.Layer]]:
     seen = {id(layer)}
 
-    def descend(address, current):
+    def descend(
+        address: str, current: keras.Layer
+    ) -> Iterator[tuple[str, keras.Layer]]:
         yield address, current
-        for name, child in children(current, list_layers=False).items():
+        for name, child in children(current, list_layers=list_layers).items():
             if id(child) not in seen:
                 seen.add(id(child))
                 yield from descend(f"{address}.{name}" if address else name, child)
@@ -96,21 +96,23 @@ def by_attribute(layer: keras.Layer) -> Iterator:
     yield from descend("", layer)
 
 
-def own_variables(layer: keras.Layer) -> list:
-    """The variables that a layer holds itself, its sub-layers' left out."""
+def own_variables(layer: keras.Layer) -> list[keras.Variable]:
+    """The variables that a layer holds itself, without those of its sub-layers."""
     below = {id(v) for child in children(layer).values() for v in child.variables}
     return [v for v in layer.variables if id(v) not in below]
 
 
 def stable_name(variable: keras.Variable) -> str:
-    """A variable's name, without the number that Keras gives to those without name."""
+    """A variable's name, without the number that Keras gives to unnamed variables."""
     return re.sub(r"^variable_\d+$", "variable", variable.name)
 
 
-def shared_variables(layers: list) -> list[tuple]:
+def shared_variables(
+    layers: Sequence[keras.Layer],
+) -> list[tuple[keras.Variable, ...]]:
     """The corresponding own variables of corresponding layers, by position.
 
-    A block norm's blend has no counterpart in the norm of Keras that it stands for.
+    A block norm's blend has no counterpart in the norm of Keras that it replaces.
 
     Raises:
         StructureError: if other variables differ.
@@ -124,13 +126,15 @@ def shared_variables(layers: list) -> list[tuple]:
         raise StructureError(
             f"The variables of {type(layers[0]).__name__} {layers[0].name!r} differ "
             f"between the models: {names}. Build them with the same options; if weights "
-            "are tied by hand, which no config tells, pass a bigger model that is tied as "
-            "well as `into`."
+            "are tied by hand, which no config says, pass as `into` a bigger model that "
+            "is tied as well."
         )
     return list(zip(*stacks, strict=True))
 
 
-def lockstep(models: list) -> Iterator:
+def lockstep(
+    models: Sequence[keras.Layer],
+) -> Iterator[tuple[str, list[keras.Layer]]]:
     """Yields `(address, layers)` for the corresponding layers of several models.
 
     Raises:
@@ -152,6 +156,6 @@ def lockstep(models: list) -> Iterator:
         longest = max(walks, key=len)
         raise StructureError(
             f"The models have different numbers of layers: {lengths}; the first layer "
-            f"without counterpart is {longest[min(lengths)][0]!r}. Parents must be of "
+            f"without a counterpart is {longest[min(lengths)][0]!r}. Parents must be of "
             "equal depth; only widths may differ."
         )

@@ -1,1 +1,1 @@
-"""The arrays of a grown model: weights and optimizer slots, from those of the parents."""
+"""The values of a grown model: weights and optimizer slots, from those of the parents."""

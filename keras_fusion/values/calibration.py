@@ -1,18 +1,19 @@
-"""Norm calibration: the joint norm is brought as near to the parents' as gamma can.
+"""Norm calibration, which brings joint norms as close to the parents' as gamma can.
 
-A joint norm divides every parent's features by one statistic of all, and a parent of
-large activations drowns the others. For each norm and parent the ratio of both
-statistics over a batch is absorbed in the parent's gamma; for a layer norm the shift is
-absorbed in beta. What is left is what differs token by token.
+A joint norm divides every parent's features by one statistic of all, which a parent with
+large activations dominates. For each norm and parent the ratio of the two statistics,
+averaged over a batch, is absorbed in the parent's gamma; for a layer norm the shift is
+absorbed in beta. The remaining error is the variation from token to token.
 
-The mean that a layer norm subtracts differs much from token to token. But where all that
-reads the residual stream are layer norms (a pre-norm network), none of them sees the
-stream's mean. There the weights that write to the stream are centred first, which does
-not change the parent, and leaves one deviation to compare.
+The mean that a layer norm subtracts varies much from token to token. But where the
+residual stream is read by layer norms only (a pre-norm network), the stream's mean has no
+effect. There the weights that write to the stream are centred first, which does not
+change the parent, and leaves only the deviations to compare.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -22,14 +23,18 @@ from keras_fusion.errors import FusionError
 from keras_fusion.layout.variables import VariableLayout
 from keras_fusion.models import host, probe, tree
 from keras_fusion.models.block_norms import is_block_norm
-from keras_fusion.models.observe import observe
+from keras_fusion.models.observe import Pair, observe
+from keras_fusion.models.rules import Norm
+
+# By the indices of a layout and of a parent.
+Corrections = Mapping[tuple[int, int], "Correction"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Correction:
-    """What a parent's value `v` becomes: `factor * (v + offset) - offset + shift`.
+    """Maps a parent's value `v` to `factor * (v + offset) - offset + shift`.
 
-    If `centered`, the mean over the last axis is taken off first.
+    If `centered`, the mean over the last axis is subtracted first.
     """
 
     factor: np.ndarray | float = 1.0
@@ -44,9 +49,9 @@ class Correction:
 
 
 def corrections(
-    matches: Sequence[Match], layouts: Sequence[VariableLayout], inputs
-) -> dict[tuple[int, int], Correction]:
-    """Measures, on distinct parents, the corrections that their joint norms need.
+    matches: Sequence[Match], layouts: Sequence[VariableLayout], inputs: Any
+) -> Corrections:
+    """Measures the corrections that the joint norms of distinct parents need.
 
     Args:
         matches: the corresponding layers of the parents and the bigger model.
@@ -56,18 +61,19 @@ def corrections(
     Returns:
         Dict from the indices of a layout and of a parent to the `Correction`.
     """
-    joint = [match for match in matches if is_joint(match)]
-    found, seen = {}, []
+    joint = _joint_norms(matches)
+    found: dict[int, Correction] = {}
+    seen = []
     for k, parent in enumerate(matches[0].layers):
-        norms = [match.layers[k] for match in joint]
+        norms = [match.layers[k] for match, _ in joint]
         centered = _centered_writers(parent, joint, k, inputs)
         with host.assumed(centered):
             seen.append(observe(parent, inputs, norms))
         found |= {id(v): Correction(centered=True) for v, _ in centered}
-    for match in joint:
+    for match, norm in joint:
         calls = [seen[k][id(layer)] for k, layer in enumerate(match.layers)]
         if all(calls):
-            for key, correction in _norm_corrections(match, calls).items():
+            for key, correction in _norm_corrections(match, norm, calls).items():
                 centered = key in found and found[key].centered
                 found[key] = dataclasses.replace(correction, centered=centered)
     return _placed(found, layouts)
@@ -75,27 +81,28 @@ def corrections(
 
 def for_new_capacity(
     matches: Sequence[Match], layouts: Sequence[VariableLayout], count: int
-) -> dict[tuple[int, int], Correction]:
-    """Corrections of joint norms for added features that deviate from nothing.
+) -> Corrections:
+    """The corrections of joint norms for new features that equal the features' mean.
 
-    The new features take part in the norms' mean of squares, which falls by the same
-    factor for all tokens; gamma falls by its root. What a norm adds to it, where it could
-    not be made smaller as well, is measured on a batch.
+    The new features count in the norms' mean of squares, which falls by the same factor
+    for all tokens; gamma falls by its root. The effect of a norm's epsilon, where it
+    could not be made smaller as well, is measured on a batch.
 
     Args:
-        matches: the corresponding layers of the model that is grown and the bigger one.
+        matches: the corresponding layers of the model and the bigger one.
         layouts: the layouts of the growth.
-        count: int. How many copies of the model the bigger one holds.
+        count: int. Number of copies of the model in the bigger one.
 
     Returns:
         Dict from the indices of a layout and of a parent to the `Correction`.
     """
-    joint = [match for match in matches if is_joint(match)]
+    joint = _joint_norms(matches)
     model = matches[0].layers[0]
-    seen = observe(model, probe.accepted(model), [match.layers[0] for match in joint])
+    norms = [match.layers[0] for match, _ in joint]
+    seen = observe(model, probe.accepted(model), norms)
     found = {}
-    for match in joint:
-        layer, norm = match.layers[0], match.weights_rule.norm
+    for match, norm in joint:
+        layer = match.layers[0]
         variables = zip(layer.variables, match.grown.variables, strict=True)
         for variable, larger in variables:
             if variable.name == norm.scale and seen[id(layer)]:
@@ -108,8 +115,10 @@ def for_new_capacity(
     return _placed(found, layouts)
 
 
-def _placed(found, layouts):
-    """Corrections by layout and parent, of those by the ids of variables."""
+def _placed(
+    found: dict[int, Correction], layouts: Sequence[VariableLayout]
+) -> Corrections:
+    """Corrections by layout and parent, from those by the ids of variables."""
     return {
         (index, k): found[id(source)]
         for index, layout in enumerate(layouts)
@@ -118,22 +127,25 @@ def _placed(found, layouts):
     }
 
 
-def _tokens(calls):
+def _tokens(calls: Sequence[Pair]) -> np.ndarray:
     """The inputs of all calls of a norm, of shape (tokens, features)."""
-    rows = [x.reshape(-1, x.shape[-1]) for x, _ in calls]
+    rows = [x.reshape(-1, x.shape[-1]) for x, _ in calls if x is not None]
     return np.concatenate(rows).astype("float64")
 
 
-def _epsilon(layer):
+def _epsilon(layer: keras.Layer) -> float:
     return getattr(layer, "epsilon", 1e-6)
 
 
-def _centered_writers(parent, joint, k, inputs):
-    """Centred values of the weights that write to what only layer norms read."""
+def _centered_writers(
+    parent: keras.Model,
+    joint: Sequence[tuple[Match, Norm]],
+    k: int,
+    inputs: Any,
+) -> list[probe.Value]:
+    """Centred values of the weights whose outputs only layer norms read."""
     widths = {
-        match.layers[k].variables[0].shape[-1]
-        for match in joint
-        if match.weights_rule.norm.centered
+        match.layers[k].variables[0].shape[-1] for match, norm in joint if norm.centered
     }
     own = [
         (variable, host.read(variable))
@@ -144,29 +156,38 @@ def _centered_writers(parent, joint, k, inputs):
     expected = probe.outputs(parent, few)
     values = [(v, _centered(value)) for v, value in own if value.any()]
 
-    def change():
+    def change() -> float:
         return probe.change(expected, probe.outputs(parent, few))
 
     return probe.keep_harmless(change, values, tolerance=1e-5)
 
 
-def _centered(value):
+def _centered(value: np.ndarray) -> np.ndarray:
     return value - value.mean(axis=-1, keepdims=True)
 
 
 def is_joint(match: Match) -> bool:
     """Whether a layer is a norm that grew and has one statistic for all features."""
-    rule, layer = match.weights_rule, match.layers[0]
-    if rule is None or rule.norm is None or is_block_norm(match.grown):
-        return False
-    return [v.shape for v in layer.variables] != [
-        v.shape for v in match.grown.variables
-    ]
+    return bool(_joint_norms([match]))
 
 
-def _norm_corrections(match, calls):
-    """Corrections of one norm, from the inputs that the parents' norms were given."""
-    layers, norm = match.layers, match.weights_rule.norm
+def _joint_norms(matches: Sequence[Match]) -> list[tuple[Match, Norm]]:
+    """The layers that are such norms, with the description of each."""
+    found = []
+    for match in matches:
+        norm = match.weights_rule.norm if match.weights_rule is not None else None
+        if norm is not None and not is_block_norm(match.grown):
+            old, new = match.layers[0].variables, match.grown.variables
+            if [v.shape for v in old] != [v.shape for v in new]:
+                found.append((match, norm))
+    return found
+
+
+def _norm_corrections(
+    match: Match, norm: Norm, calls: Sequence[Sequence[Pair]]
+) -> dict[int, Correction]:
+    """The corrections of one norm, from the inputs of the parents' norms."""
+    layers = match.layers
     # (parents) arrays of shape (tokens, features)
     inputs = [_tokens(own) for own in calls]
     if len({len(x) for x in inputs}) > 1:
@@ -193,8 +214,10 @@ def _norm_corrections(match, calls):
     return found
 
 
-def _least_squares(given, target, with_shift):
-    """The factor and shift that bring what is given nearest to the target."""
+def _least_squares(
+    given: np.ndarray, target: np.ndarray, with_shift: bool
+) -> tuple[float, float]:
+    """The factor and the shift that fit given values to a target."""
     if not with_shift:
         return float(np.sum(given * target) / np.sum(given * given)), 0.0
     slopes = np.mean((given - given.mean()) * (target - target.mean()))
@@ -202,7 +225,10 @@ def _least_squares(given, target, with_shift):
     return factor, float(target.mean() - factor * given.mean())
 
 
-def _statistics(x, centered, layer):
+def _statistics(
+    x: np.ndarray, centered: bool, layer: keras.Layer
+) -> tuple[np.ndarray, np.ndarray]:
+    """The mean and the deviation of each token, as a norm computes them."""
     mean = x.mean(axis=1) if centered else np.zeros(len(x))
     square = np.mean((x - mean[:, None]) ** 2, axis=1)
     return mean, np.sqrt(square + _epsilon(layer))

@@ -1,12 +1,12 @@
 """Widening by copies of units: pure functions on the arrays of one network.
 
-Each new position along an axis that grew copies an old one, its source. A unit that has
-c copies in a layer's input passes 1/c of its influence through each, so that the function
-stays. Which unit is copied how often is all that the methods differ in: HyperCloning
-copies all of them in turn, Net2Net draws at random, LEMON splits the influence unevenly
-and lets some positions copy none.
+Each new position along an axis that grew is a copy of an old one, its source. A unit that
+has c copies in a layer's input passes 1/c of its influence through each, so that the
+function does not change. The methods differ only in which unit is copied how often:
+HyperCloning copies all units in turn, Net2Net draws at random, LEMON splits the influence
+unevenly and leaves some positions without a source.
 
-As `fuse`, this is NumPy on one variable at a time and knows nothing of layers.
+Like `fuse`, this is NumPy on one variable at a time, independent of layers.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,20 +16,20 @@ import numpy as np
 from keras_fusion.layout.axes import NOTHING, Axis, CopiedAxis
 
 
-def _sources(axes):
-    """For each axis the old position that each new one copies; `None` if it kept."""
+def _sources(axes: Sequence[Axis]) -> list[np.ndarray | None]:
+    """For each axis the sources of its positions; `None` if it did not grow."""
     return [axis.sources if isinstance(axis, CopiedAxis) else None for axis in axes]
 
 
 def copied_axis(axis: Axis, mapping: Callable[[int, int], np.ndarray]) -> Axis:
-    """The axis, with the old position that each new one copies.
+    """The axis with the source of each position.
 
-    An axis may hold several stretches of features one after the other (behind a
-    `Flatten` or a `Concatenate`, or of several tensors in one kernel); each grows for
-    itself, and those of one size in one way.
+    An axis may be a concatenation of several stretches of features (after a `Flatten` or
+    a `Concatenate`, or of several tensors in one kernel); each grows by itself, and those
+    of equal size in the same way.
 
     Args:
-        axis: an axis with one block, the old entries' positions.
+        axis: an axis with one block, the positions of the old entries.
         mapping: function `(old, new) -> sources`, an array of length `new` whose first
             `old` entries are `0, 1, ..., old - 1`.
 
@@ -41,20 +41,23 @@ def copied_axis(axis: Axis, mapping: Callable[[int, int], np.ndarray]) -> Axis:
     found = np.empty(axis.size, int)
     for start, old, place, new in stretches(axis):
         found[place : place + new] = _shifted(mapping(old, new), start)
-    return CopiedAxis(axis.size, axis.role, axis.blocks, found)
+    return CopiedAxis(axis.size, axis.role, axis.blocks, sources=found)
 
 
-def _shifted(sources, start):
+def _shifted(sources: np.ndarray, start: int) -> np.ndarray:
     return np.where(sources == NOTHING, NOTHING, sources + start)
 
 
 def stretches(axis: Axis) -> list[tuple[int, int, int, int]]:
-    """Old features that lie side by side, with the new ones behind them.
+    """The stretches of contiguous old features, with the new ones that follow them.
+
+    Args:
+        axis: an axis with one block.
 
     Returns:
         List of `(old start, old size, new start, new size)`.
     """
-    (positions,) = axis.blocks
+    positions = axis.positions(0)
     breaks = np.flatnonzero(np.diff(positions) > 1) + 1
     starts = [0, *breaks.tolist()]
     ends = [*starts[1:], len(positions)]
@@ -66,18 +69,18 @@ def stretches(axis: Axis) -> list[tuple[int, int, int, int]]:
 
 
 def in_turn(old: int, new: int) -> np.ndarray:
-    """Every unit is copied in its turn: `0, 1, ..., old - 1, 0, 1, ...`."""
+    """Sources that copy the units in turn: `0, 1, ..., old - 1, 0, 1, ...`."""
     return np.arange(new) % old
 
 
 def average_expansion(old: int, new: int) -> np.ndarray:
-    """As many whole copies as fit, and behind them positions that copy nothing."""
+    """Sources of as many whole copies as fit, followed by positions without a source."""
     whole = new // old * old
     return np.where(np.arange(new) < whole, np.arange(new) % old, NOTHING)
 
 
 def shares(sources: np.ndarray) -> np.ndarray:
-    """The influence that each copy of a unit keeps: one over the number of copies."""
+    """The share of a unit's influence that each copy has: one over the number of copies."""
     return 1.0 / np.maximum(np.bincount(sources + 1)[sources + 1], 1)
 
 
@@ -88,9 +91,9 @@ def uneven_shares(
 
     Args:
         sources: array of shape `(new,)`.
-        spread: float below 1. Before they are made to sum to one, the shares are
-            uniform between `1 - spread` and `1 + spread`.
-        rng: source of the shares.
+        spread: float below 1. Before normalization the shares are uniform between
+            `1 - spread` and `1 + spread`.
+        rng: `numpy.random.Generator` for the shares.
     """
     raw = rng.uniform(1 - spread, 1 + spread, len(sources))
     return raw / np.bincount(sources + 1, raw)[sources + 1]
@@ -111,15 +114,16 @@ def copy_array(
         array: the old value.
         axes: one `Axis` per dimension of the result; a `CopiedAxis` where it grew.
         split_outputs: bool. Whether the copies of an output share its influence, as
-            those of an input do: for a norm in front of a tied readout, whose kernel
-            cannot be split.
-        spread: float. How uneven the shares are, see `uneven_shares`.
-        noise_scale: float. Deviation, relative to the kernel's, of noise that sums to zero
-            over the copies of each input, so that the function stays.
-        rng: source of the shares and the noise.
+            those of an input do: for a norm before a tied readout, whose kernel cannot
+            be split.
+        spread: float. The unevenness of the shares, see `uneven_shares`.
+        noise_scale: float. Standard deviation, relative to the kernel's, of noise that
+            sums to zero over the copies of each input, so that the function does not
+            change.
+        rng: `numpy.random.Generator` for the shares and the noise.
 
     Returns:
-        Array of shape `tuple(axis.size for axis in axes)`, zero where nothing is copied.
+        Array of shape `tuple(axis.size for axis in axes)`, zero where there is no source.
     """
     array = np.asarray(array, np.promote_types(array.dtype, "float32"))
     rng, sources = rng or np.random.default_rng(), _sources(axes)
@@ -134,18 +138,21 @@ def copy_array(
             own = shares(source) if even else uneven_shares(source, spread, rng)
             result = result * along(own, dimension, array.ndim).astype(array.dtype)
             share = float(np.mean(own))
-    inputs = [i for i, axis in enumerate(axes) if axis.role == "in" and axis.grown]
+    inputs = [
+        (dimension, source)
+        for dimension, (axis, source) in enumerate(zip(axes, sources, strict=True))
+        if axis.role == "in" and source is not None
+    ]
     if deviation and inputs:
-        result = result + _cancelling(
-            result, sources[inputs[0]], inputs[0], deviation * share, rng
-        )
+        dimension, source = inputs[0]
+        result = result + _cancelling(result, source, dimension, deviation * share, rng)
     for _, place in empty_positions(axes):
         result[place] = 0.0
     return result
 
 
 def empty_positions(axes: Sequence[Axis]) -> list[tuple[int, tuple]]:
-    """Where an array copies nothing: `(dimension, index)` for each that has such places."""
+    """Positions without a source: `(dimension, index)` for each dimension that has some."""
     return [
         (dimension, (slice(None),) * dimension + (source == NOTHING,))
         for dimension, source in enumerate(_sources(axes))
@@ -161,38 +168,44 @@ def filled(
     fresh_roles: Sequence[str],
     mean_outputs: bool,
 ) -> np.ndarray:
-    """Gives what copies nothing its values: of `fresh`, or the mean of the others.
+    """Fills positions without a source: from `fresh`, or with the mean of the others.
 
     Args:
-        array: what `copy_array` gave.
+        array: the result of `copy_array`.
         axes: its axes.
         fresh: array of the same shape with initial values.
         fresh_roles: the roles of axes whose empty positions start from `fresh`.
-        mean_outputs: bool. Whether empty outputs are the mean of the others, which a
-            layer norm does not notice.
+        mean_outputs: bool. Whether empty outputs are the mean of the others, which does
+            not affect a layer norm's mean.
 
     Returns:
         Array of the same shape; zero where none of these applies.
     """
     result = np.array(array)
-    places, sources = empty_positions(axes), _sources(axes)
+    places = empty_positions(axes)
     for dimension, place in sorted(places, key=lambda p: axes[p[0]].role == "out"):
-        role = axes[dimension].role
-        if role in fresh_roles:
+        axis = axes[dimension]
+        if axis.role in fresh_roles:
             result[place] = fresh[place]
-        elif role == "out" and mean_outputs:
-            used = np.flatnonzero(sources[dimension] != NOTHING)
+        elif axis.role == "out" and mean_outputs:
+            used = np.setdiff1d(np.arange(axis.size), axis.unused())
             result[place] = result.take(used, dimension).mean(dimension, keepdims=True)
     return result
 
 
 def along(values: np.ndarray, dimension: int, rank: int) -> np.ndarray:
-    """A vector as an array that broadcasts along one dimension of others."""
+    """A vector reshaped to broadcast along one dimension of arrays of a rank."""
     return values.reshape([-1 if i == dimension else 1 for i in range(rank)])
 
 
-def _cancelling(like, sources, dimension, deviation, rng):
-    """Noise whose sum over the copies of each input is zero."""
+def _cancelling(
+    like: np.ndarray,
+    sources: np.ndarray,
+    dimension: int,
+    deviation: float,
+    rng: np.random.Generator,
+) -> np.ndarray:
+    """Noise that sums to zero over the copies of each input."""
     drawn = (deviation * rng.standard_normal(like.shape)).astype(like.dtype)
     order = np.argsort(sources, kind="stable")
     starts = np.flatnonzero(np.diff(sources[order], prepend=NOTHING - 1))
@@ -212,15 +225,16 @@ def copy_slot(
 ) -> np.ndarray:
     """Widens one optimizer slot, as if the network had always had the copies.
 
-    A copied unit passes its share of the influence on, so that the weights into it get
-    the same share of the old gradient.
+    A copied unit has a share of the influence, so the weights into it get the same share
+    of the old gradient.
 
     Args:
         slot: the old slot.
         axes: one `Axis` per dimension of the slot.
-        factor: float. What the mean share does to this slot.
-        degree: float. By which power of the gradient the slot scales.
-        split_outputs: see `copy_array`; such a value's gradient does not vary.
+        factor: float. The effect of the mean share on this slot.
+        degree: float. The power of the gradient that the slot scales with.
+        split_outputs: see `copy_array`; the gradient of such a value is the same for all
+            copies.
 
     Returns:
         Array of shape `tuple(axis.size for axis in axes)`.
@@ -230,7 +244,7 @@ def copy_slot(
     for dimension, (axis, source) in enumerate(pairs):
         if source is None:
             continue
-        # What copies nothing gets an average entry: never zeros under an old count.
+        # New entries get an average value: zeros under an old step count mean huge steps.
         mean = result.mean(axis=dimension, keepdims=True)
         result = np.take(result, source, axis=dimension)
         empty = along(source == NOTHING, dimension, slot.ndim)

@@ -1,8 +1,8 @@
-"""How the variables of a grown model get their values: a filler per way of growing.
+"""Fillers, which give the variables of a grown model their values.
 
-A filler is data (noise, seeds, corrections) and pure functions on the arrays of one
-variable. `Plan` holds one, and asks it for weights; `slot_values` asks it for what an
-optimizer remembers of them.
+There is one per way of growing. A filler is data (noise, seeds, corrections) and pure
+functions on the arrays of one variable. `Plan` holds one and gets the weights from it;
+`slot_values` gets the optimizer's state from it.
 """
 
 import dataclasses
@@ -11,21 +11,18 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from keras_fusion.layout.variables import VariableLayout
-from keras_fusion.values.calibration import Correction
+from keras_fusion.values.calibration import Correction, Corrections
 from keras_fusion.values.copies import copy_array, copy_slot, filled
 from keras_fusion.values.fuse import fuse_arrays, fuse_slot
 from keras_fusion.values.slots import Slot
 
-# By the indices of a layout and of a parent.
-Corrections = Mapping[tuple[int, int], Correction]
-
 
 @dataclasses.dataclass(frozen=True)
 class Filler:
-    """Base class of fillers: subclass it and give the values of the weights.
+    """Base class of fillers: subclass it and implement `value`.
 
-    What an optimizer remembers goes with the blocks of the layout, as if the grown model
-    had always been one; override `moment` and `distance` to change that.
+    The optimizer's state follows the blocks of the layout, as if the model had always
+    been the grown one; override `moment` and `distance` to change that.
 
     Example:
 
@@ -45,12 +42,12 @@ class Filler:
     def value(
         self, index: int, layout: VariableLayout, arrays: Sequence[np.ndarray]
     ) -> np.ndarray:
-        """The value of one variable; the same whenever it is asked for.
+        """The value of one variable, the same in every call.
 
         Args:
-            index: int. The place of the layout in the plan.
+            index: int. The index of the layout in the plan.
             layout: `VariableLayout`, whose variables must not be read: the arrays may be
-                of another time.
+                values from another time.
             arrays: K arrays, one per parent. They must not be changed.
 
         Returns:
@@ -65,7 +62,7 @@ class Filler:
         arrays: Sequence[np.ndarray],
         copies: bool,
     ) -> np.ndarray:
-        """A slot that remembers gradients or updates.
+        """The value of a slot that averages gradients or updates.
 
         Args:
             slot: `Slot`.
@@ -76,7 +73,7 @@ class Filler:
         Returns:
             Array of the grown slot's shape.
         """
-        factor = layout.gradient_scale**slot.degree
+        factor = layout.gradient_scale**slot.power
         return fuse_slot(
             arrays,
             slot.axes_of(layout.axes),
@@ -88,11 +85,11 @@ class Filler:
     def distance(
         self, layout: VariableLayout, arrays: Sequence[np.ndarray]
     ) -> np.ndarray:
-        """The distance of an average of the weights from the weights.
+        """The difference between an average of the weights and the weights.
 
         Args:
             layout: `VariableLayout`.
-            arrays: K arrays, the distances in the parents.
+            arrays: K arrays, the differences in the parents.
 
         Returns:
             Array of the target's shape.
@@ -102,18 +99,18 @@ class Filler:
 
 @dataclasses.dataclass(frozen=True)
 class FusionFiller(Filler):
-    """The parents side by side, as the FUSION operator puts them.
+    """Fills with the parents' blocks, by the FUSION operator.
 
     Args:
         off_diagonal: one of `fuse.OFF_DIAGONALS`.
-        noise_scale: float. Deviation of the noise relative to the kernel's.
+        noise_scale: float. Standard deviation of the noise relative to the kernel's.
         seed: int. Seed of the noise.
         corrections: dict from the indices of a layout and of a parent to the
             `Correction` of that parent's value.
         fresh_roles: dict from the index of a layout to the roles of its axes whose new
-            capacity starts from initial values; where it is missing, `("out",)`.
+            capacity starts from initial values; `("out",)` for layouts that it lacks.
         mean_outputs: indices of the layouts whose other new outputs are the mean of the
-            old ones, and not zeros.
+            old ones instead of zeros.
     """
 
     off_diagonal: str = "zeros"
@@ -123,8 +120,10 @@ class FusionFiller(Filler):
     fresh_roles: Mapping[int, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     mean_outputs: frozenset[int] = frozenset()
 
-    def value(self, index, layout, arrays):
-        """The parents' blocks, corrected, with noise beside them."""
+    def value(
+        self, index: int, layout: VariableLayout, arrays: Sequence[np.ndarray]
+    ) -> np.ndarray:
+        """The parents' blocks, corrected, with noise in the off-diagonal blocks."""
         if layout.is_state:
             return arrays[0]
         return fuse_arrays(
@@ -138,8 +137,10 @@ class FusionFiller(Filler):
             mean_outputs=index in self.mean_outputs,
         )
 
-    def _prepared(self, index, layout, arrays):
-        """The parents' values, corrected and at their scale in the mean."""
+    def _prepared(
+        self, index: int, layout: VariableLayout, arrays: Sequence[np.ndarray]
+    ) -> list[np.ndarray]:
+        """The parents' values, corrected and scaled."""
         done, found = {}, []
         for k, (scale, array) in enumerate(zip(layout.scales, arrays, strict=True)):
             correction = self.corrections.get((index, k))
@@ -150,11 +151,11 @@ class FusionFiller(Filler):
         return found
 
 
-def _corrected(array, correction):
+def _corrected(array: np.ndarray, correction: Correction | None) -> np.ndarray:
     return array if correction is None else correction(array)
 
 
-def _scaled(array, layout, scale):
+def _scaled(array: np.ndarray, layout: VariableLayout, scale: float) -> np.ndarray:
     if scale == 1.0:
         return array
     return (array + layout.offset) * scale - layout.offset
@@ -162,14 +163,14 @@ def _scaled(array, layout, scale):
 
 @dataclasses.dataclass(frozen=True)
 class CopiesFiller(Filler):
-    """One parent whose units are copied, as the layout's axes say.
+    """Fills with copies of the units of one parent, given by the layout's axes.
 
     Args:
         noise_scale: float, see `copies.copy_array`.
-        spread: float. How uneven the copies' shares are, see `copies.uneven_shares`.
+        spread: float. Unevenness of the copies' shares, see `copies.uneven_shares`.
         seed: int. Seed of the shares and the noise.
         corrections: see `FusionFiller`.
-        fresh_roles: see `FusionFiller`; where it is missing, none.
+        fresh_roles: see `FusionFiller`; no roles for layouts that it lacks.
         mean_outputs: see `FusionFiller`.
     """
 
@@ -180,8 +181,10 @@ class CopiesFiller(Filler):
     fresh_roles: Mapping[int, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     mean_outputs: frozenset[int] = frozenset()
 
-    def value(self, index, layout, arrays):
-        """The units and their copies, which share the influence of each."""
+    def value(
+        self, index: int, layout: VariableLayout, arrays: Sequence[np.ndarray]
+    ) -> np.ndarray:
+        """The units and their copies, which share each unit's influence."""
         if layout.is_state:
             return arrays[0]
         split = layout.before_tied_readout
@@ -195,7 +198,7 @@ class CopiesFiller(Filler):
             rng=np.random.default_rng([self.seed, index]),
         )
         value = value - layout.offset
-        if not layout.has_new:
+        if layout.initial is None or not layout.has_new:
             return value
         return filled(
             value,
@@ -205,21 +208,29 @@ class CopiesFiller(Filler):
             mean_outputs=index in self.mean_outputs,
         )
 
-    def _scale(self, layout):
+    def _scale(self, layout: VariableLayout) -> float:
         return layout.scales[0] * (layout.copies if layout.before_tied_readout else 1.0)
 
-    def moment(self, slot, layout, arrays, copies):
-        """The slot of the copied units, by their shares of the gradient."""
+    def moment(
+        self,
+        slot: Slot,
+        layout: VariableLayout,
+        arrays: Sequence[np.ndarray],
+        copies: bool,
+    ) -> np.ndarray:
+        """The slot of the copied units, scaled by their shares of the gradient."""
         return copy_slot(
             arrays[0],
             slot.axes_of(layout.axes),
-            factor=layout.gradient_scale**slot.degree,
-            degree=slot.degree,
+            factor=layout.gradient_scale**slot.power,
+            degree=slot.power,
             split_outputs=layout.before_tied_readout,
         )
 
-    def distance(self, layout, arrays):
-        """The distance of the copied units."""
+    def distance(
+        self, layout: VariableLayout, arrays: Sequence[np.ndarray]
+    ) -> np.ndarray:
+        """The difference for the copied units."""
         split = layout.before_tied_readout
         distance = copy_array(arrays[0], layout.axes, split_outputs=split)
         return distance * self._scale(layout)
@@ -227,10 +238,10 @@ class CopiesFiller(Filler):
 
 @dataclasses.dataclass(frozen=True)
 class StackingFiller(Filler):
-    """Blocks that are copies of other blocks; nothing is wider.
+    """Fills new blocks with copies of other blocks; widths do not change.
 
     Args:
-        seed: int. Seed of the new blocks' own seeds.
+        seed: int. Seed of the new blocks' seeds.
         new: indices of the layouts of new blocks.
         zeroed: indices of the layouts that start at zero.
     """
@@ -239,12 +250,14 @@ class StackingFiller(Filler):
     new: frozenset[int] = frozenset()
     zeroed: frozenset[int] = frozenset()
 
-    def value(self, index, layout, arrays):
-        """The value of the block's origin."""
+    def value(
+        self, index: int, layout: VariableLayout, arrays: Sequence[np.ndarray]
+    ) -> np.ndarray:
+        """The value of the block that this one is a copy of."""
         if index in self.zeroed:
             return np.zeros_like(arrays[0])
         if index in self.new and layout.is_state:
-            # A dropout's seed: two layers must not draw the same masks.
+            # The seed of a dropout: two layers must not draw the same masks.
             rng = np.random.default_rng([self.seed, index])
             return rng.integers(0, 2**31, arrays[0].shape).astype(arrays[0].dtype)
         return arrays[0]

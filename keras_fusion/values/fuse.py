@@ -1,22 +1,24 @@
 """The FUSION operator: pure functions that join arrays of several parents.
 
-Everything here is NumPy on one variable at a time, and knows nothing of layers or
-models. A variable of the fused model is described by one `Axis` per dimension, which
-says where each parent's block lies; `fuse_arrays` fills it. `fuse_slot` does the same
-for an optimizer's state.
+Everything here is NumPy on one variable at a time, independent of layers and models. A
+variable of the fused model is described by one `Axis` per dimension, which says where
+each parent's block lies; `fuse_arrays` fills it. `fuse_slot` does the same for an
+optimizer's state.
 
-The invariant that all of it serves: *an activation that grew is the concatenation of
-the parents' activations; an activation that did not grow is their mean.*
+The invariant behind it: *an activation that grew is the concatenation of the parents'
+activations; an activation that did not grow is their mean.*
 """
 
+import functools
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from keras_fusion.layout.axes import (
     Axis,
+    Index,
     block_index,
     has_off_diagonal,
     is_readout,
@@ -26,31 +28,31 @@ from keras_fusion.models.host import ALIGNMENT
 from keras_fusion.values.noise import Noise
 
 OFF_DIAGONALS = ("zeros", "random", "paired")
-# Entries of noise that are made and added at once: they stay in the processor's cache.
+# Entries of noise that are made and added at a time: they stay in the processor's cache.
 CHUNK = 2**16
 
 
 def _working(array: np.ndarray) -> np.ndarray:
-    """The array in a dtype that NumPy's arithmetic is exact enough in."""
+    """The array in a dtype of sufficient precision in NumPy."""
     array = np.asarray(array)
     if array.dtype.itemsize < 4 or array.dtype.kind not in "fiub":
         return array.astype("float32")
     return array
 
 
-def _all_working(arrays):
-    """Several arrays in such a dtype; what is one array stays one."""
+def _all_working(arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Several arrays in such a dtype; the same array stays the same array."""
     converted = {id(array): _working(array) for array in arrays}
     return [converted[id(array)] for array in arrays]
 
 
 def are_one(arrays: Sequence[np.ndarray]) -> bool:
-    """Whether all parents have the very same array."""
+    """Whether all arrays are the same object."""
     return all(array is arrays[0] for array in arrays)
 
 
-def _zeros(shape, dtype):
-    """Zeros that the backends need not copy."""
+def _zeros(shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
+    """An array of zeros that the backends can use without a copy."""
     count = math.prod(shape) * np.dtype(dtype).itemsize
     raw = np.zeros(count + ALIGNMENT, "uint8")
     start = -raw.ctypes.data % ALIGNMENT
@@ -71,31 +73,31 @@ def fuse_arrays(
 ) -> np.ndarray:
     """Joins one variable of K parents into the fused model's variable.
 
-    Where no axis grew the result is the mean. Otherwise each parent's array lies at
-    its block, and the blocks that join one parent's inputs to another's outputs are
-    filled as `off_diagonal` says. A readout (only inputs grew) is divided by K, so
-    that the fused outputs are the mean of the parents'.
+    If no axis grew, the result is the mean. Otherwise each parent's array is its block,
+    and the blocks from one parent's inputs to another's outputs are filled by the mode
+    `off_diagonal`. A readout (only inputs grew) is divided by K, so that the fused
+    outputs are the mean of the parents'.
 
     Args:
-        arrays: K arrays, one a parent, all of the same rank.
+        arrays: K arrays, one per parent, all of the same rank.
         axes: one `Axis` per dimension of the result.
-        scales: K further factors on the parents' arrays, e.g. for a norm in front of
-            a tied readout. Defaults to ones.
-        off_diagonal: `"zeros"` keeps the fusion property; `"random"` draws normal
-            noise of `noise_scale` times the kernel's own deviation; `"paired"`
-            adds such noise to each copy's inputs, the same towards all outputs, with
-            the sum zero: exact for copies of one model, since their inputs are equal
-            and the noise cancels. Readouts are told apart in the same way.
-        noise_scale: float. The noise's deviation relative to the kernel's.
-        rng: source of the noise: `numpy.random.Generator`, or a seed of one.
+        scales: K further factors on the parents' arrays, e.g. for a norm before a tied
+            readout. Defaults to ones.
+        off_diagonal: `"zeros"` keeps the fusion property; `"random"` draws normal noise
+            of `noise_scale` times the kernel's standard deviation; `"paired"` adds such
+            noise to the inputs from each copy, equal for all outputs, with the sum zero:
+            exact for copies of one model, whose inputs are equal, so that the noise
+            cancels. It breaks the symmetry of readouts in the same way.
+        noise_scale: float. Standard deviation of the noise relative to the kernel's.
+        rng: `numpy.random.Generator` for the noise, or a seed of one.
         fresh: array of the result's shape with initial values for the new capacity of
             a target larger than the sum of its parents. Defaults to zeros.
-        fresh_roles: which new capacity starts from `fresh`. By default outputs that are
-            new do, while inputs that are new start at zero towards old outputs, so that
-            they have no influence yet.
-        mean_outputs: bool. Whether new features of the last axis, where they do not
-            start from `fresh`, are the mean of the old ones (which a layer norm does
-            not notice in its mean) instead of zeros.
+        fresh_roles: the roles whose new capacity starts from `fresh`. By default new
+            outputs do, while the weights from new inputs to old outputs start at zero,
+            so that they have no influence yet.
+        mean_outputs: bool. Whether new features of the last axis that do not start from
+            `fresh` are the mean of the old ones (which leaves a layer norm's mean as it
+            is) instead of zeros.
 
     Returns:
         Array of shape `tuple(axis.size for axis in axes)`.
@@ -126,36 +128,45 @@ def fuse_arrays(
     result = _zeros([axis.size for axis in axes], arrays[0].dtype)
     if fresh is not None:
         _fill_new(result, axes, fresh, fresh_roles)
-    apart = any(axis.is_apart for axis in axes)
+    disjoint = any(axis.is_disjoint for axis in axes)
     for parent, array in enumerate(arrays):
-        _place(result, block_index(axes, parent), array, scales[parent] * share, apart)
-    last = axes[-1]
-    if mean_outputs and last.role == "out" and last.grown and "out" not in fresh_roles:
-        used = result[..., np.concatenate(last.blocks)]
-        result[..., last.unused()] = used.mean(axis=-1, keepdims=True)
+        index = block_index(axes, parent)
+        _place(result, index, array, scales[parent] * share, disjoint)
+    if mean_outputs and "out" not in fresh_roles:
+        _fill_with_mean(result, axes[-1])
     if off_diagonal != "zeros" and count > 1:
         noise = Noise(rng, noise_scale * share * _deviation(arrays))
-        fill = _tell_apart if off_diagonal == "paired" else _fill_off_diagonal
+        fill = _break_symmetry if off_diagonal == "paired" else _fill_off_diagonal
         fill(result, axes, count, noise)
     return result
 
 
-def _mean(arrays, scales):
+def _mean(arrays: Sequence[np.ndarray], scales: Sequence[float]) -> np.ndarray:
     if are_one(arrays) and len(set(scales)) == 1:
         return arrays[0] * scales[0]
-    return sum(a * s for a, s in zip(arrays, scales, strict=True)) / len(arrays)
+    scaled = (a * s for a, s in zip(arrays, scales, strict=True))
+    return functools.reduce(np.add, scaled) / len(arrays)
 
 
-def _place(result, index, array, factor, apart):
-    """Writes a parent's array into its block, without an array in between."""
-    if not (apart and is_view(index)):
-        # Added, not assigned: where two parents share a row (a readout of features
-        # that did not grow beside some that did) the sum of the shares is the mean.
+def _place(
+    result: np.ndarray, index: Index, array: np.ndarray, factor: float, disjoint: bool
+) -> None:
+    """Writes a parent's array to its block, without a temporary array."""
+    if not (disjoint and is_view(index)):
+        # Added, not assigned: where parents share a row (of a readout, for a feature
+        # that did not grow) the sum of their shares is the mean.
         result[index] += array * factor
     elif factor == 1.0:
         result[index] = array
     else:
         np.multiply(array, factor, out=result[index])
+
+
+def _fill_with_mean(result: np.ndarray, last: Axis) -> None:
+    """Sets new features of the last axis to the mean of the old ones."""
+    if last.role == "out" and last.blocks is not None:
+        used = result[..., np.concatenate(last.blocks)]
+        result[..., last.unused()] = used.mean(axis=-1, keepdims=True)
 
 
 def _deviation(arrays: Sequence[np.ndarray]) -> float:
@@ -167,19 +178,24 @@ def _deviation(arrays: Sequence[np.ndarray]) -> float:
     return (sum(float(np.dot(c, c)) for c in chunks) / count) ** 0.5
 
 
-def _chunked(arrays):
+def _chunked(arrays: Sequence[np.ndarray]) -> Iterator[tuple[np.ndarray, int]]:
     return ((a, i) for a in arrays for i in range(0, a.size, CHUNK))
 
 
-def _fill_new(result, axes, fresh, roles):
+def _fill_new(
+    result: np.ndarray, axes: Sequence[Axis], fresh: np.ndarray, roles: Sequence[str]
+) -> None:
+    """Sets new capacity along axes of some roles to initial values."""
     for dimension, axis in enumerate(axes):
         if axis.role in roles and axis.grown:
-            new = [slice(None)] * len(axes)
+            new: list[slice | np.ndarray] = [slice(None)] * len(axes)
             new[dimension] = axis.unused()
             result[tuple(new)] = _working(fresh)[tuple(new)]
 
 
-def _fill_off_diagonal(result, axes, count, noise):
+def _fill_off_diagonal(
+    result: np.ndarray, axes: Sequence[Axis], count: int, noise: Noise
+) -> None:
     """Adds noise to the blocks from one parent's inputs to another's outputs."""
     if not has_off_diagonal(axes):
         return
@@ -191,8 +207,10 @@ def _fill_off_diagonal(result, axes, count, noise):
                     _add(result, index, rows, noise.like(result[index][rows]))
 
 
-def _tell_apart(result, axes, count, noise):
-    """Adds to each parent's inputs noise, the same towards all outputs; its sum is zero."""
+def _break_symmetry(
+    result: np.ndarray, axes: Sequence[Axis], count: int, noise: Noise
+) -> None:
+    """Adds noise to each parent's inputs, equal for all outputs, with the sum zero."""
     if not (has_off_diagonal(axes) or is_readout(axes)):
         return
     blocks = [
@@ -210,20 +228,20 @@ def _tell_apart(result, axes, count, noise):
                 _add(result, index, rows, added)
 
 
-def _balanced(noise, block, count):
-    """Noises for all parents, of the deviation asked for, that sum to zero."""
+def _balanced(noise: Noise, block: np.ndarray, count: int) -> list[np.ndarray]:
+    """One noise per parent, of the noise's own deviation, with the sum zero."""
     if count == 2:
         one = noise.like(block)
-        return one, -one
+        return [one, -one]
     noises = [noise.like(block) for _ in range(count)]
-    mean = sum(noises) / count
-    # What was subtracted had its share of the deviation.
+    mean = functools.reduce(np.add, noises) / count
+    # Makes up for the part of the deviation that goes with the mean.
     widened = block.dtype.type((count / (count - 1)) ** 0.5)
     return [(one - mean) * widened for one in noises]
 
 
-def _pieces(result, *indices):
-    """Slices of the first axis, of some `CHUNK` entries if all the blocks are views."""
+def _pieces(result: np.ndarray, *indices: Index) -> list[slice]:
+    """Slices of the first axis, of about `CHUNK` entries if all the blocks are views."""
     if not all(map(is_view, indices)):
         return [slice(None)]
     block = result[indices[0]]
@@ -231,8 +249,8 @@ def _pieces(result, *indices):
     return [slice(i, i + step) for i in range(0, len(block), step)]
 
 
-def _add(result, index, rows, added):
-    """Adds to rows of a block; to all of them where it is no view."""
+def _add(result: np.ndarray, index: Index, rows: slice, added: np.ndarray) -> None:
+    """Adds to some rows of a block; to all rows if the block is not a view."""
     if is_view(index):
         result[index][rows] += added
     else:
@@ -250,17 +268,17 @@ def fuse_slot(
     """Joins one optimizer slot of K parents, as if they had always been one model.
 
     Args:
-        slots: K arrays, one a parent.
+        slots: K arrays, one per parent.
         axes: one `Axis` per dimension of the result.
-        factor: float. What the gradient's change of scale does to this slot, e.g.
+        factor: float. The effect of the gradient's change of scale on this slot, e.g.
             `1 / K` for a first moment and `1 / K**2` for a second.
         copies: bool. Whether the parents are copies of one model. Then every
-            off-diagonal block has had the diagonal's gradient, and so its slot.
-            Otherwise nothing is known of them: a first moment is zero there, and
+            off-diagonal block would have had the diagonal's gradient, and so has its
+            slot. Otherwise its gradients are unknown: a first moment is zero there, and
             a second moment is estimated.
         second_moment: bool. Whether the slot holds squared gradients. Those of an
-            off-diagonal block are estimated at rank one, as Adafactor does: the
-            inputs' share from one parent, the outputs' from the other.
+            off-diagonal block are estimated at rank one, as in Adafactor, with the rows
+            of one parent and the columns of the other.
 
     Returns:
         Array of shape `tuple(axis.size for axis in axes)`.
@@ -271,7 +289,7 @@ def fuse_slot(
         return _mean(slots, [factor] * count)
     result = _zeros([axis.size for axis in axes], slots[0].dtype)
     if second_moment and any(axis.unused().size for axis in axes):
-        # Capacity of no parent gets an average entry: never zeros under an old count.
+        # New entries get an average value: zeros under an old step count mean huge steps.
         result += np.mean([slot.mean() for slot in slots]) * factor
     for out_parent in range(count):
         for parent in range(count):
@@ -289,7 +307,9 @@ def fuse_slot(
     return result
 
 
-def _rank_one(inputs, outputs, axes):
+def _rank_one(
+    inputs: np.ndarray, outputs: np.ndarray, axes: Sequence[Axis]
+) -> np.ndarray:
     """Second moments of a block from one parent's inputs to another's outputs."""
     in_axes = tuple(i for i, axis in enumerate(axes) if axis.role == "in")
     out_axes = tuple(i for i, axis in enumerate(axes) if axis.role != "in")

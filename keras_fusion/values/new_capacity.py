@@ -1,18 +1,20 @@
 """New capacity of a target that is larger than the sum of its parents.
 
-It must have no influence on the function yet, and still learn. So on each way through it
+It must have no influence on the function yet, and still learn. So on each path through it
 one weight starts at zero and the others at their initial values. Which one must be zero
-depends on the network: into a new hidden unit the weights may be anything if those out
+depends on the network: the weights into a new hidden unit may be anything if those out
 of it are zero; in a residual stream under one joint norm it is the other way round,
-since every feature that is not zero would count in the norm's mean of squares. Where that
-is a layer norm's, a new feature that is the mean of the others does not count. Which way it
-must be is found by trying, on the model itself.
+since every feature that is not zero would count in the norm's mean of squares. Under a
+layer norm, a new feature that is the mean of the others does not count. Trials on the
+model itself decide.
 """
 
 import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+import keras
 import numpy as np
 
 from keras_fusion.architecture.parents import Match
@@ -29,13 +31,13 @@ def settled(
     layouts: Sequence[VariableLayout],
     count: int,
 ) -> FusionFiller | CopiesFiller:
-    """The filler, with a start for the new capacity at which it has no influence.
+    """The filler with initial values of new capacity that have no influence.
 
     Args:
         filler: the filler of the growth of one model.
         matches: the corresponding layers of the model and the bigger one.
         layouts: the layouts of the growth.
-        count: int. How many whole copies of the model the bigger one holds.
+        count: int. Number of whole copies of the model in the bigger one.
 
     Raises:
         FusionError: if the function changes even where no new capacity is used.
@@ -46,24 +48,29 @@ def settled(
     corrections = calibration.for_new_capacity(matches, layouts, count)
     filler = dataclasses.replace(filler, corrections=corrections)
     if not (corrections or any(layout.before_tied_readout for layout in layouts)):
-        return (
-            filler  # New outputs that nothing reads: with no joint norm that is enough.
-        )
+        # Without a joint norm it is enough that nothing reads the new outputs.
+        return filler
     return _Trial(filler, matches, layouts, new).run()
 
 
 class _Trial:
-    """Finds by trying which weights must be zero; nothing is written."""
+    """Finds by trial which weights must be zero; nothing is written."""
 
-    def __init__(self, filler, matches, layouts, new):
+    def __init__(
+        self,
+        filler: FusionFiller | CopiesFiller,
+        matches: Sequence[Match],
+        layouts: Sequence[VariableLayout],
+        new: Sequence[int],
+    ):
         self._filler = dataclasses.replace(filler, fresh_roles=dict.fromkeys(new, ()))
         self._matches, self._layouts, self._new = matches, layouts, new
         self._model, self._fused = matches[0].layers[0], matches[0].grown
         self._inputs = varied_inputs(self._model, layouts)
         self._expected = probe.outputs(self._model, self._inputs)
 
-    def run(self):
-        """The filler with its `fresh_roles` and `mean_outputs`."""
+    def run(self) -> FusionFiller | CopiesFiller:
+        """Runs the trials; returns the filler with `fresh_roles` and `mean_outputs`."""
         with contextlib.ExitStack() as assumed:
             unused = self._without_use(assumed)
             for role in ("out", "in"):
@@ -71,16 +78,16 @@ class _Trial:
                 assumed.enter_context(host.assumed(kept))
         return self._filler
 
-    def _value(self, index):
+    def _value(self, index: int) -> np.ndarray:
         arrays = [host.read(source) for source in self._layouts[index].sources]
         return self._filler.value(index, self._layouts[index], arrays)
 
-    def _outputs(self):
+    def _outputs(self) -> list[np.ndarray]:
         outputs = probe.outputs(self._fused, self._inputs)
         return _old_part(outputs, self._expected)
 
-    def _without_use(self, assumed):
-        """The outputs of a bigger model, assumed from now on, that uses nothing new."""
+    def _without_use(self, assumed: contextlib.ExitStack) -> list[np.ndarray]:
+        """The outputs of the bigger model, assumed from now on, without new capacity."""
         norms = _norm_weights(self._matches)
         means = (i for i in self._new if id(self._layouts[i].target) not in norms)
         changes = []
@@ -97,34 +104,37 @@ class _Trial:
             f"{self._fused.name!r} is larger than its copies together, and the new "
             f"capacity changes the outputs by {min(changes):.1e} even where it is not "
             "used: layer norms after the residual sum, or after an activation, count it "
-            "in their mean, or a norm's epsilon is not small against what it is added to "
-            "(that of an `into` should be the smaller one's, times the share of the "
-            "features that is not new). Use a whole `factor`, or for functional and "
-            "Sequential models norms='block'."
+            "in their mean, or a norm's epsilon is not small compared with the statistic "
+            "that it is added to (in a model passed as `into` it should be the smaller "
+            "model's, times the fraction of features that are not new). Use a whole "
+            "`factor`, or for functional and Sequential models norms='block'."
         )
 
-    def _with_fresh(self, role, unused):
-        """The values that start from initial ones, where the function does not notice."""
+    def _with_fresh(self, role: str, unused: Sequence[np.ndarray]) -> list[probe.Value]:
+        """The values that start from initial ones without a change of the function."""
         tried = [i for i in self._new if _has_new(self._layouts[i], role)]
         before = self._filler
         roles = {i: (*before.fresh_roles[i], role) for i in tried}
-        self._filler = dataclasses.replace(
-            before, fresh_roles=before.fresh_roles | roles
-        )
+        self._filler = _with_roles(before, roles)
         values = [(self._layouts[i].target, self._value(i)) for i in tried]
         kept = probe.keep_harmless(
             lambda: probe.change(unused, self._outputs()), values
         )
         ids = {id(variable) for variable, _ in kept}
         roles = {i: r for i, r in roles.items() if id(self._layouts[i].target) in ids}
-        self._filler = dataclasses.replace(
-            before, fresh_roles=before.fresh_roles | roles
-        )
+        self._filler = _with_roles(before, roles)
         return kept
 
 
-def varied_inputs(model, layouts):
-    """A batch on which what has an influence shows it, of all ids if that can be."""
+def _with_roles(
+    filler: FusionFiller | CopiesFiller, roles: Mapping[int, tuple[str, ...]]
+) -> FusionFiller | CopiesFiller:
+    """The filler with other roles whose new capacity starts from initial values."""
+    return dataclasses.replace(filler, fresh_roles={**filler.fresh_roles, **roles})
+
+
+def varied_inputs(model: keras.Model, layouts: Sequence[VariableLayout]) -> Any:
+    """A probe that shows every influence, with all ids where the model allows it."""
     tables = [
         item.sources[0].shape[0]
         for item in layouts
@@ -140,8 +150,8 @@ def varied_inputs(model, layouts):
     return probe.accepted(model, size=8)
 
 
-def _norm_weights(matches):
-    """The ids of what the bigger model's norms scale and shift by."""
+def _norm_weights(matches: Sequence[Match]) -> set[int]:
+    """The ids of the weights of the bigger model's norms."""
     return {
         id(variable)
         for match in matches
@@ -150,11 +160,13 @@ def _norm_weights(matches):
     }
 
 
-def _has_new(layout, role):
+def _has_new(layout: VariableLayout, role: str) -> bool:
     return any(axis.unused().size and axis.role == role for axis in layout.axes)
 
 
-def _old_part(outputs, expected):
+def _old_part(
+    outputs: Sequence[np.ndarray], expected: Sequence[np.ndarray]
+) -> list[np.ndarray]:
     """The features that the smaller model has too; hidden states have grown."""
     return [
         y[..., : e.shape[-1]] if y.ndim and y.ndim == e.ndim else y

@@ -1,10 +1,10 @@
-"""Normal noise about as cheap as copying memory.
+"""Normal noise at about the cost of copying memory.
 
-Half of the entries of a self-fused kernel are noise, whose only task is to make the
+Half of the entries of a self-fused kernel are noise, whose only purpose is to make the
 copies differ. Drawing a normal number takes some 40 times as long as copying one; so a
-table of them is drawn once, and noise is put together from stretches of it, each from a
-random place and with a random sign. Its entries are normal, and any two of them that do
-not come from the same stretch are uncorrelated, over the draws of places and signs.
+table of them is drawn once, and noise is assembled from stretches of it, each from a
+random place and with a random sign. Its entries are normal, and any two of them from
+different stretches are uncorrelated over the draws of places and signs.
 """
 
 import functools
@@ -26,11 +26,11 @@ def _stretches() -> np.ndarray:
 
 
 class Noise:
-    """Normal noise of one variable.
+    """Normal noise for one variable.
 
     Args:
-        rng: source of the places and signs: `numpy.random.Generator`, or a seed of one.
-        deviation: float.
+        rng: `numpy.random.Generator` for the places and signs, or a seed of one.
+        deviation: float. The noise's standard deviation.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class Noise:
         self.deviation = deviation
 
     def like(self, block: np.ndarray) -> np.ndarray:
-        """New noise of an array's shape and dtype."""
+        """Draws noise of an array's shape and dtype."""
         count = -(-block.size // STRETCH)
         drawn = self.rng.integers(0, 2 * TABLE, count, dtype=np.uint32)
         noise = _stretches()[drawn >> 1]

@@ -1,13 +1,13 @@
-"""How an optimizer's slots go through a fusion, variable by variable.
+"""Carries an optimizer's slots through a growth, variable by variable.
 
 After a self-fusion by K every hidden block receives the gradient g/K, off-diagonal
 blocks too. "As if the network had always been wide" then means first moments / K and
 second moments / K**2, repeated over all blocks; a readout, whose gradient is g, keeps
-its own (`VariableLayout.gradient_scale` knows which is which).
+its own (see `VariableLayout.gradient_scale`).
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import keras
 import numpy as np
@@ -21,19 +21,18 @@ from keras_fusion.values.slots import Slot, rules_of
 
 @dataclasses.dataclass(frozen=True)
 class State:
-    """What an optimizer remembers.
+    """The state of an optimizer.
 
     Args:
-        optimizer: the optimizer, none that wraps others; or `None` for a parent
-            without one.
-        step: int. Steps it has done.
-        variables: list of the variables it trains.
-        lists: dict from name to a slot's list, aligned with `variables`.
+        optimizer: the optimizer, which wraps no others; `None` for a parent without one.
+        step: int. Number of steps done.
+        variables: list of the variables that it trains.
+        lists: dict from the name of a slot to its list, aligned with `variables`.
     """
 
     optimizer: keras.optimizers.Optimizer | None = None
     step: int = 0
-    variables: list = dataclasses.field(default_factory=list)
+    variables: list[keras.Variable] = dataclasses.field(default_factory=list)
     lists: dict[str, list] = dataclasses.field(default_factory=dict)
 
     def positions(self) -> dict[int, int]:
@@ -42,32 +41,34 @@ class State:
 
 
 def transfer(
-    parents: list[State],
+    parents: Sequence[State],
     fresh: State,
+    optimizer: keras.optimizers.Optimizer,
     layouts: Sequence[VariableLayout],
     filler: Filler,
     *,
     copies: bool,
     reset: bool,
 ) -> None:
-    """Gives the fused model's optimizer the fused state of its parents'.
+    """Gives the optimizer of a grown model the state of its parents' optimizers.
 
     Args:
         parents: K `State`.
         fresh: `State` of the optimizer to fill.
-        layouts: the fusion's layouts, with targets that hold their fused values.
-        filler: its `Filler`.
+        optimizer: that optimizer.
+        layouts: the layouts of the growth, whose targets hold their grown values.
+        filler: the growth's `Filler`.
         copies: bool. Whether the parents are copies of one model.
-        reset: bool. Whether to leave the memory of gradients as it starts. Averages of
-            the weights, gradients that wait to be applied, and slots that determine the
-            weights go on all the same.
+        reset: bool. Whether the memory of gradients starts anew. Averages of the weights,
+            gradients that have not been applied yet, and slots that determine the weights
+            are carried all the same.
 
     Raises:
         FusionError: naming a variable for which a parent has no state.
     """
-    rules = rules_of(fresh.optimizer, reset)
+    rules = rules_of(optimizer, reset)
     index, own = [parent.positions() for parent in parents], fresh.positions()
-    # What depends on other slots comes last; the same order in all processes.
+    # Slots that depend on others come last; the order is the same in all processes.
     names = sorted(
         set(fresh.lists) & set(rules), key=lambda n: (bool(rules[n].dual), n)
     )
@@ -94,8 +95,8 @@ def transfer(
                 ],
                 item,
                 filler,
-                optimizer=fresh.optimizer,
-                weights=[read(s) for s in item.sources] if rule.of_weights else None,
+                optimizer=optimizer,
+                weights=[read(s) for s in item.sources] if rule.of_weights else (),
                 value=_numpy(item.target) if rule.of_weights else None,
                 done=done,
                 copies=copies,
@@ -105,17 +106,17 @@ def transfer(
                 done[name] = value
 
 
-def _numpy(variable):
-    """The value, in a dtype that differences are exact enough in."""
+def _numpy(variable: keras.Variable) -> np.ndarray:
+    """A variable's value, in a dtype of sufficient precision for differences."""
     array = host.read(variable)
     return array.astype(np.promote_types(array.dtype, "float32"), copy=False)
 
 
-def _reader():
-    """A function that reads each variable once, so that what is one stays one."""
+def _reader() -> Callable[[keras.Variable], np.ndarray]:
+    """Makes a function that reads each variable once: one variable gives one array."""
     known = {}
 
-    def read(variable):
+    def read(variable: keras.Variable) -> np.ndarray:
         if id(variable) not in known:
             known[id(variable)] = _numpy(variable)
         return known[id(variable)]
@@ -123,20 +124,27 @@ def _reader():
     return read
 
 
-def _slot_of(parents, k, name, position, rule, item, read):
-    """A parent's slot, with the bias correction of the first parent's step count."""
+def _slot_of(
+    parents: Sequence[State],
+    k: int,
+    name: str,
+    position: int | None,
+    rule: Slot,
+    item: VariableLayout,
+    read: Callable[[keras.Variable], np.ndarray],
+) -> np.ndarray:
+    """A parent's slot, rescaled to the bias correction at the first parent's step."""
     parent, weights = parents[k], item.sources[k]
     if position is None or name not in parent.lists:
         if rule.dual:
-            return read(weights)  # not looked at
+            return read(weights)  # unused
         if rule.kept:
-            # It has none: its weights are their own average, no gradient waits.
+            # Without the slot the weights are their own average, and no gradient waits.
             own = read(weights)
             return own if rule.degree is None else np.zeros_like(own)
         raise FusionError(
-            f"{item.address!r} is trained in the live model but not in parent {k} (it "
-            "is frozen there), which so has no state for it. Pass "
-            "optimizer_state='reset'."
+            f"{item.address!r} is trained in the live model but frozen in parent {k}, "
+            "whose optimizer has no state for it. Pass optimizer_state='reset'."
         )
     array = read(parent.lists[name][position])
     if rule.decay is None or parent.step == parents[0].step:
@@ -147,32 +155,32 @@ def _slot_of(parents, k, name, position, rule, item, read):
 
 def fused_slot(
     slot: Slot,
-    arrays: list[np.ndarray],
+    arrays: Sequence[np.ndarray],
     item: VariableLayout,
     filler: Filler,
     *,
     optimizer: keras.optimizers.Optimizer,
-    weights: list[np.ndarray],
-    value: np.ndarray,
+    weights: Sequence[np.ndarray],
+    value: np.ndarray | None,
     done: Mapping[str, np.ndarray],
     copies: bool,
 ) -> np.ndarray:
-    """The value of one slot of one variable after the fusion.
+    """The value of one slot of one variable after the growth.
 
     Args:
-        slot: what the slot holds.
+        slot: the meaning of the slot.
         arrays: K arrays, the parents' slots.
         item: the variable's layout.
         filler: the growth's `Filler`.
         optimizer: the grown model's optimizer, for its options.
-        weights: K arrays, the parents' values of the variable; `None` if the slot does
+        weights: K arrays, the parents' values of the variable; none if the slot does
             not depend on them.
-        value: the variable's fused value, or `None` likewise.
-        done: the variable's slots that were fused before this one, by name.
+        value: the variable's grown value; `None` if the slot does not depend on it.
+        done: the variable's slots that have been carried before this one, by name.
         copies: bool. Whether the parents are copies of one model.
 
     Returns:
-        Array of the fused slot's shape.
+        Array of the grown slot's shape.
     """
     if slot.dual is not None:
         return slot.dual(optimizer, done, value)

@@ -62,7 +62,7 @@ def test_no_device_holds_more_than_its_share(sharded):
 
 def test_a_layout_that_does_not_divide_is_refused_before_training(sharded):
     report = sharded["refused"]
-    found = "'sequential/embedding/embeddings') has shape (20, 12), and its layout"
+    found = "'sequential/embedding/embeddings') has shape (20, 12), and its sharding"
     assert found in report["error"]
     assert "'model' of 8 devices, which does not divide 12" in report["error"]
     assert report["steps"] == [] and report["same"]

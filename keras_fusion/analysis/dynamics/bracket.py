@@ -1,24 +1,31 @@
 """The modified field of a training that grows, by backward error analysis.
 
-n steps of gradient descent of size h follow, up to terms of third order, the flow over
-the time n h of a modified field. For a small network trained first and the grown one
+Up to terms of third order, n steps of gradient descent of size h follow the flow of a
+modified field over the time n h. If a small network is trained first and the grown one
 after it, the two flows together are that of one field with a Lie bracket:
-docs/dynamics.md has the derivation. The small network lives inside the grown one as the
-parameters of its blocks, the others held fixed.
+docs/dynamics.md has the derivation. The small network is contained in the grown one as
+the parameters of its blocks, the others being fixed.
 """
 
 import dataclasses
+from collections.abc import Sequence
+from typing import Any
 
 import keras
 import numpy as np
 
-from keras_fusion.analysis.dynamics.derivatives import Derivatives, dot, norm
+from keras_fusion.analysis.dynamics.derivatives import (
+    Derivatives,
+    Vector,
+    dot,
+    norm,
+)
 from keras_fusion.errors import FusionError
 
 
 @dataclasses.dataclass(frozen=True)
 class Phases:
-    """How long and with which steps both phases train.
+    """The lengths and learning rates of the two phases of a training run.
 
     Args:
         small_steps: int. Steps of the small network, n1.
@@ -50,17 +57,17 @@ class Bracket:
 
     With the loss L, its gradient g and its second derivative H, the small network is
     trained along `f_small = -A g` and the grown one along `f_big = -C g`, where A and C
-    are diagonal: A is the projection on the small network's parameters, or tells how fast
-    its own training moves each of them, and C is one. The bracket is
+    are diagonal: A is the projection on the small network's parameters, or the speed at
+    which its own training moves each of them, and C is one. The bracket is
     `[f_small, f_big] = f_big' f_small - f_small' f_big = C H A g - A H C g`.
 
     Args:
         model: the grown model, built and compiled.
-        small: list of arrays A, one a trainable variable and of its shape: zeros and ones
-            (`Blocks.masks()`), or speeds (`Blocks.speeds()`).
-        normalized: bool. For optimizers that divide the gradient's scale away: C is then a
-            number for each variable, `mean |g| / mean g^2`, with which the loss falls as
-            fast as under steps of the gradient's sign; A is multiplied by that.
+        small: list of arrays A, one per trainable variable and of its shape: zeros and
+            ones (`Blocks.masks()`), or speeds (`Blocks.speeds()`).
+        normalized: bool. For optimizers that normalize the gradient's scale: C is then
+            one number per variable, `mean |g| / mean g^2`, with which the loss falls as
+            fast as under steps of the gradient's sign; A is multiplied by it.
 
     Raises:
         FusionError: if `small` does not fit the model.
@@ -77,16 +84,16 @@ class Bracket:
     [(1, 1), (1,)]
 
     Source: Mazzawi et al., Deep Fusion, ICML 2024, use the bracket to explain growth; the
-    formula is derived anew in docs/dynamics.md.
+    formula is derived in docs/dynamics.md.
     """
 
-    def __init__(self, model: keras.Model, small: list, *, normalized: bool = False):
+    def __init__(self, model: keras.Model, small: Vector, *, normalized: bool = False):
         self.normalized = normalized
         self._small = [np.asarray(a, "float32") for a in small]
         # As tensors they are arguments of the compiled function, not constants in it.
         speeds = [keras.ops.convert_to_tensor(a) for a in self._small]
 
-        def directions(gradient):
+        def directions(gradient: list) -> list[list]:
             big = self._big(gradient, keras.ops)
             along = [c * g for c, g in zip(big, gradient, strict=True)]
             rows = zip(speeds, along, strict=True)
@@ -95,23 +102,24 @@ class Bracket:
         self._derivatives = Derivatives(model, directions)
         _check(model, small)
 
-    def _big(self, gradient, backend):
+    def _big(self, gradient: Sequence, backend: Any) -> list:
+        """The numbers C, computed by `keras.ops` or NumPy."""
         if not self.normalized:
             return [1.0] * len(gradient)
-        # A variable without any gradient stays where it is.
+        # A variable without a gradient does not move.
         tiny = np.finfo("float32").tiny
         return [
             backend.mean(backend.abs(g)) / (backend.mean(g * g) + tiny)
             for g in gradient
         ]
 
-    def __call__(self, x, y, sample_weight=None) -> "Field":
-        """Computes the bracket on a batch, at the model's present weights.
+    def __call__(self, x: Any, y: Any, sample_weight: Any = None) -> "Field":
+        """Computes the bracket on a batch, at the model's current weights.
 
         Args:
-            x: the inputs of a batch, as `fit` takes them.
+            x: inputs of a batch, in the form that `fit` takes.
             y: its targets.
-            sample_weight: its weights, if any.
+            sample_weight: its sample weights, if any.
 
         Returns:
             The `Field`.
@@ -132,7 +140,7 @@ class Bracket:
         )
 
 
-def _check(model, small):
+def _check(model: keras.Model, small: Vector) -> None:
     shapes = [tuple(v.shape) for v in model.trainable_variables]
     given = [np.shape(a) for a in small]
     if shapes == given:
@@ -150,18 +158,18 @@ def _check(model, small):
 
 @dataclasses.dataclass(frozen=True)
 class Field:
-    """Both fields, their self-terms and their bracket at one point.
+    """The two fields, their self-terms and their bracket at one point.
 
     Args:
         loss: float.
         gradient: vector g.
         small: vector A, the small network's speeds.
-        big: list of numbers C, one a variable.
+        big: list of numbers C, one per variable.
         bracket: vector `C H A g - A H C g`.
         of_small: vector `H A g`.
         of_big: vector `H C g`.
 
-    A vector is a list of arrays, one a trainable variable and of its shape.
+    A vector is a list of arrays, one per trainable variable and of its shape.
 
     Example: see `Bracket`, which returns it.
 
@@ -174,25 +182,25 @@ class Field:
     """
 
     loss: float
-    gradient: list
-    small: list
-    big: list
-    bracket: list
-    of_small: list
-    of_big: list
+    gradient: Vector
+    small: Vector
+    big: Sequence[float]
+    bracket: Vector
+    of_small: Vector
+    of_big: Vector
 
     def implicit_regularization(self, learning_rate: float) -> float:
-        """What gradient descent of this rate minimizes besides the loss: h/4 |g|^2."""
+        """The term that gradient descent of this rate adds to the loss: h/4 |g|^2."""
         return learning_rate / 4 * dot(self.gradient, self.gradient)
 
     @property
     def small_descent(self) -> float:
-        """How fast the loss falls along the small network's field, `g A g`."""
+        """The rate at which the loss falls along the small network's field, `g A g`."""
         return dot(self.gradient, _times(self.small, self.gradient))
 
     @property
     def big_descent(self) -> float:
-        """How fast the loss falls along the grown network's field, `g C g`."""
+        """The rate at which the loss falls along the grown network's field, `g C g`."""
         return dot(self.gradient, _times(self.big, self.gradient))
 
     @property
@@ -210,19 +218,19 @@ class Field:
     def alignment(self) -> float:
         """The cosine of the bracket and the descent direction, from -1 to 1.
 
-        It is zero but for rounding: both fields descend one loss, and H is symmetric, so
-        `g C H A g = g A H C g`. The bracket acts on the loss at third order only, see
+        It is zero up to rounding: both fields descend the same loss, and H is symmetric,
+        so `g C H A g = g A H C g`. The bracket affects the loss at third order only, see
         `bracket_effect`.
         """
         scale = self.bracket_norm * norm(self.gradient)
         return -dot(self.bracket, self.gradient) / scale if scale else 0.0
 
     def bracket_effect(self, phases: Phases) -> float:
-        """What the bracket adds to the loss at the end of both phases, to leading order.
+        """The bracket's effect on the loss at the end of both phases, to leading order.
 
-        Half the difference that it makes to train the small network first and the grown
-        one after it, and not the other way round, for phases of many small steps.
-        Negative if the bracket helps.
+        Half the difference between training the small network first and the grown one
+        after it, and the other way round, for phases of many small steps. Negative if the
+        bracket helps.
         """
         small = phases.small_steps * phases.small_rate
         along_small = small * dot(self.bracket, self.of_small)
@@ -230,18 +238,20 @@ class Field:
         along_big = big * dot(self.bracket, self.of_big)
         return -phases.bracket_weight * (along_small + along_big)
 
-    def modified(self, phases: Phases, *, with_bracket: bool = True) -> list:
-        """The modified field, whose flow over the time 1 is both phases.
+    def modified(
+        self, phases: Phases, *, with_bracket: bool = True
+    ) -> list[np.ndarray]:
+        """The modified field, whose flow over the time 1 equals both phases.
 
         Its error is of third order in the learning rates; of second order without the
         bracket.
 
         Args:
-            phases: `Phases`. How long both train, and at which rate.
-            with_bracket: bool. Whether the bracket is in it. Defaults to `True`.
+            phases: `Phases`. The lengths and learning rates.
+            with_bracket: bool. Whether to include the bracket. Defaults to `True`.
 
         Returns:
-            List of arrays, one a trainable variable and of its shape.
+            List of arrays, one per trainable variable and of its shape.
         """
         h1, n1 = phases.small_rate, phases.small_steps
         h2, n2 = phases.big_rate, phases.big_steps
@@ -264,5 +274,5 @@ class Field:
         ]
 
 
-def _times(a, b):
+def _times(a: Sequence, b: Sequence) -> list:
     return [u * v for u, v in zip(a, b, strict=True)]

@@ -1,19 +1,25 @@
 """The loss of a Keras model as a function of its weights, and its derivatives.
 
-The loss's second derivative is only ever applied to vectors: one product with it costs
-about as much as two gradients, and no matrix is formed. Vectors are lists of arrays in
-the order of `model.trainable_variables`.
+The loss's second derivative is only applied to vectors: one product costs about as much
+as two gradients, and no matrix is formed. Vectors are lists of arrays in the order of
+`model.trainable_variables`.
 """
 
 import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import keras
 import numpy as np
 
 from keras_fusion.errors import FusionError
-from keras_fusion.models import tree
+from keras_fusion.models import host, tree
+
+# One array per trainable variable.
+Vector = Sequence[np.ndarray]
+# A function from the gradient to the vectors to multiply, on tensors of the backend.
+Directions = Callable[[list], Sequence[list]]
 
 _HALF = ("float16", "bfloat16")
 
@@ -21,15 +27,15 @@ _HALF = ("float16", "bfloat16")
 class Derivatives:
     """Gradient and second-derivative products of a compiled model's loss.
 
-    The loss is that of `fit` in inference mode (no dropout), penalties included. A model
-    of mixed precision is computed in float32. The functions are compiled once per shape
-    of the batch; the weights are those at the time of the call.
+    The loss is that of `fit` in inference mode (no dropout), including penalties. Models
+    of mixed precision are computed in float32. The functions are compiled once per shape
+    of the batch; they use the model's weights at the time of the call.
 
     Args:
         model: a built, compiled model.
         directions: function from the gradient to a list of vectors, each of which is
-            multiplied by the second derivative. It may use `keras.ops` only. Defaults to
-            none.
+            multiplied by the second derivative. It may use `keras.ops` only. By default
+            there are none.
 
     Raises:
         FusionError: if the model is not compiled, or on PyTorch.
@@ -49,55 +55,56 @@ class Derivatives:
     def __init__(
         self,
         model: keras.Model,
-        directions: Callable[[list], list[list]] = lambda gradient: [],
+        directions: Directions = lambda gradient: [],
     ):
         if not model.compiled:
             raise FusionError(
                 f"{model.name!r} is not compiled, so it has no loss. Call compile() with "
-                "the loss of the training."
+                "the loss of the training run."
             )
         backend = keras.config.backend()
         if backend not in _ENGINES:
             raise FusionError(
-                f"Derivatives of second order work on {sorted(_ENGINES)}. Received: the "
-                f"backend {backend!r}."
+                f"Second derivatives work on {sorted(_ENGINES)}. Received: the backend "
+                f"{backend!r}."
             )
         self.model = model
         self._run = _ENGINES[backend](self._loss, directions)
 
-    def __call__(self, x, y, sample_weight=None) -> "Result":
+    def __call__(self, x: Any, y: Any, sample_weight: Any = None) -> "Result":
         """Computes the loss, its gradient and the products on a batch.
 
         Args:
-            x: the inputs of a batch, as `fit` takes them.
+            x: inputs of a batch, in the form that `fit` takes.
             y: its targets.
-            sample_weight: its weights, if any.
+            sample_weight: its sample weights, if any.
 
         Returns:
             `Result` of NumPy arrays.
         """
         values = [v.value for v in self.model.trainable_variables]
         others = [v.value for v in self.model.non_trainable_variables]
-        batch = keras.tree.map_structure(
+        batch: Any = keras.tree.map_structure(
             lambda a: a if a is None else keras.ops.convert_to_tensor(a),
             (x, y, sample_weight),
         )
         with _in_float32(self.model):
             loss, gradient, products = self._run(values, others, *batch)
-        numpy = keras.ops.convert_to_numpy
         return Result(
-            float(numpy(loss)),
-            [numpy(g) for g in gradient],
-            [[numpy(p) for p in product] for product in products],
+            float(host.to_numpy(loss)),
+            [host.to_numpy(g) for g in gradient],
+            [[host.to_numpy(p) for p in product] for product in products],
         )
 
-    def _loss(self, values, others, x, y, sample_weight):
+    def _loss(
+        self, values: Sequence, others: Sequence, x: Any, y: Any, sample_weight: Any
+    ) -> Any:
         model = self.model
         state = [
             *zip(model.trainable_variables, values, strict=True),
             *zip(model.non_trainable_variables, others, strict=True),
         ]
-        # Nothing that the model keeps, such as metrics, is changed by this.
+        # The model's state, such as its metrics, does not change.
         with keras.StatelessScope(state_mapping=state):
             outputs = model(x, training=False)
             return model.compute_loss(x, y, outputs, sample_weight, training=False)
@@ -109,8 +116,8 @@ class Result:
 
     Args:
         loss: float.
-        gradient: list of arrays, one a trainable variable.
-        products: list of such lists, one a direction.
+        gradient: list of arrays, one per trainable variable.
+        products: list of such lists, one per direction.
 
     Example: see `Derivatives`, which returns it.
 
@@ -124,25 +131,25 @@ class Result:
     """
 
     loss: float
-    gradient: list
-    products: list[list]
+    gradient: list[np.ndarray]
+    products: list[list[np.ndarray]]
 
 
-def dot(a: list, b: list) -> float:
+def dot(a: Vector, b: Vector) -> float:
     """The inner product of two vectors, in float64."""
     return float(
         sum(np.vdot(np.asarray(u, "float64"), v) for u, v in zip(a, b, strict=True))
     )
 
 
-def norm(a: list) -> float:
+def norm(a: Vector) -> float:
     """The Euclidean norm of a vector."""
     return float(np.sqrt(dot(a, a)))
 
 
 @contextlib.contextmanager
-def _in_float32(model):
-    """Lets layers of half precision compute in float32 for the while."""
+def _in_float32(model: keras.Model) -> Iterator[None]:
+    """Opens a scope in which layers of half precision compute in float32."""
     half = [
         (layer, layer.dtype_policy)
         for _, layer in tree.walk(model)
@@ -157,7 +164,7 @@ def _in_float32(model):
             layer.dtype_policy = policy
 
 
-def _tensorflow(loss_of, directions):
+def _tensorflow(loss_of: Callable[..., Any], directions: Directions) -> Callable:
     import tensorflow as tf
 
     @tf.function(reduce_retracing=True)
@@ -176,7 +183,7 @@ def _tensorflow(loss_of, directions):
                 tf.convert_to_tensor(product)
                 for product in outer.gradient(gradient, values, vector, zero)
             ]
-            # The second derivative is symmetric: from the left is from the right.
+            # The second derivative is symmetric, so either side gives the product.
             for vector in directions(gradient)
         ]
         return loss, gradient, products
@@ -184,7 +191,7 @@ def _tensorflow(loss_of, directions):
     return run
 
 
-def _jax(loss_of, directions):
+def _jax(loss_of: Callable[..., Any], directions: Directions) -> Callable:
     import jax
 
     @jax.jit

@@ -1,6 +1,8 @@
-"""What can be measured of a model around a growth, beside its field."""
+"""Measures of a model around a growth, apart from its field."""
 
 import itertools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -9,12 +11,12 @@ from keras_fusion.models import tree
 from keras_fusion.models.observe import observe
 
 
-def block_alignment(blocks: list[np.ndarray]) -> float:
-    """The mean cosine of any two blocks' gradients: 1 for copies that have not parted.
+def block_alignment(blocks: Sequence[np.ndarray]) -> float:
+    """The mean cosine between two blocks' gradients: 1 for copies that are still equal.
 
     Args:
-        blocks: list of arrays of shape `(n,)`, one a parent, as `Blocks.split(gradient)`
-            gives them.
+        blocks: list of arrays of shape `(n,)`, one per parent, as returned by
+            `Blocks.split(gradient)`.
 
     Returns:
         float, `nan` if the blocks' sizes differ.
@@ -29,15 +31,15 @@ def block_alignment(blocks: list[np.ndarray]) -> float:
     return _mean_of_pairs(blocks, _cosine)
 
 
-def asymmetry(blocks: list[np.ndarray]) -> float:
-    """How far the blocks' weights have parted: 0 for copies, 1 if unrelated.
+def asymmetry(blocks: Sequence[np.ndarray]) -> float:
+    """How far the blocks' weights have diverged: 0 for copies, 1 if unrelated.
 
-    The distance of two blocks over the root of the sum of their squares, the mean over
-    all pairs.
+    The distance between two blocks over the root of the sum of their squares, averaged
+    over all pairs.
 
     Args:
-        blocks: list of arrays of shape `(n,)`, one a parent, as `Blocks.split(weights)`
-            gives them.
+        blocks: list of arrays of shape `(n,)`, one per parent, as returned by
+            `Blocks.split(weights)`.
 
     Returns:
         float, `nan` if the blocks' sizes differ.
@@ -52,7 +54,7 @@ def asymmetry(blocks: list[np.ndarray]) -> float:
     return _mean_of_pairs(blocks, _distance)
 
 
-def activation_rms(model: keras.Model, inputs) -> dict[str, float]:
+def activation_rms(model: keras.Model, inputs: Any) -> dict[str, float]:
     """The root mean square of each layer's output, in inference mode.
 
     Args:
@@ -60,8 +62,8 @@ def activation_rms(model: keras.Model, inputs) -> dict[str, float]:
         inputs: a batch in the structure of the model's inputs.
 
     Returns:
-        Dict from a layer's address to a float; layers without one float tensor as their
-        output are left out.
+        Dict from a layer's address to a float, for the layers whose output is a single
+        float tensor.
 
     Example:
 
@@ -82,12 +84,12 @@ def activation_rms(model: keras.Model, inputs) -> dict[str, float]:
     return found
 
 
-def activation_jump(before: dict[str, float], after: dict[str, float]) -> float:
-    """The largest factor by which a layer's activations have changed, either way.
+def activation_jump(before: Mapping[str, float], after: Mapping[str, float]) -> float:
+    """The largest factor by which a layer's activations grew or shrank.
 
     Args:
-        before: what `activation_rms` gave for the small model.
-        after: what it gave for the grown one.
+        before: result of `activation_rms` for the small model.
+        after: result of `activation_rms` for the grown model.
 
     Returns:
         float of at least 1; `nan` if no layer can be compared.
@@ -106,18 +108,20 @@ def activation_jump(before: dict[str, float], after: dict[str, float]) -> float:
     return max((max(r, 1 / r) for r in ratios), default=float("nan"))
 
 
-def _mean_of_pairs(blocks, measure):
+def _mean_of_pairs(
+    blocks: Sequence[np.ndarray], measure: Callable[[np.ndarray, np.ndarray], float]
+) -> float:
     if len({len(block) for block in blocks}) > 1 or len(blocks) < 2:
         return float("nan")
     pairs = itertools.combinations(blocks, 2)
     return float(np.mean([measure(a, b) for a, b in pairs]))
 
 
-def _cosine(a, b):
+def _cosine(a: np.ndarray, b: np.ndarray) -> float:
     scale = np.linalg.norm(a) * np.linalg.norm(b)
-    return a @ b / scale if scale else float("nan")
+    return float(a @ b / scale) if scale else float("nan")
 
 
-def _distance(a, b):
+def _distance(a: np.ndarray, b: np.ndarray) -> float:
     scale = np.sqrt(a @ a + b @ b)
-    return np.linalg.norm(a - b) / scale if scale else float("nan")
+    return float(np.linalg.norm(a - b) / scale) if scale else float("nan")

@@ -1,24 +1,25 @@
-"""When to grow: loss curves, the growth step that they propose, and a schedule.
+"""Planning of the growth step: loss curves, a proposal, and a schedule.
 
-A grown model goes on along the bigger model's own curve, from where that has the loss at
-which the small one stopped: the assumption of staged training (Shen et al., 2022). Then
-the best moment is where the small model's marginal gain a FLOP falls under the bigger
-one's at the same loss.
+A grown model is assumed to continue on the bigger model's own curve, from the point where
+that has the loss at which the small one stopped: the assumption of staged training (Shen
+et al., 2022). Then the best moment is where the small model's marginal gain per FLOP
+falls below the bigger one's at the same loss.
 """
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import keras
 import numpy as np
 
 from keras_fusion.errors import FusionError
-from keras_fusion.training.schedules import GrowthSchedule
+from keras_fusion.training.schedules import GrowthSchedule, Moment
 
-# Kaplan et al., Scaling Laws for Neural Language Models, 2020: the loss that remains falls
-# with the number of parameters to this power, and what training takes away is the same
-# function of the steps for all sizes (their equation 1.6).
+# Kaplan et al., Scaling Laws for Neural Language Models, 2020: the loss after unlimited
+# training falls with the number of parameters to this power, and the rest of the loss is
+# the same function of the steps for all sizes (their equation 1.6).
 CAPACITY_EXPONENT = 0.077
 
 
@@ -27,7 +28,7 @@ class LossCurve:
     """A power law, `loss(steps) = floor + scale * steps ** -exponent`.
 
     Args:
-        floor: float. What no training takes away.
+        floor: float. The loss after unlimited training.
         scale: float.
         exponent: float.
 
@@ -45,11 +46,11 @@ class LossCurve:
 
     @classmethod
     def fit(cls, steps: Sequence[float], losses: Sequence[float]) -> "LossCurve":
-        """The curve with the least squared error, its floor not below zero.
+        """Fits the curve with the least squared error and a floor of at least zero.
 
         Args:
             steps: at least three different numbers of steps, above 0.
-            losses: as many finite losses, falling on the whole.
+            losses: as many finite losses, which fall on the whole.
 
         Returns:
             A `LossCurve`.
@@ -76,27 +77,29 @@ class LossCurve:
         return cls(*curve)
 
     def __call__(self, steps: float) -> float:
-        """The loss after so many steps, infinite after none."""
+        """The loss after a number of steps; infinite after none."""
         return self.floor + self.scale * steps**-self.exponent if steps else math.inf
 
     def steps_to(self, loss: float) -> float:
-        """The steps after which the loss is reached; infinite if it never is."""
+        """The number of steps after which a loss is reached; infinite if it never is."""
         if loss <= self.floor:
             return math.inf
         return ((loss - self.floor) / self.scale) ** (-1 / self.exponent)
 
     def gain(self, steps: float) -> float:
-        """By how much one more step lowers the loss."""
+        """The decrease of the loss by one more step."""
         return self.exponent * (self(steps) - self.floor) / steps if steps else math.inf
 
     def bigger(self, parameters_ratio: float) -> "LossCurve":
-        """The curve of a model of so many times as many parameters, by scaling laws."""
+        """The curve of a model with more parameters by a given ratio, by scaling laws."""
         floor = self.floor * parameters_ratio**-CAPACITY_EXPONENT
         return dataclasses.replace(self, floor=floor)
 
 
-def _at_exponent(n, y, exponent):
-    """The error, and the floor, scale and exponent, of the best fit with this exponent."""
+def _at_exponent(
+    n: np.ndarray, y: np.ndarray, exponent: float
+) -> tuple[float, tuple[float, float, float]] | None:
+    """The best fit with this exponent: its error, and its floor, scale and exponent."""
     basis = n**-exponent
     spread = basis - basis.mean()
     scale = spread @ (y - y.mean()) / (spread @ spread)
@@ -106,18 +109,18 @@ def _at_exponent(n, y, exponent):
     if not scale > 0:
         return None
     error = np.sum((floor + scale * basis - y) ** 2)
-    return error, (float(floor), float(scale), float(exponent))
+    return float(error), (float(floor), float(scale), float(exponent))
 
 
 @dataclasses.dataclass(frozen=True)
 class Proposal:
-    """When to grow, and why.
+    """A growth step and the reason for it.
 
     Args:
         step: int. The step of the small model after which to grow; 0 to train the bigger
-            one from the start.
-        loss: float. The loss that is expected at the end of the budget.
-        losses: dict from growth steps to the loss that is expected with them.
+            model from the start.
+        loss: float. The expected loss at the end of the budget.
+        losses: dict from growth steps to the expected loss.
         reason: string.
 
     Example: see `propose`, which returns it.
@@ -151,20 +154,21 @@ def propose(
     """Proposes the growth step that ends at the lowest loss within a budget.
 
     Args:
-        budget: float. Training FLOPs in all, parents included.
-        small: `LossCurve` of the small model, fitted to a run so far or to an earlier one.
-        small_cost: float. FLOPs of a step of the small model.
-        big_cost: float. FLOPs of a step of the grown one.
+        budget: float. Total training FLOPs, including the parents'.
+        small: `LossCurve` of the small model, fitted to the run so far or an earlier one.
+        small_cost: float. FLOPs per step of the small model.
+        big_cost: float. FLOPs per step of the grown model.
         big: `LossCurve` of the bigger model. By default `small.bigger(parameters_ratio)`.
-        parameters_ratio: float. How many times as many parameters the grown model has.
-        parents: int. How many small models must be trained: 1 for a self-fusion.
-        moments: int. How many moments to compare.
+        parameters_ratio: float. Number of parameters of the grown model relative to the
+            small one.
+        parents: int. Number of small models to train: 1 for a self-fusion.
+        moments: int. Number of moments to compare.
 
     Returns:
         A `Proposal`.
 
     Raises:
-        FusionError: for arguments that cannot work.
+        FusionError: for invalid arguments.
 
     Example:
 
@@ -190,12 +194,12 @@ def propose(
         rest = (budget - parents * small_cost * step) / big_cost
         start = big.steps_to(small(step)) if step else 0.0
         losses[step] = small(step) if math.isinf(start) else big(start + rest)
-    best = min(losses, key=losses.get)
+    best = min(losses, key=losses.__getitem__)
     reason = _reason(best, losses, small, big, parents * small_cost, big_cost)
     return Proposal(best, losses[best], losses, reason)
 
 
-def _bigger(small, parameters_ratio):
+def _bigger(small: LossCurve, parameters_ratio: float | None) -> LossCurve:
     if parameters_ratio is None or not parameters_ratio > 1:
         raise FusionError(
             "Give the bigger model's curve as `big`, or `parameters_ratio` above 1 to "
@@ -204,7 +208,14 @@ def _bigger(small, parameters_ratio):
     return small.bigger(parameters_ratio)
 
 
-def _reason(step, losses, small, big, small_cost, big_cost):
+def _reason(
+    step: int,
+    losses: Mapping[int, float],
+    small: LossCurve,
+    big: LossCurve,
+    small_cost: float,
+    big_cost: float,
+) -> str:
     scratch = losses[0]
     if step == 0:
         return (
@@ -222,22 +233,23 @@ def _reason(step, losses, small, big, small_cost, big_cost):
 
 @keras.saving.register_keras_serializable(package="keras_fusion")
 class WhenItPays(GrowthSchedule):
-    """Grows when the small model's gain a FLOP falls under that of the bigger one.
+    """Grows when the small model's gain per FLOP falls below that of the bigger one.
 
     At the end of each epoch a `LossCurve` is fitted to the losses so far; the bigger
     model's curve is predicted from it by scaling laws, or given.
 
     Args:
-        cost_ratio: float. FLOPs of a step of the grown model over those of a step of the
-            small one, times one over the number of small models that are trained.
-        parameters_ratio: float. How many times as many parameters the grown model has.
+        cost_ratio: float. FLOPs per step of the grown model over those of the small one,
+            divided by the number of small models that are trained.
+        parameters_ratio: float. Number of parameters of the grown model relative to the
+            small one.
         big: `LossCurve` of the bigger model, instead of `parameters_ratio`.
-        monitor: string. Name of the loss in the epoch's logs.
-        min_epochs: int. Epochs before the first decision, at least 3.
+        monitor: string. Name of the loss in the epoch's logs. Defaults to `"val_loss"`.
+        min_epochs: int. Epochs before the first decision, at least 3. Defaults to 5.
 
     Raises:
-        FusionError: for arguments that cannot work; in training, if the logs have no value
-            named `monitor`.
+        FusionError: for invalid arguments; in training, if the logs have no value named
+            `monitor`.
 
     Attributes:
         curve: `LossCurve` of the last fit, or `None`.
@@ -251,11 +263,11 @@ class WhenItPays(GrowthSchedule):
 
     def __init__(
         self,
-        cost_ratio,
-        parameters_ratio=None,
-        big=None,
-        monitor="val_loss",
-        min_epochs=5,
+        cost_ratio: float,
+        parameters_ratio: float | None = None,
+        big: LossCurve | dict[str, float] | None = None,
+        monitor: str = "val_loss",
+        min_epochs: int = 5,
     ):
         if not cost_ratio > 0:
             raise FusionError(
@@ -263,7 +275,7 @@ class WhenItPays(GrowthSchedule):
             )
         if min_epochs < 3:
             raise FusionError(
-                "`min_epochs` must be at least 3, which a curve needs. Received: "
+                "`min_epochs` must be at least 3, the points that a curve needs. Received: "
                 f"min_epochs={min_epochs!r}."
             )
         if isinstance(big, dict):
@@ -277,24 +289,25 @@ class WhenItPays(GrowthSchedule):
         self.min_epochs = min_epochs
         self.reset()
 
-    def reset(self):
+    def reset(self) -> None:
         """Forgets the losses seen so far."""
-        self._points, self.curve = [], None
+        self._points: list[tuple[int, float]] = []
+        self.curve: LossCurve | None = None
 
-    def get_state(self):
+    def get_state(self) -> dict[str, Any]:
         """The losses seen so far."""
         return {"points": list(self._points)}
 
-    def set_state(self, state):
-        """Goes on from what `get_state` gave."""
-        self._points = [tuple(point) for point in state["points"]]
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Resumes from the result of `get_state`."""
+        self._points = [(step, loss) for step, loss in state["points"]]
 
-    def is_done(self, growths):
-        """Whether it has grown."""
+    def is_done(self, growths: int) -> bool:
+        """Whether the model has grown."""
         return growths > 0
 
-    def should_grow(self, moment):
-        """Whether a FLOP is better spent in the bigger model from now on."""
+    def should_grow(self, moment: Moment) -> bool:
+        """Whether a FLOP is better spent on the bigger model from now on."""
         if moment.logs is None or self.is_done(moment.growths):
             return False
         if self.monitor not in moment.logs:
@@ -306,14 +319,16 @@ class WhenItPays(GrowthSchedule):
         self._points.append((moment.step, moment.logs[self.monitor]))
         if len(self._points) < self.min_epochs:
             return False
-        self.curve = small = LossCurve.fit(*zip(*self._points, strict=True))
-        big = self.big or small.bigger(self.parameters_ratio)
+        self.curve = small = LossCurve.fit(
+            [step for step, _ in self._points], [loss for _, loss in self._points]
+        )
+        big = self.big or _bigger(small, self.parameters_ratio)
         start = big.steps_to(small(moment.step))
         if math.isinf(start):
-            return False  # The bigger model is not expected to get any further.
+            return False  # The bigger model is not expected to improve any further.
         return small.gain(moment.step) * self.cost_ratio < big.gain(start)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""
         return {
             "cost_ratio": self.cost_ratio,

@@ -1,5 +1,7 @@
 """The learning rate after a growth, from the bracket."""
 
+from typing import Any
+
 import keras
 import numpy as np
 
@@ -8,29 +10,29 @@ from keras_fusion.analysis.dynamics.bracket import Bracket, Field
 from keras_fusion.analysis.dynamics.derivatives import Derivatives
 from keras_fusion.errors import FusionError
 from keras_fusion.layout.parent_blocks import Blocks
+from keras_fusion.models import host
 from keras_fusion.values.rate_multipliers import degree
 
 
 class BracketRate:
     """Measures the factor on the learning rate that keeps the loss's speed of descent.
 
-    Right before a growth the loss falls with the speed `g A g` (see `Bracket`), right
-    after it with `g C g` at the same rate, and what the small network's training has left
-    behind adds `(t^2 / 2) B H A g` to that, with the bracket B, to leading order. The
-    factor is
+    Right before a growth the loss falls at the speed `g A g` (see `Bracket`), right after
+    it at `g C g` for the same rate, to which the past training of the small network adds
+    `(t^2 / 2) B H A g`, with the bracket B, to leading order. The factor is
 
         (g A g) / (g C g + (t^2 / 2) B H A g),
 
-    where t is the time over which the small network's descent remembers: its steps times
-    its rate, or one over the curvature along its field if that is less. That choice, and
-    the bounds, are this package's own. For optimizers that divide the gradient's scale
-    away (Adam) the fields are those of `Bracket(..., normalized=True)`.
+    where t is the memory of the small network's descent: its steps times its rate, or one
+    over the curvature along its field if that is less. That choice, and the bounds, are
+    this package's own. For optimizers that normalize the gradient's scale (Adam) the
+    fields are those of `Bracket(..., normalized=True)`.
 
     Args:
-        x: inputs of the batch to measure on, as `fit` takes them.
+        x: inputs of the batch to measure on, in the form that `fit` takes.
         y: its targets.
-        sample_weight: its weights, if any.
-        smallest: float. The least factor. Defaults to 0.1.
+        sample_weight: its sample weights, if any.
+        smallest: float. The smallest factor. Defaults to 0.1.
         largest: float. The largest factor. Defaults to 2.
 
     Raises:
@@ -46,9 +48,9 @@ class BracketRate:
 
     def __init__(
         self,
-        x,
-        y,
-        sample_weight=None,
+        x: Any,
+        y: Any,
+        sample_weight: Any = None,
         *,
         smallest: float = 0.1,
         largest: float = 2.0,
@@ -65,7 +67,7 @@ class BracketRate:
         """Checks, before training, that the factor can be measured.
 
         Raises:
-            FusionError: if it is not known how the optimizer's updates scale, or if the
+            FusionError: if the scale of the optimizer's updates is unknown, or if the
                 backend has no second derivatives.
         """
         for optimizer in graft.leaves(model.optimizer):
@@ -90,7 +92,7 @@ class BracketRate:
         """
         power = degree(optimizer)
         bracket = Bracket(model, blocks.speeds(power), normalized=power == 0)
-        rate = float(keras.ops.convert_to_numpy(optimizer.learning_rate))
+        rate = float(host.to_numpy(optimizer.learning_rate))
         field = bracket(*self.batch)
         found = rate_factor(field, graft.steps(optimizer) * rate)
         return float(np.clip(found, self.smallest, self.largest))
@@ -104,9 +106,9 @@ def rate_factor(field: Field, time: float) -> float:
         time: float. Steps of the small network times their rate.
 
     Returns:
-        float, 1 where nothing descends.
+        float, 1 where the loss does not fall.
 
-    Example: a network whose bias was added, so that the loss falls faster.
+    Example: a network with a new bias, so that the loss falls faster.
 
     >>> import keras, numpy as np
     >>> from keras_fusion.dynamics import Bracket, rate_factor
@@ -120,7 +122,7 @@ def rate_factor(field: Field, time: float) -> float:
     curvature = field.small_curvature
     if curvature > 0:
         time = min(time, 1 / curvature)
-    # Half the bracket's effect on the loss, taken per unit of the grown phase's time.
+    # Half the bracket's effect on the loss, per unit of the grown phase's time.
     added = (
         time**2
         / 2
@@ -129,6 +131,6 @@ def rate_factor(field: Field, time: float) -> float:
             for b, u in zip(field.bracket, field.of_small, strict=True)
         )
     )
-    # Where the leading order would more than halve the speed it says nothing any more.
+    # Where the leading order would more than halve the speed, it is no longer valid.
     after = max(field.big_descent + added, field.big_descent / 2)
     return field.small_descent / after if after else 1.0

@@ -1,6 +1,7 @@
-"""The picture of a fused model: in each kernel, whose block is where."""
+"""The picture of a fused model: the parents' blocks in each kernel."""
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -15,10 +16,14 @@ from keras_fusion.analysis.plotting.figure import (
 )
 from keras_fusion.errors import FusionError
 from keras_fusion.layout import parent_blocks
-from keras_fusion.layout.axes import block_index, is_readout
+from keras_fusion.layout.axes import Axis, block_index, is_readout
+from keras_fusion.layout.parent_blocks import Blocks, Place
+from keras_fusion.models import host
+
+Kernel = tuple[keras.Variable, Place]
 
 _COLUMNS = 4
-_PIXELS = 96  # A side of a drawn kernel has at most so many entries.
+_PIXELS = 96  # The largest number of entries along each side of a drawn kernel.
 _OFF_DIAGONAL, _NEW = -1, -2
 
 
@@ -29,26 +34,27 @@ def plot_fusion(
     most: int = 8,
     path: str | None = None,
 ) -> Any:
-    """Draws whose block is where in the kernels of a fused model.
+    """Draws the parents' blocks in the kernels of a fused model.
 
-    A colour is a parent, grey an off-diagonal block, which joins one parent's inputs to
-    another's outputs, and green the units that no parent had. The larger a weight
-    is, the darker it is drawn: off-diagonal zeros are white, and after some training one
-    sees what has grown there. Rows are inputs, columns are outputs.
+    Each parent has a colour; off-diagonal blocks, from one parent's inputs to another's
+    outputs, are grey, and units that no parent had are green. The larger a weight, the
+    darker it is drawn: off-diagonal zeros are white, and after some training one sees
+    what has grown there. Rows are inputs, columns are outputs.
 
     Args:
-        fused: model that `fuse` returned, or that a growth callback has grown, in this
-            process; also later, after more training.
-        kernels: string. A regular expression; only kernels in whose path it is found are
-            drawn. By default all that grew, of repeated blocks one.
+        fused: model that `fuse` returned or a growth callback has grown, in this process;
+            it may have been trained since.
+        kernels: string. A regular expression; only kernels whose path it matches
+            somewhere are drawn. By default all kernels that grew, one of each kind of
+            repeated block.
         most: int. The largest number of kernels to draw. Defaults to 8.
-        path: string. Where to save the picture, if given.
+        path: string. File to save the picture to, if given.
 
     Returns:
-        The matplotlib `Figure`, with one panel a kernel.
+        The matplotlib `Figure`, with one panel per kernel.
 
     Raises:
-        ImportError: without matplotlib, which `pip install keras-fusion[plot]` brings.
+        ImportError: without matplotlib, which `pip install keras-fusion[plot]` installs.
         FusionError: if the model is not a fused one, or has no such kernels.
 
     Example:
@@ -62,8 +68,8 @@ def plot_fusion(
     >>> len(figure.axes)
     2
     """
-    drawn = _chosen(fused, kernels, most)
-    count = parent_blocks.of(fused).count
+    blocks = _blocks_of(fused)
+    drawn, count = _chosen(fused, blocks, kernels, most), blocks.count
     columns = min(_COLUMNS, len(drawn))
     rows = -(-len(drawn) // columns)
     figure = new_figure(max(2.3 * columns, 5), 2.5 * rows + 0.5)
@@ -82,17 +88,17 @@ def plot_fusion(
     return figure
 
 
-def _chosen(model, pattern, most):
-    """Pairs of a kernel that grew and its `Place`, those to be drawn."""
+def _blocks_of(model: keras.Model) -> Blocks:
+    """The blocks of a model's last growth, which must still fit the model."""
     found = parent_blocks.of(model)
     if found is None:
         raise FusionError(
-            f"{getattr(model, 'name', model)!r} was not fused in this process, so it is "
-            "not known whose blocks it has. Pass what `fuse` returned, or a model that "
-            "`DeepFusion` has grown; a file does not hold it."
+            f"{getattr(model, 'name', model)!r} was not fused in this process, so its "
+            "blocks are unknown. Pass the result of `fuse`, or a model that `DeepFusion` "
+            "has grown; a file does not contain them."
         )
     weights = model.weights
-    pairs = list(zip(weights, found.places, strict=False))
+    pairs = zip(weights, found.places, strict=False)
     if len(weights) != len(found.places) or any(
         place and place.shape != tuple(variable.shape) for variable, place in pairs
     ):
@@ -100,12 +106,24 @@ def _chosen(model, pattern, most):
             f"The weights of {model.name!r} have other shapes than right after its last "
             "fusion; draw a model before it is changed by other means."
         )
-    pairs = [(variable, place) for variable, place in pairs if _is_kernel(place)]
+    return found
+
+
+def _chosen(
+    model: keras.Model, blocks: Blocks, pattern: str | None, most: int
+) -> list[Kernel]:
+    """The kernels to draw, of those that grew."""
+    weights = model.weights
+    pairs = [
+        (variable, place)
+        for variable, place in zip(weights, blocks.places, strict=True)
+        if place is not None and _is_kernel(place)
+    ]
     if pattern is not None:
         pairs = [pair for pair in pairs if re.search(pattern, pair[0].path)]
     else:
-        # Repeated blocks have equal shapes, and one name but for its numbers.
-        once = {}
+        # Repeated blocks have equal shapes, and names that differ only in numbers.
+        once: dict[Any, Kernel] = {}
         for variable, place in pairs:
             alike = re.sub(r"_?\d+", "", variable.path), place.shape
             once.setdefault(alike, (variable, place))
@@ -119,18 +137,16 @@ def _chosen(model, pattern, most):
     return pairs if len(pairs) <= most else [*pairs[: most - 1], pairs[-1]]
 
 
-def _is_kernel(place):
-    """Whether a variable grew and maps inputs to outputs: no bias, no norm's gamma."""
-    if place is None:
-        return False
+def _is_kernel(place: Place) -> bool:
+    """Whether a variable grew and maps inputs to outputs, unlike a bias or a gamma."""
     first, *rest = place.axes
     has_inputs = any(axis.role == "in" for axis in place.axes)
     return place.grown and bool(rest) and (has_inputs or not first.grown)
 
 
-def _draw(axes, variable, place, count):
+def _draw(axes: Any, variable: keras.Variable, place: Place, count: int) -> set[int]:
     """Draws one kernel; returns the owners that occur in it."""
-    value = np.abs(np.asarray(keras.ops.convert_to_numpy(variable), "float32"))
+    value = np.abs(np.asarray(host.to_numpy(variable), "float32"))
     owner = _owners(place, count)
     value, owner = (_as_matrix(a, place.axes) for a in (value, owner))
     full = value.shape
@@ -145,8 +161,8 @@ def _draw(axes, variable, place, count):
     return set(np.unique(owner).tolist())
 
 
-def _owners(place, count):
-    """Array of the variable's shape with the parent whose each entry is."""
+def _owners(place: Place, count: int) -> np.ndarray:
+    """Array of the variable's shape with the owner of each entry: a parent, or none."""
     owner = np.full(place.shape, _NEW)
     for out_parent in range(count):
         for parent in range(count):
@@ -157,11 +173,11 @@ def _owners(place, count):
     return owner
 
 
-def _as_matrix(array, axes):
+def _as_matrix(array: np.ndarray, axes: Sequence[Axis]) -> np.ndarray:
     """The array with its input axes as rows and all others as columns."""
     roles = [axis.role for axis in axes]
     known = [role for role in roles if role is not None]
-    # An axis that is no width, such as a head's, goes with the one before it.
+    # An axis that is not a width, such as a head's size, goes with the one before it.
     for i, role in enumerate(roles):
         if role is None:
             roles[i] = roles[i - 1] if i else ("in" if "in" in known else None)
@@ -173,17 +189,17 @@ def _as_matrix(array, axes):
     return array.transpose(*rows, *columns).reshape(height, -1)
 
 
-def _sampled(size):
+def _sampled(size: int) -> np.ndarray:
     return np.linspace(0, size - 1, min(size, _PIXELS)).astype(int)
 
 
-def _colours(value, owner):
+def _colours(value: np.ndarray, owner: np.ndarray) -> np.ndarray:
     """White for zeros, the owner's colour for the largest weights; shape (..., 3)."""
     from matplotlib.colors import to_rgb
 
     top = np.quantile(value, 0.98) or value.max() or 1.0
     strength = np.sqrt(np.clip(value / top, 0, 1))
-    # A parent's block is always seen as one, be its weights as small as they may.
+    # A parent's block is always visible, however small its weights are.
     strength = np.where(owner >= 0, 0.15 + 0.85 * strength, strength)
     full = np.empty((*owner.shape, 3))
     for code in np.unique(owner):
@@ -191,13 +207,13 @@ def _colours(value, owner):
     return 1 - strength[..., None] * (1 - full)
 
 
-def _colour(owner):
+def _colour(owner: int) -> str:
     if owner == _OFF_DIAGONAL:
         return INK
     return NEW_CAPACITY if owner == _NEW else PARENTS[owner % len(PARENTS)]
 
 
-def _add_numbers(axes, owner, count):
+def _add_numbers(axes: Any, owner: np.ndarray, count: int) -> None:
     """Writes each parent's number on its block."""
     for parent in range(count):
         rows, columns = np.nonzero(owner == parent)
@@ -219,9 +235,10 @@ def _add_numbers(axes, owner, count):
             )
 
 
-def _titles(paths):
-    """The ends of the paths, as long as it takes to tell them apart."""
+def _titles(paths: Sequence[str]) -> list[str]:
+    """The ends of the paths, long enough to be distinct."""
     parts = [path.split("/") for path in paths]
+    ends = list(paths)
     for length in range(2, max(map(len, parts)) + 1):
         ends = ["/".join(p[-length:]) for p in parts]
         if len(set(ends)) == len(ends):
@@ -229,7 +246,7 @@ def _titles(paths):
     return [end if len(end) <= 30 else f"…{end[-29:]}" for end in ends]
 
 
-def _add_legend(figure, count, owners):
+def _add_legend(figure: Any, count: int, owners: set[int]) -> None:
     from matplotlib.patches import Patch
 
     labels = {_OFF_DIAGONAL: "off-diagonal", _NEW: "new units"}

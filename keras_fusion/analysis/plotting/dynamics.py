@@ -1,4 +1,4 @@
-"""The picture of what a `DynamicsMonitor` measured."""
+"""The picture of a `DynamicsMonitor`'s measurements."""
 
 import itertools
 from collections.abc import Iterable
@@ -21,17 +21,17 @@ _PANELS = (
 
 
 def plot_dynamics(records: Iterable[Any], *, path: str | None = None) -> Any:
-    """Draws what a `DynamicsMonitor` measured, over the steps of the run.
+    """Draws the measurements of a `DynamicsMonitor` over the steps of the run.
 
     Args:
         records: iterable of `Record`. The monitor's `records`.
-        path: string. Where to save the picture, if given.
+        path: string. File to save the picture to, if given.
 
     Returns:
         The matplotlib `Figure`, of four panels over the optimizer's steps.
 
     Raises:
-        ImportError: without matplotlib, which `pip install keras-fusion[plot]` brings.
+        ImportError: without matplotlib, which `pip install keras-fusion[plot]` installs.
         ValueError: if there are no records.
 
     Example:

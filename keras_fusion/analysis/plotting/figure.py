@@ -1,12 +1,12 @@
-"""What all pictures share: a figure without a window, and colours for all eyes."""
+"""The style of all pictures: a figure without a window, and accessible colours."""
 
 from typing import Any
 
-# Okabe and Ito's palette, which people with any colour vision can tell apart.
+# Okabe and Ito's palette, distinct for people with any kind of colour vision.
 PARENTS = ("#0072B2", "#E69F00", "#CC79A7", "#56B4E9")
 NEW_CAPACITY = "#009E73"
 INK = "#333333"
-# Lines in one panel also differ in their dashes, for prints in grey.
+# Lines in one panel also differ in their dashes, for greyscale prints.
 LINES = (
     {"color": "#0072B2", "linestyle": "-"},
     {"color": "#D55E00", "linestyle": (0, (5, 1.5))},
@@ -16,13 +16,13 @@ LINES = (
 
 
 def new_figure(width: float, height: float) -> Any:
-    """A matplotlib `Figure` of a size in inches.
+    """Makes a matplotlib `Figure` of a size in inches.
 
     Raises:
-        ImportError: without matplotlib, which `pip install keras-fusion[plot]` brings.
+        ImportError: without matplotlib, which `pip install keras-fusion[plot]` installs.
     """
     try:
-        # The figure itself, not pyplot: no backend is chosen and no window opened.
+        # The class itself, not pyplot: it chooses no backend and opens no window.
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError(
@@ -32,7 +32,7 @@ def new_figure(width: float, height: float) -> Any:
 
 
 def tidy(axes: Any) -> None:
-    """Takes away what a curve's panel does not need, and lays a light grid."""
+    """Removes the unneeded spines of a panel with curves, and adds a light grid."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color="0.92", linewidth=0.8)
     axes.set_axisbelow(True)
@@ -44,6 +44,6 @@ def mark_growth(axes: Any, x: float) -> None:
 
 
 def save(figure: Any, path: str | None) -> None:
-    """Writes the picture, if it is to be written."""
+    """Saves the picture if a path is given."""
     if path is not None:
         figure.savefig(path, dpi=150)

@@ -1,4 +1,4 @@
-"""The picture of a run: its values, parameters and FLOPs, with the growth moments."""
+"""The picture of a run: its values, parameters and FLOPs, with the growth steps."""
 
 import itertools
 from collections.abc import Iterable, Sequence
@@ -26,26 +26,27 @@ def plot_run(
 ) -> Any:
     """Draws the course of a training run and the moments at which the model grew.
 
-    The values lie above; under them the number of parameters, if the model grew, and, with
-    `step_flops`, the training FLOPs spent so far.
+    The top panel shows the values; below it are the number of parameters, if the model
+    grew, and, with `step_flops`, the training FLOPs spent so far.
 
     Args:
         history: the `History` that `fit` returned, or its dict of lists by epoch.
         events: iterable of `GrowthEvent`. The growths, e.g. `callback.events` of
             `DeepFusion`.
-        values: tuple of strings. Names of the values to draw; those that the run does
-            not have are left out. Defaults to `("loss", "val_loss")`.
-        step_flops: list of numbers. What one training step costs before the first
-            growth, after it, and so on, as `keras_fusion.flops.training_step_flops`
-            counts it. Needs the `History` itself. Defaults to `None`, without the panel.
-        path: string. Where to save the picture, if given.
+        values: tuple of strings. Names of the values to draw; names that the run does
+            not have are ignored. Defaults to `("loss", "val_loss")`.
+        step_flops: list of numbers. The FLOPs of one training step before the first
+            growth, after it, and so on, as counted by
+            `keras_fusion.flops.training_step_flops`. Requires the `History` itself.
+            Defaults to `None`, without the panel.
+        path: string. File to save the picture to, if given.
 
     Returns:
         The matplotlib `Figure`, of one to three panels over the epochs.
 
     Raises:
-        ImportError: without matplotlib, which `pip install keras-fusion[plot]` brings.
-        ValueError: if the run has none of the values, or `step_flops` does not fit it.
+        ImportError: without matplotlib, which `pip install keras-fusion[plot]` installs.
+        ValueError: if the run has none of the values, or `step_flops` does not match it.
 
     Example:
 
@@ -86,7 +87,7 @@ def plot_run(
         for x in run.moments:
             mark_growth(axes, x)
     for i, (event, x) in enumerate(zip(run.events, run.moments, strict=True)):
-        _tell(panels[0], event, x, line=i % 3)
+        _annotate(panels[0], event, x, line=i % 3)
     panels[-1].set_xlabel("epoch")
     panels[-1].xaxis.get_major_locator().set_params(integer=True)
     figure.align_ylabels()
@@ -95,27 +96,27 @@ def plot_run(
 
 
 class _Run:
-    """The epochs of a run, and where on that axis the growths lie."""
+    """The epochs of a run, and the positions of the growths on that axis."""
 
-    def __init__(self, history, events, count):
+    def __init__(self, history: Any, events: Sequence[GrowthEvent], count: int):
         past = getattr(history, "epoch", None) or range(count)
         self.epochs = [epoch + 1 for epoch in past]
-        self.steps = (getattr(history, "params", None) or {}).get("steps")
+        self.steps: int | None = (getattr(history, "params", None) or {}).get("steps")
         self.events = events
         self.moments = [self._moment(event) for event in events]
 
-    def _moment(self, event):
-        """The epoch as a fraction, where the steps of an epoch are known."""
+    def _moment(self, event: GrowthEvent) -> float:
+        """The epoch as a fraction, if the steps per epoch are known."""
         exact = event.step / self.steps if self.steps else event.epoch
         return exact if event.epoch - 1 <= exact <= event.epoch else event.epoch
 
     @property
-    def ends(self):
-        """Where the phases between the growths begin and end."""
+    def ends(self) -> list[float]:
+        """The ends of the phases between the growths."""
         return [self.epochs[0] - 1, *self.moments, self.epochs[-1]]
 
 
-def _draw_parameters(axes, run):
+def _draw_parameters(axes: Any, run: _Run) -> None:
     sizes = [run.events[0].params_before]
     sizes += [event.params_after for event in run.events]
     axes.stairs(sizes, run.ends, fill=True, color=PARENTS[0], alpha=0.3)
@@ -125,12 +126,12 @@ def _draw_parameters(axes, run):
     axes.set_ylim(bottom=0)
 
 
-def _draw_flops(axes, run, step_flops):
+def _draw_flops(axes: Any, run: _Run, step_flops: Sequence[float]) -> None:
     if not run.steps or len(step_flops) != len(run.events) + 1:
         raise ValueError(
             "`step_flops` needs one number for each phase, and the History that fit() "
             f"returned. Received: {len(step_flops)} number(s) for {len(run.events)} "
-            f"growth(s), {run.steps} steps an epoch."
+            f"growth(s), {run.steps} steps per epoch."
         )
     ends = run.ends
     spent = [0.0]
@@ -142,15 +143,16 @@ def _draw_flops(axes, run, step_flops):
     axes.set_ylim(bottom=0)
 
 
-def _short(value, position=None):
-    """A number as a reader says it: 1.5M."""
+def _short(value: float, position: int | None = None) -> str:
+    """A number in short form: 1.5M."""
     for size, letter in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= size:
             return f"{value / size:.3g}{letter}"
     return f"{value:.3g}"
 
 
-def _tell(axes, event, x, line):
+def _annotate(axes: Any, event: GrowthEvent, x: float, line: int) -> None:
+    """Writes a growth's step, parameters and change of the outputs next to its line."""
     start, end = axes.get_xlim()
     late = x > start + 0.7 * (end - start)
     axes.annotate(

@@ -1,4 +1,4 @@
-"""Everything that touches Keras's private state, but for the graft itself."""
+"""All code that uses Keras's private state, except the graft."""
 
 from keras_fusion.models.private.deferral import (
     adopt_shardings,

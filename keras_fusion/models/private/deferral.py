@@ -1,10 +1,10 @@
-"""Variables of the bigger model, which get their first values only when it is filled.
+"""Variables of the bigger model, which get no values before it is filled.
 
-All of them will be overwritten, so that to draw initial values and to hold them would
-cost more than the fusion itself: time, and a second copy. Under a `keras.distribution`
-Keras would also make each first value whole on one device, and shard it by a path that
-numbers unnamed layers anew. So a bigger model is built without values here; its variables
-take over the shardings of those that they grow from, and get their values one by one.
+All of them will be overwritten, so drawing and holding initial values would cost more
+than the fusion itself: time, and a second copy. Under a `keras.distribution` Keras would
+also make each initial value whole on one device, and shard it by a path in which unnamed
+layers are numbered anew. So a bigger model is built without values here; its variables
+get the shardings of those that they grow from, and their values one by one.
 """
 
 import contextlib
@@ -12,34 +12,38 @@ import contextvars
 import functools
 import random
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import keras
 import numpy as np
 
 from keras_fusion.models import host
 
-# The initializers of the variables that were created in the scope of this context.
-_INITIALIZERS: contextvars.ContextVar = contextvars.ContextVar(
-    "initializers", default=None
+Initializer = Callable[..., Any]
+
+# The initializers of the variables that were created in the scope of this context, by id.
+_INITIALIZERS: contextvars.ContextVar[dict[int, Initializer] | None] = (
+    contextvars.ContextVar("initializers", default=None)
 )
 
 
 @contextlib.contextmanager
-def without_values() -> Iterator[dict[int, Callable]]:
-    """A scope in which floating-point variables are created without values.
+def without_values() -> Iterator[dict[int, Initializer]]:
+    """Opens a scope in which floating-point variables are created without values.
 
-    Shapes and dtypes are known. Whoever reads such a variable gets its initial value,
-    made anew each time; the first assignment creates its storage, and so does
-    `give_values`. On the PyTorch backend, where layers hold on to the tensors of their
-    variables, they get values at once. The global random generators go on as if nothing
-    had been built. Other threads create their variables as ever.
+    Shapes and dtypes are known. Reading such a variable gives its initial value, made
+    anew each time; the first assignment creates its storage, and so does `give_values`.
+    On the PyTorch backend, where layers keep the tensors of their variables, they get
+    values at once. The states of the global random generators are restored at the end.
+    Other threads create their variables as usual.
 
     Yields:
         Dict from the id of each variable created here to its initializer, for
         `initial_value`.
     """
-    initializers, states = {}, (random.getstate(), np.random.get_state())
+    initializers: dict[int, Initializer] = {}
+    states = random.getstate(), np.random.get_state()
     with _patch():
         token = _INITIALIZERS.set(initializers)
         try:
@@ -51,12 +55,12 @@ def without_values() -> Iterator[dict[int, Callable]]:
 
 
 def initial_value(
-    initializer: Callable, shape: tuple[int, ...], dtype: str, seed: Sequence[int]
+    initializer: Initializer, shape: tuple[int, ...], dtype: str, seed: Sequence[int]
 ) -> np.ndarray:
-    """The initial value of a variable, drawn from a seed of our own.
+    """Draws the initial value of a variable from a given seed.
 
     Args:
-        initializer: the variable's initializer, whose own seed does not count.
+        initializer: the variable's initializer, whose own seed is not used.
         shape: tuple of ints. The variable's shape.
         dtype: string. Its dtype.
         seed: ints.
@@ -76,18 +80,18 @@ def initial_value(
     return host.host(initializer(shape, dtype=dtype))
 
 
-def give_values(variables: list) -> None:
-    """Makes first values for variables that have none, shard by shard."""
+def give_values(variables: Iterable[keras.Variable]) -> None:
+    """Initializes the variables that have no values yet, shard by shard."""
     for variable in variables:
         if isinstance(vars(variable).get("_direct_assign"), functools.partial):
             _initialize(variable, variable._initializer)
 
 
-def adopt_shardings(pairs: list[tuple]) -> None:
+def adopt_shardings(pairs: Iterable[tuple[keras.Variable, keras.Variable]]) -> None:
     """Gives variables the shardings of those that they grow from.
 
     Args:
-        pairs: list of `(variable of the smaller model, variable of the bigger one)`.
+        pairs: pairs `(variable of the smaller model, variable of the bigger one)`.
     """
     if not host.is_distributed():
         return
@@ -98,18 +102,18 @@ def adopt_shardings(pairs: list[tuple]) -> None:
                 target._direct_assign(target._value)
 
 
-def _can_defer():
+def _can_defer() -> bool:
     return keras.config.backend() != "torch" and not keras.config.is_nnx_enabled()
 
 
-# Keras's class of variables is patched while any thread is in the scope; the patch asks
-# the context whether it is meant.
+# Keras's class of variables is patched while any thread is in the scope; the patch has an
+# effect only in contexts that have opened it.
 _LOCK, _PATCH = threading.Lock(), contextlib.ExitStack()
-_USERS: list = []
+_USERS: list[object] = []
 
 
 @contextlib.contextmanager
-def _patch():
+def _patch() -> Iterator[None]:
     user = object()
     with _LOCK:
         if not _USERS:
@@ -124,15 +128,15 @@ def _patch():
                 _PATCH.close()
 
 
-def _methods():
+def _methods() -> dict[str, Callable[..., None]]:
     own = keras.Variable._initialize_with_initializer
     own_later = keras.Variable._deferred_initialize
 
-    def initialize(variable, initializer):
+    def initialize(variable: Any, initializer: Initializer) -> None:
         known = _INITIALIZERS.get()
         if known is not None:
             known[id(variable)] = initializer
-        # A seed's state is small, and may be read.
+        # The state of a seed is small, and may be read.
         is_float = keras.backend.is_float_dtype(variable.dtype)
         if known is None or not is_float or not _can_defer():
             own(variable, initializer)
@@ -140,7 +144,7 @@ def _methods():
             variable._value, variable._initializer = None, initializer
             vars(variable)["_direct_assign"] = functools.partial(_first, variable)
 
-    def initialize_later(variable):
+    def initialize_later(variable: Any) -> None:
         if _INITIALIZERS.get() is None:
             own_later(variable)
         else:
@@ -153,8 +157,8 @@ def _methods():
 
 
 @contextlib.contextmanager
-def _replaced(**methods):
-    """Puts methods in the class of Keras's variables."""
+def _replaced(**methods: Callable[..., None]) -> Iterator[None]:
+    """Opens a scope in which methods of Keras's class of variables are replaced."""
     before = {name: vars(keras.Variable).get(name) for name in methods}
     try:
         for name, method in methods.items():
@@ -168,8 +172,8 @@ def _replaced(**methods):
                 setattr(keras.Variable, name, method)
 
 
-def _first(variable, value):
-    """The first assignment to a variable without a value."""
+def _first(variable: Any, value: Any) -> None:
+    """Makes the first assignment to a variable without a value."""
     _wake(variable)
     if keras.config.backend() == "jax":
         variable._direct_assign(value)
@@ -179,14 +183,14 @@ def _first(variable, value):
         variable._initialize(value)
 
 
-def _wake(variable):
-    """Ends a variable's waiting for its first value."""
+def _wake(variable: Any) -> None:
+    """Restores the ordinary assignment of a variable without a value."""
     del vars(variable)["_direct_assign"]
     variable._initializer = None
 
 
-def _initialize(variable, initializer):
-    """Makes a variable's own first value."""
+def _initialize(variable: Any, initializer: Initializer) -> None:
+    """Gives a variable its initial value."""
     _wake(variable)
     if host.is_distributed():
         _initialize_sharded(variable, initializer)
@@ -194,7 +198,7 @@ def _initialize(variable, initializer):
         variable._initialize_with_initializer(initializer)
 
 
-def _initialize_sharded(variable, initializer):
+def _initialize_sharded(variable: Any, initializer: Initializer) -> None:
     import jax
 
     variable._initialize_layout()

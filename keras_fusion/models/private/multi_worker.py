@@ -1,19 +1,20 @@
 """Keras's `fit` under TensorFlow's `MultiWorkerMirroredStrategy`.
 
-Keras 3 (seen in 3.15.1) stops there twice, both times in
+Keras 3 (seen in 3.15.1) fails there in two places, both in
 `keras/src/backend/tensorflow/trainer.py`:
 
-- `TensorFlowTrainer._maybe_symbolic_build` hands the whole structure of the first batch
-  to `strategy.reduce`, which with several workers takes it for one tensor: "Attempt to
+- `TensorFlowTrainer._maybe_symbolic_build` passes the whole structure of the first batch
+  to `strategy.reduce`, which with several workers treats it as one tensor: "Attempt to
   convert a value (PerReplica: ...) with an unsupported type".
-- `reduce_per_replica` takes the mean of the logs with `strategy.reduce("MEAN", v,
-  axis=0)`, and logs are scalars: "Invalid reduction dimension 0 for input with 0
-  dimensions".
+- `reduce_per_replica` averages the logs with `strategy.reduce("MEAN", v, axis=0)`, and
+  logs are scalars: "Invalid reduction dimension 0 for input with 0 dimensions".
 
-All else (variables, gradients, metrics, the data's shards) works with several workers.
+Everything else (variables, gradients, metrics, data sharding) works with several workers.
 """
 
 import contextlib
+from collections.abc import Iterator
+from typing import Any
 
 import keras
 
@@ -21,19 +22,20 @@ from keras_fusion.errors import FusionError
 
 
 @contextlib.contextmanager
-def multi_worker_fit():
-    """Lets `fit` and `evaluate` run under TensorFlow's `MultiWorkerMirroredStrategy`.
+def multi_worker_fit() -> Iterator[None]:
+    """Makes `fit` and `evaluate` work under TensorFlow's `MultiWorkerMirroredStrategy`.
 
-    Keras 3 by itself stops there before the first step. In this scope it goes on, with
-    growth or without. All workers run the same script, and must ask for the same growths.
-    A batch's logs are those of the worker itself; an epoch's are all workers'. Models
-    under other strategies are trained as ever.
+    Keras 3 itself fails there before the first step. In this scope it works, with growth
+    or without. All workers run the same script, and must request the same growths. The
+    logs of a batch are the worker's own; those of an epoch cover all workers. Models under
+    other strategies are trained as usual.
 
     Returns:
         A context manager, for a `with` statement around `fit` and `evaluate`.
 
     Raises:
-        FusionError: if the backend is not TensorFlow, or this Keras is built otherwise.
+        FusionError: if the backend is not TensorFlow, or this version of Keras is not
+            supported.
 
     Example:
 
@@ -59,8 +61,8 @@ def multi_worker_fit():
     cls = trainer.TensorFlowTrainer
     build, reduce = cls._maybe_symbolic_build, trainer.reduce_per_replica
 
-    def build_locally(model, iterator=None, data_batch=None):
-        """As Keras does, on what the first replica of this worker gets of a batch."""
+    def build_locally(model: Any, iterator: Any = None, data_batch: Any = None) -> Any:
+        """Builds as Keras does, on the part of a batch of this worker's first replica."""
         strategy = model.distribute_strategy
         if iterator is None or not _has_workers(strategy):
             return build(model, iterator, data_batch)
@@ -72,8 +74,8 @@ def multi_worker_fit():
                 )
             )
 
-    def reduce_locally(values, strategy, reduction):
-        """As Keras does; means are over the replicas of this worker."""
+    def reduce_locally(values: Any, strategy: Any, reduction: str) -> Any:
+        """Reduces as Keras does, with means over the replicas of this worker."""
         if not _has_workers(strategy) or reduction not in ("auto", "mean"):
             return reduce(values, strategy, reduction)
         return keras.tree.map_structure(
@@ -93,14 +95,14 @@ def multi_worker_fit():
         trainer.reduce_per_replica = reduce
 
 
-def _has_workers(strategy):
+def _has_workers(strategy: Any) -> bool:
     import tensorflow as tf
 
     return isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
 
 
-def _trainer():
-    """Keras's module, as far as it is the one that is known here."""
+def _trainer() -> Any:
+    """Keras's module, if it has the functions that are replaced here."""
     if keras.config.backend() != "tensorflow":
         raise FusionError(
             "`multi_worker_fit` is for the TensorFlow backend. Received: "
@@ -114,8 +116,8 @@ def _trainer():
     )
     if not known:
         raise FusionError(
-            f"`multi_worker_fit` does not fit Keras {keras.__version__}, whose TensorFlow "
-            "trainer is built otherwise. Try `fit` without it, or use JAX and "
+            f"`multi_worker_fit` does not support Keras {keras.__version__}, whose "
+            "TensorFlow trainer is different. Try `fit` without it, or use JAX and "
             "keras.distribution."
         )
     return trainer

@@ -1,18 +1,20 @@
-"""Names and paths, which a bigger model takes over from the model that it grew from."""
+"""Names and paths, which a bigger model keeps from the model that it grew from."""
+
+from collections.abc import Iterable
 
 import keras
 
 from keras_fusion.models import tree
 
 
-def keep_names(pairs: list[tuple[keras.Layer, keras.Layer]]) -> None:
-    """Gives the fused model's layers and variables the names of a model's.
+def keep_names(pairs: Iterable[tuple[keras.Layer, keras.Layer]]) -> None:
+    """Gives the layers and variables of a grown model the names of the smaller one's.
 
     Keras numbers unnamed sub-layers anew in each build; patterns that match variables
-    by path (a LayoutMap, a weight-decay exclusion) must go on matching.
+    by path (a LayoutMap, a weight-decay exclusion) must continue to match.
 
     Args:
-        pairs: list of `(layer of the model, its counterpart)`.
+        pairs: pairs `(layer of the smaller model, its counterpart)`.
     """
     for old, new in pairs:
         new.name = old.name
@@ -26,7 +28,7 @@ def keep_names(pairs: list[tuple[keras.Layer, keras.Layer]]) -> None:
             new._track_variables()
 
 
-def _inputs(layer):
-    """A model's input layers, in order; none of another layer."""
+def _inputs(layer: keras.Layer) -> list[keras.layers.InputLayer]:
+    """The input layers of a model, in order; none for other layers."""
     held = layer.layers if isinstance(layer, keras.Model) else []
     return [x for x in held if isinstance(x, keras.layers.InputLayer)]

@@ -1,4 +1,4 @@
-"""A model in the middle of `fit()`: its values, its strategy, where it starts."""
+"""A model's training state in `fit()`: values, strategy, first epoch."""
 
 import contextlib
 
@@ -6,7 +6,7 @@ import keras
 
 
 def sync(model: keras.Model) -> None:
-    """Brings the values that a JAX training loop holds back into the variables."""
+    """Writes the values that a JAX training loop holds back to the variables."""
     if hasattr(model, "jax_state_sync") and getattr(model, "_jax_state", None):
         model.jax_state_sync()
 
@@ -18,5 +18,5 @@ def scope(model: keras.Model) -> contextlib.AbstractContextManager:
 
 
 def start_at_epoch(model: keras.Model, epoch: int | None) -> None:
-    """Says where a `fit()` that is about to begin starts, whatever was passed to it."""
+    """Sets the first epoch of a `fit()` that is about to begin, whatever it was passed."""
     model._initial_epoch = epoch
