@@ -34,8 +34,8 @@ T5 := KERAS_BACKEND=tensorflow $(BIN)/python -m keras_fusion.t5
 reproduce: $(VENV)/.demo-installed  ## Train the T5 tables of docs/t5.md (an hour or two).
 	$(T5) pretrain --scale tiny
 	$(T5) finetune --scale tiny
-	$(T5) table --scale tiny --results benchmarks/results/t5_tiny.json --docs docs/t5.md
-	$(T5) plot --scale tiny --results benchmarks/results/t5_tiny.json --docs docs/t5.md
+	$(T5) table --scale tiny --results experiments/results/t5_tiny.json --docs docs/t5.md
+	$(T5) plot --scale tiny --results experiments/results/t5_tiny.json --docs docs/t5.md
 
 test: lint test-tensorflow test-jax test-torch  ## Run all checks and tests.
 

@@ -1,6 +1,6 @@
 """Every transformer family of keras-hub: fused exactly, or refused with its reason.
 
-`python benchmarks/coverage.py` runs the same families further and writes the table.
+`python -m experiments.coverage` runs the same families further and writes the table.
 """
 
 import pathlib
@@ -15,8 +15,8 @@ from test_rules import SAMPLES
 from keras_fusion import FusionError, fuse, registered
 from keras_fusion.models import probe, tree
 
-sys.path.append(str(pathlib.Path(__file__).parents[1] / "benchmarks"))
-families = pytest.importorskip("families")
+sys.path.append(str(pathlib.Path(__file__).parents[1]))
+families = pytest.importorskip("experiments.families")
 
 REFUSED = {
     "FNet": "Fourier transform",

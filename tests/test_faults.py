@@ -24,7 +24,7 @@ from keras_fusion import DeepFusion, FusionError, GrowthError, GrowthSchedule
 from keras_fusion.training import swap
 from keras_fusion.training.files import whole
 
-KILLER = Path(__file__).resolve().parents[1] / "benchmarks" / "kill_resume.py"
+KILLER = Path(__file__).resolve().parents[1] / "experiments" / "kill_resume.py"
 
 
 def live_model():
@@ -324,7 +324,7 @@ def test_growth_in_another_thread():
 
 @pytest.mark.slow
 def test_kills_at_random_moments(tmp_path):
-    """Six real SIGKILLs; `benchmarks/kill_resume.py --kills 200` is the long form."""
+    """Six real SIGKILLs; `experiments.kill_resume --kills 200` is the long form."""
     path = tmp_path / "result.json"
     command = [sys.executable, str(KILLER), "--kills", "6", "--variants", "1"]
     done = subprocess.run(

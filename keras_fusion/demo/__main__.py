@@ -66,20 +66,37 @@ def _run(options):
     print("Loading TensorFlow and keras-hub ...", flush=True)
     # Only now: it takes seconds, and what is missing was to be said before.
     from keras_fusion.demo import plot, settings
-    from keras_fusion.demo.comparison import compare
-    from keras_fusion.demo.progress import clock
 
     chosen = settings.SMOKE if options.smoke else settings.FULL
-    limit = None if options.smoke else 60.0 * options.minutes
-    report = compare(chosen, seed=options.seed, limit=limit, began=began)
-
+    report = _compare(chosen, options.seed, None if options.smoke else options.minutes)
     options.output.mkdir(parents=True, exist_ok=True)
     report.save(options.output / "figures.json")
     plot.draw(report, options.output / "curves.png")
     print(f"\n{report.table()}\n\n{report.verdict()}\n")
     print(f"Curves:  {options.output / 'curves.png'}")
     print(f"Figures: {options.output / 'figures.json'}")
-    print(f"Done in {clock(time.monotonic() - began).strip()} minutes.")
+    print(f"Done in {(time.monotonic() - began) / 60:.1f} minutes.")
+
+
+def _compare(settings, seed, minutes):
+    """Trains the parents, the fused model and its twin, and returns the report."""
+    from keras_fusion.demo import data
+    from keras_fusion.demo.planning import make_plan
+    from keras_fusion.demo.report import Report
+    from keras_fusion.demo.training import Trainer
+
+    loaded = data.load(settings, seed)
+    data.show_example(loaded)
+    trainer, timed = Trainer(settings, loaded), minutes is not None
+    wide = trainer.cost(trainer.wide, timed=timed)
+    small = trainer.cost(trainer.wide.halved(), timed=timed)
+    plan = make_plan(settings, wide, small, 60 * minutes if timed else None)
+    print(plan.describe(wide, small), flush=True)
+    # Seeds apart, since a model's seed is also that of its batches.
+    partner, parent = trainer.parent(plan, seed=3 * seed + 1, title="parent B")
+    fused = trainer.fused(plan, partner, seed=3 * seed + 2, title="parent A, fused")
+    twin = trainer.twin(plan, seed=3 * seed + 3, title="from-scratch twin")
+    return Report(settings, seed, plan, parent, fused, twin)
 
 
 if __name__ == "__main__":

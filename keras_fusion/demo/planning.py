@@ -1,4 +1,4 @@
-"""Shares a budget of FLOPs out among the runs, and keeps to a limit of time."""
+"""Divides a budget of FLOPs among the runs, within a limit of time."""
 
 import dataclasses
 
@@ -39,6 +39,17 @@ class Plan:
     wide_steps: int
     twin_steps: int
     seconds: float
+
+    def describe(self, wide: Cost, small: Cost) -> str:
+        """Tells how the budget is spent."""
+        return (
+            f"Budget: {self.budget / 1e12:.2f} TFLOP for each side. A step costs "
+            f"{wide.flops / 1e9:.2f} GFLOP in the wide model and {small.flops / 1e9:.2f} "
+            "GFLOP in a parent.\n"
+            f"  fusion: 2 parents x {self.parent_steps} steps, then {self.wide_steps} "
+            "steps in the fused model\n"
+            f"  twin:   {self.twin_steps} steps from scratch"
+        )
 
 
 def make_plan(

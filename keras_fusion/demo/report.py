@@ -5,9 +5,11 @@ import json
 from pathlib import Path
 
 from keras_fusion.demo.planning import Plan
-from keras_fusion.demo.progress import Point
 from keras_fusion.demo.settings import Settings
 from keras_fusion.demo.training import Run
+from keras_fusion.t5.markdown import table
+from keras_fusion.t5.meter import Point
+from keras_fusion.training.files import whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,7 +21,7 @@ class Row:
         parameters: int.
         flops: int. Training FLOPs, those of its parents included.
         own_flops: int. Without those of its parents.
-        loss: float. Validation loss in nats a token.
+        loss: float. Validation loss in nats per token.
         accuracy: float. Token accuracy on the validation data.
     """
 
@@ -67,36 +69,17 @@ class Report:
         """Evaluations of the fused run's wide model, the first right after the growth."""
         return self.fused.points[len(self.before_growth) :]
 
-    def total_flops(self, point: Point) -> int:
-        """The FLOPs at a point of the fused run, with those of the partner."""
-        return self.parent.final.flops + point.flops
-
     def rows(self) -> list[Row]:
         """The lines of the table."""
-        parent, twin, grown = self.parent.final, self.twin.final, self.after_growth
+        parent, grown = self.parent.final, self.after_growth
+        parents = self.parents_flops
         return [
-            self._row("parent A, at the growth", self.before_growth[-1], 0, 0),
-            self._row("parent B, at the growth", parent, 0, 0),
-            self._row(
-                "fused, right after the growth",
-                grown[0],
-                parent.flops,
-                self.parents_flops,
-            ),
-            self._row("fused, at the end", grown[-1], parent.flops, self.parents_flops),
-            self._row("from-scratch twin", twin, 0, 0),
+            _row("parent A, at the growth", self.before_growth[-1]),
+            _row("parent B, at the growth", parent),
+            _row("fused, right after the growth", grown[0], parent.flops, parents),
+            _row("fused, at the end", grown[-1], parent.flops, parents),
+            _row("from-scratch twin", self.twin.final),
         ]
-
-    def _row(self, run, point, partner_flops, parents_flops):
-        flops = point.flops + partner_flops
-        return Row(
-            run,
-            point.parameters,
-            flops,
-            flops - parents_flops,
-            point.loss,
-            point.accuracy,
-        )
 
     def flops_to_match(self) -> int | None:
         """The FLOPs, parents' included, at which the fused run reached the twin's loss.
@@ -107,13 +90,13 @@ class Report:
         """
         for point in self.after_growth:
             if point.loss <= self.twin.final.loss:
-                return self.total_flops(point)
+                return self.parent.final.flops + point.flops
         return None
 
     def table(self) -> str:
         """The rows as text."""
         head = ("run", "parameters", "TFLOP", "without parents", "loss", "accuracy")
-        lines = [head] + [
+        rows = [
             (
                 row.run,
                 f"{row.parameters:,}",
@@ -124,10 +107,7 @@ class Report:
             )
             for row in self.rows()
         ]
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        rule = "  ".join("-" * width for width in widths)
-        text = ["  ".join(_pad(line, widths)) for line in lines]
-        return "\n".join([text[0], rule, *text[1:]])
+        return table(head, rows, aligned=True)
 
     def verdict(self) -> str:
         """What the figures say, in a sentence or two, whichever way they fell."""
@@ -136,7 +116,7 @@ class Report:
         outcome = "ahead of" if difference > 0 else "behind"
         sentence = (
             f"At equal training FLOPs, the parents' included, the fused model is "
-            f"{abs(difference):.3f} nats a token {outcome} its from-scratch twin "
+            f"{abs(difference):.3f} nats per token {outcome} its from-scratch twin "
             f"({fused.loss:.3f} against {twin.loss:.3f})."
         )
         match = self.flops_to_match()
@@ -163,11 +143,12 @@ class Report:
 
     def save(self, path: Path) -> None:
         """Writes all figures as JSON."""
-        path.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+        with whole(path) as unfinished:
+            text = json.dumps(self.to_dict(), indent=2) + "\n"
+            unfinished.write_text(text, encoding="utf-8")
 
 
-def _pad(line, widths):
-    """Aligns the first cell of a line to the left and the others to the right."""
-    first, *others = line
-    yield first.ljust(widths[0])
-    yield from (cell.rjust(w) for cell, w in zip(others, widths[1:], strict=True))
+def _row(run, point, partner_flops=0, parents_flops=0):
+    flops = point.flops + partner_flops
+    own = flops - parents_flops
+    return Row(run, point.parameters, flops, own, point.loss, point.accuracy)

@@ -1,59 +1,27 @@
 """The three runs of the demo: a parent, the run that fuses, and the twin."""
 
 import dataclasses
+import statistics
 import time
-from collections.abc import Callable
 
 import keras
-import tensorflow as tf
+import tqdm
 
 import keras_fusion
 from keras_fusion.analysis.flops import training_step_flops
 from keras_fusion.demo.planning import Cost, Plan
-from keras_fusion.demo.progress import FlopsMeter, Point, Progress, StepTimer
 from keras_fusion.demo.settings import Settings
+from keras_fusion.t5.data import PretrainingData
+from keras_fusion.t5.meter import FlopsMeter, Point
 from keras_fusion.t5.model import Architecture, build
+from keras_fusion.t5.rate import WarmupStableDecay
 
-
-@keras.saving.register_keras_serializable("keras_fusion_demo")
-class Trapezoid(keras.optimizers.schedules.LearningRateSchedule):
-    """A learning rate that rises linearly, stays, and falls linearly to zero.
-
-    Args:
-        peak: float. The highest rate.
-        warmup_steps: int. Steps of the rise.
-        decay_from: int. The step at which the fall begins.
-        total_steps: int. The step at which it ends.
-    """
-
-    def __init__(
-        self, peak: float, warmup_steps: int, decay_from: int, total_steps: int
-    ):
-        self.peak = peak
-        self.warmup_steps = warmup_steps
-        self.decay_from = decay_from
-        self.total_steps = total_steps
-
-    def __call__(self, step):
-        """The rate of the update that follows `step` updates."""
-        step = keras.ops.cast(step, "float32")
-        rise = (step + 1.0) / max(self.warmup_steps, 1)
-        fall = (self.total_steps - step) / max(self.total_steps - self.decay_from, 1)
-        return self.peak * keras.ops.clip(keras.ops.minimum(rise, fall), 0.0, 1.0)
-
-    def get_config(self):
-        """The constructor's arguments."""
-        return {
-            "peak": self.peak,
-            "warmup_steps": self.warmup_steps,
-            "decay_from": self.decay_from,
-            "total_steps": self.total_steps,
-        }
+TIMED_STEPS = 12
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What became of one `fit`.
+    """The outcome of one `fit`.
 
     Attributes:
         title: string.
@@ -87,53 +55,33 @@ class Trainer:
 
     Args:
         settings: `Settings`.
-        architecture: `Architecture` of the fused model and of the twin.
-        batches: function that takes a seed and returns endless training batches as a
-            `tf.data.Dataset`, in an order of their own for each seed.
-        validation: `tf.data.Dataset`.
-        began: float. `time.monotonic()` at the start of the demo.
+        data: `PretrainingData`.
     """
 
-    def __init__(
-        self,
-        settings: Settings,
-        architecture: Architecture,
-        batches: Callable[[int], tf.data.Dataset],
-        validation: tf.data.Dataset,
-        *,
-        began: float,
-    ):
-        self.settings = settings
-        self.architecture = architecture
-        self.batches = batches
-        self.validation = validation
-        self.began = began
-        self.batch = next(iter(batches(0)))
+    def __init__(self, settings: Settings, data: PretrainingData):
+        self.settings, self.data = settings, data
+        self.wide = settings.architecture(data.vocabulary.size)
+        self.batch = data.batches(0)(0)
 
-    def costs(self, *, timed: bool) -> tuple[Cost, Cost]:
-        """What a step of the wide model costs, and a step of a parent.
+    def cost(self, architecture: Architecture, *, timed: bool) -> Cost:
+        """What a training step costs.
 
         Args:
-            timed: bool. Whether to measure the seconds too, on throw-away models;
+            architecture: `Architecture` of the model.
+            timed: bool. Whether to measure the seconds too, on a throw-away model;
                 otherwise they are 0.
         """
-        wide, small = self.architecture, self.architecture.halved()
-        return self._cost(wide, timed), self._cost(small, timed)
-
-    def _cost(self, architecture, timed):
         model = compiled(build(architecture, seed=0), self.settings.twin_rate)
         flops = training_step_flops(model, self.batch)
         if not timed:
             return Cost(flops, 0.0)
-        timer = StepTimer()
-        model.fit(
-            self.batches(0),
-            steps_per_epoch=15,
-            verbose=0,
-            shuffle=False,
-            callbacks=[timer],
-        )
-        return Cost(flops, timer.median())
+        model.train_on_batch(*self.batch)  # builds the graph
+        seconds = []
+        for _ in range(TIMED_STEPS):
+            began = time.perf_counter()
+            model.train_on_batch(*self.batch)
+            seconds.append(time.perf_counter() - began)
+        return Cost(flops, statistics.median(seconds))
 
     def parent(self, plan: Plan, *, seed: int, title: str) -> tuple[keras.Model, Run]:
         """Trains one parent.
@@ -159,7 +107,7 @@ class Trainer:
             title: string.
 
         Returns:
-            The `Run`, parent's time included.
+            The `Run`, the parent's part included.
         """
         growth = keras_fusion.DeepFusion(
             at_step=plan.parent_steps,
@@ -183,40 +131,70 @@ class Trainer:
         Returns:
             The `Run`.
         """
-        warmup = self.settings.warmup_steps
-        rate = Trapezoid(self.settings.twin_rate, warmup, warmup, plan.twin_steps)
-        model = compiled(build(self.architecture, seed=seed), rate)
+        peak, warmup = self.settings.twin_rate, self.settings.warmup_steps
+        rate = WarmupStableDecay(peak, warmup, warmup, plan.twin_steps)
+        model = compiled(build(self.wide, seed=seed), rate)
         return self._fit(model, title, plan, plan.twin_steps, seed)
 
     def _half_wide(self, plan, seed):
         """A fresh parent. Its rate begins to fall at the growth."""
-        rate = Trapezoid(
+        rate = WarmupStableDecay(
             self.settings.parent_rate,
             self.settings.warmup_steps,
-            plan.parent_steps,
-            plan.parent_steps + plan.wide_steps,
+            decay_from=plan.parent_steps,
+            decay_to=plan.parent_steps + plan.wide_steps,
         )
-        return compiled(build(self.architecture.halved(), seed=seed), rate)
+        return compiled(build(self.wide.halved(), seed=seed), rate)
 
     def _fit(self, model, title, plan, steps, seed, growth=None):
         meter = FlopsMeter(
-            self.batch,
-            self.validation,
-            interval=max(plan.budget // self.settings.evaluations, 1),
+            lambda model: training_step_flops(model, self.batch),
+            self.data.validation,
+            interval=plan.budget // self.settings.evaluations,
             at_steps=[plan.parent_steps] if growth else [],
         )
-        callbacks = [meter, Progress(title, meter, self.began)]
         begin = time.monotonic()
         model.fit(
-            self.batches(seed),
+            self.data.batches(seed).dataset(),
             steps_per_epoch=steps,
             verbose=0,
             shuffle=False,  # the batches are shuffled already
-            callbacks=callbacks + ([growth] if growth else []),
+            callbacks=[meter, Bar(title, meter), *([growth] if growth else [])],
         )
         seconds = time.monotonic() - begin
         events = tuple(growth.events) if growth else ()
         return Run(title, tuple(meter.points), seconds, events)
+
+
+class Bar(keras.callbacks.Callback):
+    """Shows how far a run is, with its FLOPs and losses.
+
+    Args:
+        title: string. The name of the run.
+        meter: `FlopsMeter` of the run.
+    """
+
+    def __init__(self, title: str, meter: FlopsMeter):
+        super().__init__()
+        self.title, self.meter = title, meter
+
+    def on_train_begin(self, logs=None):
+        """Begins the bar."""
+        self._bar = tqdm.tqdm(
+            desc=f"{self.title:<18}", total=self.params["steps"], unit="step"
+        )
+
+    def on_train_batch_end(self, batch, logs=None):
+        """Moves it by a step."""
+        told = {"TFLOP": self.meter.flops / 1e12, "loss": logs["loss"]}
+        if self.meter.points:
+            told["validation"] = self.meter.points[-1].loss
+        self._bar.set_postfix(told, refresh=False)
+        self._bar.update()
+
+    def on_train_end(self, logs=None):
+        """Leaves the last state on the screen."""
+        self._bar.close()
 
 
 def compiled(model: keras.Model, learning_rate) -> keras.Model:

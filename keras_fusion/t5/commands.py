@@ -5,7 +5,16 @@ from pathlib import Path
 
 import keras
 
-from keras_fusion.t5 import data, finetuning, forest, plots, results, strategy, tables
+from keras_fusion.t5 import (
+    data,
+    finetuning,
+    forest,
+    markdown,
+    plots,
+    results,
+    strategy,
+    tables,
+)
 from keras_fusion.t5 import recipe as recipes
 from keras_fusion.t5.recipe import Recipe
 from keras_fusion.t5.store import Store
@@ -125,7 +134,7 @@ def table(options: Options) -> None:
     results.save(gathered, _results_path(options, recipe))
     text = tables.markdown(gathered)
     if options.docs is not None:
-        tables.insert(text, options.docs)
+        markdown.insert(text, options.docs)
     print(text)
 
 

@@ -3,56 +3,17 @@
 import time
 
 import keras
-import numpy as np
 
 import keras_fusion
 from keras_fusion.analysis.flops import training_step_flops
 from keras_fusion.t5 import strategy
 from keras_fusion.t5.data import PretrainingData
 from keras_fusion.t5.model import build
+from keras_fusion.t5.rate import WarmupStableDecay
 from keras_fusion.t5.recipe import Recipe
+from keras_fusion.t5.snapshot import restore, snapshot
 from keras_fusion.t5.store import Entry, Store
 from keras_fusion.t5.tree import Node
-
-
-@keras.saving.register_keras_serializable(package="keras_fusion")
-class InverseSquareRoot(keras.optimizers.schedules.LearningRateSchedule):
-    """T5's rate: constant, then one over the square root of the step.
-
-    Args:
-        peak: float. The rate of the first `constant_steps` steps.
-        constant_steps: int.
-        warmup_steps: int. Steps of a linear rise before; T5 has none. Defaults to 0.
-
-    Example:
-
-    >>> from keras_fusion.t5.pretraining import InverseSquareRoot
-    >>> schedule = InverseSquareRoot(0.01, constant_steps=100)
-    >>> float(schedule(0)), float(schedule(400))
-    (0.009999999776482582, 0.004999999888241291)
-
-    Source: Raffel et al., JMLR 2020, section 3.1.2.
-    """
-
-    def __init__(self, peak: float, constant_steps: int, warmup_steps: int = 0):
-        self.peak = peak
-        self.constant_steps = constant_steps
-        self.warmup_steps = warmup_steps
-
-    def __call__(self, step):
-        """The rate of the update that follows `step` updates."""
-        step = keras.ops.cast(step, "float32")
-        rise = keras.ops.minimum((step + 1.0) / max(self.warmup_steps, 1), 1.0)
-        ratio = self.constant_steps / keras.ops.maximum(step, self.constant_steps)
-        return self.peak * rise * keras.ops.sqrt(ratio)
-
-    def get_config(self):
-        """The constructor's arguments."""
-        return {
-            "peak": self.peak,
-            "constant_steps": self.constant_steps,
-            "warmup_steps": self.warmup_steps,
-        }
 
 
 def train(
@@ -98,7 +59,7 @@ def train(
     model.optimizer.build(model.trainable_variables)
     kept = entry.load_state()
     if kept is not None:
-        _assign(model, kept[0])
+        restore(model, kept[0])
         # What the state tells of the machine it ran on may be other now.
         figures |= {k: kept[1][k] for k in ("start", "step", "seconds", "points")}
     keeper = _Keeper(entry, figures, recipe, data, steps, show)
@@ -170,10 +131,10 @@ def compiled(model: keras.Model, node: Node, recipe: Recipe) -> keras.Model:
     """Compiles a node's model for pre-training, and returns it."""
     training = recipe.training
     factor = training.fused_rate if node.parents else 1.0
-    rate = InverseSquareRoot(
+    rate = WarmupStableDecay(
         training.peak_rate * node.option("rate", factor),
-        training.constant_steps,
         training.warmup_steps,
+        decay_from=training.constant_steps,
     )
     model.compile(
         # The rate is the schedule's own; Adafactor would put another one under it.
@@ -207,7 +168,7 @@ class _Keeper(keras.callbacks.Callback):
         if last or figures["step"] % self.every == 0:
             self.evaluate(self.model)
         if last or figures["step"] % self.keep_every == 0:
-            self.entry.save_state([_numpy(v) for v in _variables(self.model)], figures)
+            self.entry.save_state(snapshot(self.model), figures)
 
     def evaluate(self, model):
         """Adds a point to the curve."""
@@ -226,16 +187,3 @@ class _Keeper(keras.callbacks.Callback):
             f"{self.steps}  loss {found['loss']:.4f}  accuracy {found['accuracy']:.4f}  "
             f"{figures['seconds']:.0f} s"
         )
-
-
-def _variables(model):
-    return [*model.variables, *model.optimizer.variables]
-
-
-def _numpy(variable):
-    return np.array(keras.ops.convert_to_numpy(variable))
-
-
-def _assign(model, arrays):
-    for variable, value in zip(_variables(model), arrays, strict=True):
-        variable.assign(value)

@@ -1,11 +1,7 @@
 """Results as tables in Markdown."""
 
-from collections.abc import Sequence
-from pathlib import Path
-
+from keras_fusion.t5.markdown import table as written
 from keras_fusion.t5.results import Statistics, flops_to_reach, settings_with_runs
-
-BEGIN, END = "<!-- tables begin -->", "<!-- tables end -->"
 
 
 def markdown(results: dict) -> str:
@@ -27,24 +23,6 @@ def markdown(results: dict) -> str:
         if finetuned:
             parts += [f"### {name}: fine-tuning", finetuned]
     return "\n\n".join(parts) + "\n"
-
-
-def insert(text: str, page: Path) -> None:
-    """Puts tables between the marks of a page, in place of what is there.
-
-    Args:
-        text: string.
-        page: `Path` of a Markdown file with the lines `BEGIN` and `END`.
-
-    Raises:
-        ValueError: if the page does not have both marks.
-    """
-    content = page.read_text(encoding="utf-8")
-    before, begin, rest = content.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"The page {str(page)!r} needs the lines {BEGIN} and {END}.")
-    page.write_text(f"{before}{BEGIN}\n\n{text}\n{END}{after}", encoding="utf-8")
 
 
 def pretraining(table: dict) -> str:
@@ -78,7 +56,7 @@ def pretraining(table: dict) -> str:
         "validation loss",
         "token accuracy, %",
     )
-    return _markdown(head, rows)
+    return written(head, rows)
 
 
 def costs(table: dict) -> str:
@@ -118,7 +96,7 @@ def costs(table: dict) -> str:
         "wall minutes, in series",
         "in parallel",
     )
-    return _markdown(head, rows)
+    return written(head, rows)
 
 
 def finetuning(table: dict) -> str:
@@ -146,7 +124,7 @@ def finetuning(table: dict) -> str:
         for name, _ in settings_with_runs(table)
     ]
     rows.append(("most frequent answer", *(f"{majority[key]:.3f}" for key in columns)))
-    return _markdown(("setting", *columns), rows)
+    return written(("setting", *columns), rows)
 
 
 def _of(values, digits):
@@ -161,8 +139,3 @@ def _share(flops, whole):
     text = f"{sum(found) / len(found) / whole:.0%}"
     missing = len(flops) - len(found)
     return text + (f" ({missing} of {len(flops)} never)" if missing else "")
-
-
-def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

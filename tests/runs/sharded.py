@@ -9,9 +9,9 @@ import json
 import keras
 import models
 import numpy as np
-import sharded_growth
 
 import keras_fusion
+from experiments import sharded_growth
 
 BATCH, STEPS = 8, 4
 

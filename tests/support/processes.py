@@ -11,7 +11,7 @@ from repository import ROOT
 SCRIPTS = ROOT / "tests" / "runs"
 SOURCES = (
     ROOT / "tests" / "support",
-    ROOT / "benchmarks",
+    ROOT,
     *filter(None, [os.getenv("PYTHONPATH")]),
 )
 

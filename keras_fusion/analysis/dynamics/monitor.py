@@ -82,7 +82,7 @@ class DynamicsMonitor(keras.callbacks.Callback):
     last values go into the logs of each epoch as `dynamics_...`, and so into the
     `History`; also into those of Keras's `TensorBoard` and `CSVLogger` if they come after
     it in the list of callbacks. A measurement costs a few gradients of the batch
-    (`benchmarks/dynamics_cost.py`).
+    (`python -m experiments.dynamics_cost`).
 
     Args:
         growth: the `GrowModel` or `DeepFusion` callback of the run.

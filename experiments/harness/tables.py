@@ -1,0 +1,190 @@
+"""Results as tables and pictures."""
+
+from pathlib import Path
+
+from experiments.harness import analysis
+from experiments.harness.analysis import Interval
+from experiments.harness.results import Results
+from experiments.harness.study import Study
+from keras_fusion.t5 import markdown
+
+COLOURS = {"scratch": "#000000", "small alone": "#999999"}
+# Okabe and Ito's palette, told apart by the colour-blind too.
+PALETTE = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+DRAWN = 6  # grown settings in a picture, those with the most seeds first
+
+
+def text(study: Study, folder: Path, pictures: Path | None = None) -> str:
+    """All tables of a study.
+
+    Args:
+        study: `Study`.
+        folder: `Path` of all results.
+        pictures: `Path` of a folder to draw a picture for each table into. Defaults to
+            none.
+
+    Returns:
+        Text in Markdown, with a heading for each folder of results.
+    """
+    parts = []
+    for heading, name in study.tables.items():
+        results = Results(folder / name).all()
+        if not scratch(results):
+            continue
+        parts += [f"### {heading}"] * bool(heading)
+        if pictures is not None:
+            picture = pictures / f"{name.replace('/', '_')}.png"
+            draw(results, picture)
+            parts.append(f"![Loss against FLOPs]({picture.name})")
+        parts += [summary(results), rates(results), losses(results, study)]
+        if study.sweeps:  # A concluded one keeps the tables that it had.
+            parts.append(shares(results))
+    return "\n\n".join(parts) + "\n"
+
+
+def scratch(results: list[dict]) -> list[dict]:
+    """The runs from scratch that came to the end of the budget."""
+    runs = analysis.settings(results).get("scratch", [])
+    return [run for run in runs if analysis.final(run) is not None]
+
+
+def summary(results: list[dict]) -> str:
+    """A sentence on what all of them have in common."""
+    runs = scratch(results)
+    ends = Interval.of([analysis.final(run) for run in runs])
+    costs = ", ".join(f"{cost / 1e9:.2f}" for cost in runs[0]["costs"].values())
+    return (
+        f"{runs[0]['params']:,} parameters grown; {costs} GFLOP a step; a budget of "
+        f"{runs[0]['budget'] / 1e12:.1f} TFLOP, after which the run from scratch ends at "
+        f"{ends:.3f} (seeds: {len(runs)})."
+    )
+
+
+def rates(results: list[dict]) -> str:
+    """The sweep of rates of the runs that do not grow, of one seed."""
+    rows = []
+    for run in sorted(analysis.merged(results), key=_by_rate):
+        course = run["course"]
+        if not course["growths"] and course["seed"] == 0:
+            rows += [
+                (
+                    course["setting"],
+                    f"{course['rate']:g}",
+                    f"{end['spent']:.2g}",
+                    f"{end['loss']:.3f}",
+                )
+                for end in run["finals"]
+            ]
+    return markdown.table(("no growth", "rate", "FLOPs", "final loss"), rows)
+
+
+def _by_rate(run):
+    return run["course"]["setting"], run["course"]["rate"]
+
+
+def losses(results: list[dict], study: Study) -> str:
+    """Each setting: final losses by budget, and the FLOPs to scratch's final loss.
+
+    Beside them, what it ends above (+) or below (-) the reference at an equal budget,
+    seed by seed.
+
+    Args:
+        results: list of results.
+        study: `Study`, which names the reference.
+    """
+    settings = analysis.settings(results)
+    reference = next((name for name in study.reference if name in settings), None)
+    budgets = sorted({f["budget"] for r in results for f in r["finals"]})
+    head = ["setting", "seeds", "parents' share"]
+    head += [f"loss at {budget:g}" for budget in budgets]
+    head += [f"to self-fusion at {study.compared_at:g}"] * bool(study.reference)
+    head += ["FLOPs to scratch's loss", "without the parents'"]
+    rows = []
+    for name, runs in sorted(settings.items(), key=lambda item: _order(*item)):
+        row = [name, str(len({run["course"]["seed"] for run in runs}))]
+        row.append(f"{runs[0]['parents_share']:.2f}")
+        for budget in budgets:
+            found = [analysis.final(run, budget) for run in runs]
+            found = [loss for loss in found if loss is not None]
+            row.append(f"{Interval.of(found):.3f}" if found else "")
+        if study.reference:
+            others = settings.get(reference, [])
+            above = analysis.above(runs, others, study.compared_at)
+            row.append("" if above is None or name == reference else f"{above:+.3f}")
+        rows.append([*row, *_to_scratch(name, runs, scratch(results))])
+    return markdown.table(head, rows)
+
+
+def _to_scratch(name, runs, others):
+    """The FLOPs to scratch's final loss, with the parents' and without."""
+    if name == "scratch":  # What it spends is the unit.
+        return "1", ""
+    with_parents, without = (
+        analysis.saving(runs, others, parents=parents).text()
+        for parents in (True, False)
+    )
+    return with_parents, without if analysis.is_grown(runs) else ""
+
+
+def shares(results: list[dict]) -> str:
+    """Each setting's FLOPs as a share of others' at its own final loss.
+
+    Others are the run from scratch, annealed at several budgets, and the envelope of all
+    runs that do not grow, whatever their size.
+    """
+    settings = analysis.settings(results)
+    small = [
+        r for runs in settings.values() if not analysis.is_grown(runs) for r in runs
+    ]
+    rows = []
+    for name, runs in sorted(settings.items(), key=lambda item: _order(*item)):
+        if name != "scratch":
+            ends = [analysis.ends(run)[-1] for run in runs]
+            rows.append(
+                (
+                    name,
+                    f"{Interval.of([spent for spent, _ in ends]):.2f}",
+                    f"{Interval.of([loss for _, loss in ends]):.3f}",
+                    analysis.against(runs, scratch(results)).text(),
+                    analysis.against(runs, scratch(results), parents=False).text(),
+                    analysis.against(runs, small).text(),
+                )
+            )
+    head = ("setting", "FLOPs", "final loss", "of scratch's FLOPs at this loss")
+    return markdown.table((*head, "without the parents'", "of the envelope's"), rows)
+
+
+def _order(name, runs):
+    """Runs without growth first, then what ends lowest."""
+    lowest = min(f["loss"] for r in runs for f in r["finals"])
+    return analysis.is_grown(runs), lowest, name
+
+
+def draw(results: list[dict], path: Path) -> None:
+    """Draws curves at constant rate, and the ends of the finished runs as dots."""
+    from matplotlib.figure import Figure
+
+    settings = analysis.settings(results)
+    grown = [name for name, runs in settings.items() if analysis.is_grown(runs)]
+    grown.sort(key=lambda name: (-len(settings[name]), _order(name, settings[name])))
+    colours = COLOURS | dict(zip(grown[:DRAWN], PALETTE, strict=False))
+    figure = Figure(figsize=(9, 5.2), dpi=120, layout="constrained")
+    axes, ends = figure.subplots(), []
+    for name, colour in colours.items():
+        if name in settings:
+            runs = settings[name]
+            axes.plot(*analysis.curve(runs), color=colour, linewidth=1.2, alpha=0.6)
+            points = [end for run in runs for end in analysis.ends(run)]
+            ends += [loss for _, loss in points]
+            axes.plot(*zip(*points, strict=True), "o", color=colour, ms=5, label=name)
+    spread = max(ends) - min(ends)
+    axes.set_ylim(min(ends) - 0.1 * spread, max(ends) + 1.0 * spread)
+    lowest = min(analysis.final(run) for run in scratch(results))
+    axes.axhline(lowest, color="#000000", lw=0.6, ls=":")
+    axes.set_xlabel("FLOPs, the parents' included (share of the run from scratch)")
+    axes.set_ylabel("validation loss (nats per token)")
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    axes.set_title("Dots: finished runs. Lines: at constant rate.", fontsize=10)
+    figure.savefig(path)

@@ -1,0 +1,85 @@
+"""Trains what is missing of a study, run by run, alone or beside other processes."""
+
+import time
+from pathlib import Path
+
+from experiments.harness import text
+from experiments.harness.results import Results, check_texts
+from experiments.harness.study import Course, Study
+from experiments.harness.tasks import open_task
+from experiments.harness.training import Claimed, Run
+from keras_fusion.t5.store import Entry
+
+PATIENCE = 15  # seconds until looking again for work that others do not have
+
+
+class Worker:
+    """A process that trains the runs of a study.
+
+    Args:
+        study: `Study`.
+        results: `Results`.
+        folder: `Path` of tokens, small models' states and locks.
+        open_text: function from a `study.Text` to its `Tokens`. Defaults to reading it.
+    """
+
+    def __init__(self, study: Study, results: Results, folder: Path, open_text=None):
+        self.study, self.results, self.folder = study, results, folder
+        self._open_text = open_text or (lambda t: text.prepare(t, folder / "tokens"))
+        self._texts, self._tasks = {}, {}
+
+    def missing(self) -> list[Course]:
+        """The runs that can be said so far and have not finished."""
+        courses = self.study.courses(self.results.loss)
+        return [course for course in courses if self.results.read(course) is None]
+
+    def work(self, runs: float = float("inf"), hours: float = float("inf")) -> int:
+        """Trains what no other process is training, until nothing is missing.
+
+        Args:
+            runs: int. The most runs to train. Defaults to all.
+            hours: float. No run begins later. Defaults to never.
+
+        Returns:
+            int. How many runs this process has finished.
+        """
+        end, done = time.monotonic() + 3600 * hours, 0
+        while done < runs and time.monotonic() < end and (missing := self.missing()):
+            for course in missing:
+                if self._train(course):
+                    done += 1
+                    break
+            else:
+                time.sleep(PATIENCE)
+        return done
+
+    def _train(self, course):
+        """Trains a run unless another process has it, or what it needs."""
+        lock = self.folder / "locks" / self.study.name / course.name
+        with Entry(lock).claimed() as mine:
+            if not mine or self.results.read(course) is not None:
+                return False
+            try:
+                result = Run(course, self._task(course), self.folder / "trunks")()
+            except Claimed:
+                return False
+            self.results.write(course, result)
+        ends = ", ".join(f"{f['budget']:g}: {f['loss']:.4f}" for f in result["finals"])
+        print(
+            f"{course.setting} (rate {course.rate:g}, seed {course.seed}) {ends} "
+            f"({result['seconds']:.0f} s)",
+            flush=True,
+        )
+        return True
+
+    def _task(self, course):
+        """The task of a course, shared by the courses that are alike."""
+        source, model = repr(course.text), repr(course.model)
+        if source not in self._texts:
+            tokens = self._texts[source] = self._open_text(course.text)
+            new = {"course": course.to_dict(), "text": tokens.describe()}
+            check_texts([*self.results.all(), new], self.results.folder)
+        if (source, model) not in self._tasks:
+            tokens = self._texts[source]
+            self._tasks[source, model] = open_task(course.model, tokens)
+        return self._tasks[source, model]
