@@ -39,7 +39,7 @@ def of(optimizer: keras.optimizers.Optimizer) -> Mapping[int, float]:
     return step.multipliers if isinstance(step, ScaledSteps) else {}
 
 
-def hand_on(
+def carry(
     old: keras.optimizers.Optimizer,
     new: keras.optimizers.Optimizer,
     pairs: Iterable[tuple[keras.Variable, keras.Variable]],

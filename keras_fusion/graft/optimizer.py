@@ -242,7 +242,7 @@ def _unbuilt(
     for old, new in zip(family(live), family(fresh), strict=True):
         _keep_exclusions(old, new, pairs)
     for old, new, own in zip(leaves(live), leaves(fresh), added, strict=True):
-        rates.hand_on(old, new, pairs, own)
+        rates.carry(old, new, pairs, own)
     return fresh
 
 

@@ -1,1 +1,1 @@
-"""For each variable of the grown model: which block belongs to which parent."""
+"""The layout of a growth: which block of each variable belongs to which parent."""

@@ -32,6 +32,15 @@ class VariableLayout:
             holds.
         initial: function without arguments that draws initial values of the target's
             shape for new capacity, the same each time; `None` without new capacity.
+
+    Example: the kernel of a readout after a self-fusion.
+
+    >>> import keras, keras_fusion
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8)])
+    >>> model.add(keras.layers.Dense(1))
+    >>> layout = keras_fusion.lay_out(model, factor=2).layouts[2]
+    >>> layout.address, [axis.grown for axis in layout.axes], layout.gradient_scale
+    ('layers[1].kernel', [True, False], 1.0)
     """
 
     address: str

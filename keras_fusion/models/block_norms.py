@@ -24,11 +24,11 @@ class _BlockNorm(keras.Layer):
     It comes before a norm of Keras among the bases of a class.
     """
 
-    # Of the norm of Keras.
+    # Attributes of the norm of Keras.
     axis: int | list[int]
     epsilon: float
 
-    def __init__(self, blocks: tuple[int, ...], **kwargs):
+    def __init__(self, blocks: tuple[int, ...], **kwargs: Any):
         super().__init__(**kwargs)
         sizes = tuple(int(size) for size in blocks)
         if not sizes or any(size < 1 for size in sizes):

@@ -110,7 +110,7 @@ def _tensor(variable: keras.Variable, value: np.ndarray) -> Any:
     if is_distributed():
         import jax
 
-        # As `assign` would: float64 is float32 here if JAX is not told otherwise.
+        # As in `assign`: float64 becomes float32 unless JAX is configured otherwise.
         dtype = jax.dtypes.canonicalize_dtype(variable.dtype)
         value = np.asarray(value, dtype)
         sharding = sharding_of(variable)

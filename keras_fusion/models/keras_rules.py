@@ -41,7 +41,7 @@ def _einsum_roles(layer: Any) -> dict[str, tuple[str, ...]]:
 
 
 def _grow_einsum(configs: Sequence[dict[str, Any]], fixed: bool) -> dict[str, Any]:
-    """Grows the first output letter that the input has not (the heads, not their size)."""
+    """Grows the first output letter not in the input (the heads, not their size)."""
     config = dict(configs[0])
     inputs, _, output = einsum_letters(config["equation"])
     shapes = [list(_as_tuple(c["output_shape"])) for c in configs]
@@ -172,7 +172,7 @@ register(layers.Softmax, refuse=_MIXES)
 register(layers.UnitNormalization, refuse=_MIXES)
 register(
     layers.Lambda,
-    refuse="its function may hold a width or mix the features, which no rule can tell; "
+    refuse="its function may hold a width or mix the features, which no rule describes; "
     "write it as a layer class with a config and a rule",
 )
 register(layers.Permute, refuse="it moves the widths to another axis")

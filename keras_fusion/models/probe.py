@@ -39,7 +39,7 @@ def accepted(model: keras.Model, *, size: int = 2, seed: int = 0, ids: int = 2) 
         else:
             return inputs
     raise FusionError(
-        f"{type(model).__name__} {model.name!r} accepts no made-up batch ({refused}). "
+        f"{type(model).__name__} {model.name!r} accepts no generated inputs ({refused}). "
         "Pass a batch of your data as `probe`."
     ) from refused
 
@@ -78,7 +78,7 @@ def batch(
     if shapes is None:
         raise FusionError(
             f"{type(model).__name__} {model.name!r} does not know its input shape. Call "
-            "it once on a batch, or pass that batch as `probe`."
+            "it once on a batch of your data, or pass such a batch as `probe`."
         )
     # Whether a subclassed model takes ids or features is unknown: 0 and 1 in floating
     # point are both.

@@ -17,7 +17,7 @@ from keras_fusion.layout.axes import NOTHING, Axis, CopiedAxis
 
 
 def _sources(axes: Sequence[Axis]) -> list[np.ndarray | None]:
-    """For each axis the sources of its positions; `None` if it did not grow."""
+    """The sources of each axis's positions; `None` for an axis that did not grow."""
     return [axis.sources if isinstance(axis, CopiedAxis) else None for axis in axes]
 
 

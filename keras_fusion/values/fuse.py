@@ -235,7 +235,7 @@ def _balanced(noise: Noise, block: np.ndarray, count: int) -> list[np.ndarray]:
         return [one, -one]
     noises = [noise.like(block) for _ in range(count)]
     mean = functools.reduce(np.add, noises) / count
-    # Makes up for the part of the deviation that goes with the mean.
+    # Restores the standard deviation, which subtracting the mean reduces.
     widened = block.dtype.type((count / (count - 1)) ** 0.5)
     return [(one - mean) * widened for one in noises]
 

@@ -168,7 +168,9 @@ def _tensorflow(loss_of: Callable[..., Any], directions: Directions) -> Callable
     import tensorflow as tf
 
     @tf.function(reduce_retracing=True)
-    def run(values, others, x, y, sample_weight):
+    def run(
+        values: Sequence, others: Sequence, x: Any, y: Any, sample_weight: Any
+    ) -> tuple:
         values = [tf.identity(value) for value in values]
         with tf.GradientTape(persistent=True) as outer:
             outer.watch(values)
@@ -195,8 +197,10 @@ def _jax(loss_of: Callable[..., Any], directions: Directions) -> Callable:
     import jax
 
     @jax.jit
-    def run(values, others, x, y, sample_weight):
-        def slope(values):
+    def run(
+        values: Sequence, others: Sequence, x: Any, y: Any, sample_weight: Any
+    ) -> tuple:
+        def slope(values: Sequence) -> tuple:
             loss, gradient = jax.value_and_grad(loss_of)(
                 values, others, x, y, sample_weight
             )

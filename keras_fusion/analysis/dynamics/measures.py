@@ -32,7 +32,7 @@ def block_alignment(blocks: Sequence[np.ndarray]) -> float:
 
 
 def asymmetry(blocks: Sequence[np.ndarray]) -> float:
-    """How far the blocks' weights have diverged: 0 for copies, 1 if unrelated.
+    """The divergence of the blocks' weights: 0 for copies, 1 if unrelated.
 
     The distance between two blocks over the root of the sum of their squares, averaged
     over all pairs.
