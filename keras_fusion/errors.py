@@ -11,7 +11,7 @@ class FusionError(ValueError):
     ...     keras_fusion.AtStep(0)
     ... except keras_fusion.FusionError as error:
     ...     print(error)
-    `at_step` must be a positive integer, ... Received: at_step=0.
+    `steps` must be a positive integer, ... Received: steps=0.
     """
 
 

@@ -47,7 +47,7 @@ class Before(keras.callbacks.Callback):
         self.action, self.values = action, None
 
     def before_growth(self, growth):
-        self.values = values(swap.model)
+        self.values = values(growth.model)
         self.action()
 
     def after_growth(self, growth):
@@ -121,10 +121,10 @@ def test_out_of_memory_while_the_target_is_built():
 
 def test_disk_full_while_the_record_is_written(tmp_path):
     model, room = live_model(), no_room()
-    path = tmp_path / "swap.json"
+    path = tmp_path / "growth.json"
     grow, before = watched(room.__enter__, record=path)
     try:
-        with pytest.raises(GrowthError, match="swap.json cannot be written.*large"):
+        with pytest.raises(GrowthError, match="growth.json cannot be written.*large"):
             fit(model, grow)
     finally:
         room.__exit__(None, None, None)
@@ -134,7 +134,7 @@ def test_disk_full_while_the_record_is_written(tmp_path):
 
 def test_disk_full_after_the_growth(tmp_path):
     """What was measured on the grown model comes late: the growth stays."""
-    room, path = no_room(), tmp_path / "swap.json"
+    room, path = no_room(), tmp_path / "growth.json"
 
     class Measured:
         def check(self, model):
@@ -147,7 +147,7 @@ def test_disk_full_after_the_growth(tmp_path):
     grow, _ = watched(record=path, learning_rate_factor=Measured())
     model = live_model()
     try:
-        with pytest.warns(UserWarning, match="swap.json lacks the measured"):
+        with pytest.warns(UserWarning, match="growth.json lacks the measured"):
             fit(model, grow)
     finally:
         room.__exit__(None, None, None)
@@ -157,6 +157,8 @@ def test_disk_full_after_the_growth(tmp_path):
     )
     with pytest.raises(FusionError, match="killed at the growth of step 3"):
         grow.replay(live_model())
+    grow.replay(model)  # It has the growth behind it, and the factor in its rate.
+    assert len(grow.events) == 1
 
 
 def test_disk_full_while_a_backup_is_written(tmp_path):

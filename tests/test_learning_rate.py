@@ -7,7 +7,7 @@ from keras import layers
 from models import data_for, functional, loss, norm_free, numpy, t5, t5_untied
 
 import keras_fusion
-from keras_fusion import DeepFusion, GrownSchedule
+from keras_fusion import DeepFusion, GrownSchedule, graft
 from keras_fusion.training.learning_rate import Ramp
 
 pytestmark = pytest.mark.core
@@ -53,9 +53,8 @@ def test_a_schedule_goes_on():
         keras.optimizers.SGD(schedule), DeepFusion(at_step=3, seed=0, verbose=0)
     )
     assert float(numpy(model.optimizer.learning_rate)) == pytest.approx(0.1 * 0.5**8)
-    assert not isinstance(
-        keras.saving.serialize_keras_object(model.optimizer), GrownSchedule
-    )
+    # Itself, since nothing was asked of it, and not in a `GrownSchedule`.
+    assert graft.schedule_of(model.optimizer) is schedule
     config = model.optimizer.get_config()["learning_rate"]
     assert config["class_name"] == "ExponentialDecay"
 
@@ -66,6 +65,9 @@ def test_a_schedule_with_a_factor():
     model = fit(keras.optimizers.SGD(schedule), grow)
     rate = float(numpy(model.optimizer.learning_rate))
     assert rate == pytest.approx(0.05 * 0.5**8)
+    grown = graft.schedule_of(model.optimizer)
+    assert isinstance(grown, GrownSchedule) and grown.schedule is schedule
+    assert grown.ramp == Ramp(0.5, start=3)
     again = type(model.optimizer).from_config(model.optimizer.get_config())
     again.iterations.assign(8)
     assert float(numpy(again.learning_rate)) == pytest.approx(rate)
@@ -75,25 +77,25 @@ def test_reset_corrects_the_bias_afresh():
     """The first updates after a reset are those of a brand-new Adam."""
     x, y = data_for("functional")
 
-    def updates(model, count=4):
+    def updates(model, *callbacks):
         result = []
-        for i in range(count):
+        for i in range(4):
             before = [numpy(v) for v in model.trainable_variables]
             part = slice(8 * i, 8 * i + 8)
-            model.fit(x[part], y[part], batch_size=8, verbose=0, callbacks=[keep])
+            options = {"batch_size": 8, "verbose": 0, "callbacks": list(callbacks)}
+            model.fit(x[part], y[part], **options)
             after = [numpy(v) for v in model.trainable_variables]
             result.append([b - a for a, b in zip(before, after, strict=True)])
         return result
 
     optimizer = keras.optimizers.Adam(0.01, beta_2=0.99)
     grow = DeepFusion(at_step=8, optimizer_state="reset", seed=0, verbose=0)
-    grown, keep = fit(optimizer, grow), grow
+    grown = fit(optimizer, grow)
     fresh = keras.models.clone_model(grown)
     fresh.set_weights(grown.get_weights())
     fresh.compile(keras.optimizers.Adam(0.01, beta_2=0.99), loss())
-    mine = updates(grown)
-    keep = keras.callbacks.Callback()
-    for a, b in zip(mine, updates(fresh), strict=True):
+    # The callback moves the rate along the ramp also when nothing is left to grow.
+    for a, b in zip(updates(grown, grow), updates(fresh), strict=True):
         for p, q in zip(a, b, strict=True):
             np.testing.assert_allclose(p, q, rtol=0.02, atol=2e-4)
     assert int(numpy(optimizer.iterations)) == 12
@@ -105,6 +107,43 @@ def test_correction_is_needed():
     factors = [ramp(10000 + i) for i in range(40)]
     assert 1 / min(factors) == pytest.approx(6.6, abs=0.1)
     assert ramp(20000) == pytest.approx(1.0, abs=0.01)
+
+
+@pytest.mark.parametrize("betas", [None, (0.9, 0.99), (0.0, 0.99)])
+def test_ramps_of_numbers_and_of_tensors_are_equal(betas):
+    ramp = Ramp(0.5, rewarmup_steps=4, start=10, betas=betas)
+    steps = [10, 11, 13, 14, 40, 1000]
+    exact = [ramp(step) for step in steps]
+    tensors = [float(numpy(ramp(keras.ops.convert_to_tensor(s)))) for s in steps]
+    np.testing.assert_allclose(tensors, exact, rtol=1e-5)
+    assert exact[-1] == pytest.approx(0.5, rel=1e-3)
+    assert not ramp.is_over(11) and ramp.is_over(1000)
+
+
+def test_a_factor_that_cannot_be_measured():
+    """The model has grown by then, and trains on at its old rate."""
+
+    def measure(model, blocks, optimizer):
+        raise ZeroDivisionError("float division by zero")
+
+    grow = DeepFusion(at_step=3, learning_rate_factor=measure, verbose=0)
+    with pytest.warns(UserWarning, match="measure.*could not measure.*by zero"):
+        model = fit(keras.optimizers.SGD(0.1), grow)
+    assert len(grow.events) == 1
+    assert float(numpy(model.optimizer.learning_rate)) == pytest.approx(0.1)
+
+
+def test_a_ramp_belongs_to_the_optimizer():
+    """Another optimizer of the same model has none."""
+    grow = DeepFusion(at_step=3, rewarmup_steps=9, seed=0, verbose=0)
+    model = fit(keras.optimizers.SGD(0.1), grow, epochs=1)
+    rates, again = Rates(), keras.optimizers.SGD(0.1)
+    first = model.optimizer
+    for optimizer, expected in ((again, 0.1), (first, 0.1 * 2 / 9)):
+        model.compile(optimizer, loss())
+        x, y = data_for("functional", 8)
+        model.fit(x, y, batch_size=8, verbose=0, callbacks=[grow, rates])
+        assert rates.values[-1] == pytest.approx(expected)
 
 
 def test_grown_schedules_serialize():

@@ -1,4 +1,4 @@
-"""Runs with growths that are taken up again in a new process end as if uninterrupted."""
+"""Runs with growths that are resumed in a new process end as if uninterrupted."""
 
 import contextlib
 import copy
@@ -23,7 +23,7 @@ from keras_fusion import (
 )
 from keras_fusion.dynamics import WhenItPays
 from keras_fusion.models import processes
-from keras_fusion.training import record
+from keras_fusion.training import files
 from keras_fusion.training.files import whole_folder
 
 EPOCHS, STEPS = 4, 4  # of eight examples each
@@ -164,7 +164,7 @@ def assert_same(model, grow, expected):
         ("plateau", False, "backup first", [(1, 2), (2, 1)]),
     ],
 )
-def test_taken_up_after_crashes(
+def test_resumes_after_crashes(
     kind, scheduled, order, crashes, tmp_path, uninterrupted
 ):
     """To the bit, with the events, wherever the callback stands in the list."""
@@ -178,7 +178,7 @@ def test_taken_up_after_crashes(
 
 
 @pytest.mark.core
-def test_taken_up_on_every_backend(tmp_path):
+def test_resumes_on_every_backend(tmp_path):
     jit = "auto"
     expected = state(run(DeepFusion(at_step=3, verbose=0), jit_compile=jit))
     for crash in [(1, 1), None]:
@@ -293,7 +293,7 @@ def test_a_damaged_backup_gives_way_to_the_one_before(tmp_path, uninterrupted):
     weights = backups[1] / "model.weights.h5"
     weights.write_bytes(weights.read_bytes()[:-1])
     backup, grow = callbacks()
-    with pytest.warns(UserWarning, match="backup-2.*damaged.*the one before"):
+    with pytest.warns(UserWarning, match="backup-2.*damaged.*from the backup before"):
         model = run(backup, grow)
     assert_same(model, grow, uninterrupted("steps"))
 
@@ -470,8 +470,9 @@ def test_other_models_and_callbacks_are_refused(cut_off):
     refused(r"weight 0 .*\(6, 7\)", backup(), DeepFusion(at_step=3), width=7)
     refused(r"optimizer\[0\]: 'Adam' in .* 'SGD'", grow(), optimizer="sgd")
     refused(r"callbacks: \[\{.* in the record, \[\]", backup())
-    with pytest.raises(FusionError, match="holds 1 growths.*growths=2"):
-        grow().replay(made(), growths=2)
+    for growths in (2, -1):
+        with pytest.raises(FusionError, match=f"holds 1 growths.*growths={growths}"):
+            grow().replay(made(), growths=growths)
     with pytest.raises(FusionError, match="no record to replay.*record=None"):
         DeepFusion(at_step=3).replay(made())
     two = DeepFusion(at_step=3, record=cut_off / "2.json")
@@ -503,7 +504,10 @@ def test_growths_of_an_earlier_fit(tmp_path):
 
 
 DAMAGES = {
-    "no JSON": (lambda text: text[:-9], "growth.json is damaged: it is no JSON"),
+    "no JSON": (
+        lambda text: text[:-9],
+        "growth.json is damaged: its JSON cannot be read",
+    ),
     "another value": (
         lambda text: text.replace('"step": 3', '"step": 2'),
         "growth.json is damaged: its checksum is wrong",
@@ -526,7 +530,7 @@ def test_damaged_records(case, cut_off, tmp_path):
 
 
 def test_a_file_that_is_no_record(tmp_path):
-    record.write(tmp_path / "growth.json", {"step": 3, "changes": []})
+    files.write_json(tmp_path / "growth.json", {"step": 3, "changes": []})
     refused(
         "is no record of growths",
         DeepFusion(at_step=3, record=tmp_path / "growth.json"),

@@ -14,7 +14,7 @@ import numpy as np
 from keras_fusion.errors import GrowthError
 from keras_fusion.graft import optimizer as optimizers
 from keras_fusion.graft.attributes import attributes
-from keras_fusion.models.private import deferral
+from keras_fusion.models.private import attachments, deferral
 
 Weights = list[np.ndarray]
 Adapter = Callable[[Weights], Weights]
@@ -129,6 +129,8 @@ def _take_over_model(live: keras.Model, fused: keras.Model) -> None:
     attributes(fused)["_metrics"][:] = own["_metrics"]
     for name, value in attributes(fused).items():
         current = own.get(name)
+        if name == attachments.NAME:
+            continue  # The live model's belongs to the run.
         if name in own and (name in _RUN_STATE or isinstance(current, keras.Metric)):
             continue
         if name in initial and _changed(initial[name], current):

@@ -1,18 +1,18 @@
-"""Where the parents' parameters lie in a grown model, and how fast they were trained."""
+"""The places of the parents' parameters in a grown model, and their training speed."""
 
 import dataclasses
-import weakref
 
 import keras
 import numpy as np
 
 from keras_fusion.layout.axes import Axis, block_index, is_readout
 from keras_fusion.layout.variables import VariableLayout
+from keras_fusion.models import private
 
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """How the parents lie in one variable of a grown model.
+    """The places of the parents in one variable of a grown model.
 
     Args:
         shape: tuple of ints.
@@ -43,7 +43,7 @@ class Blocks:
 
     Attributes:
         count: int. How many parents there are.
-        places: list of `Place`, one a weight of the model; `None` for a weight that no
+        places: list of `Place`, one per weight of the model; `None` for a weight that no
             parent has (a block norm's blend).
 
     Example:
@@ -70,12 +70,12 @@ class Blocks:
         """Ones at the parents' own parameters, zeros at off-diagonals and new capacity.
 
         Returns:
-            List of float32 arrays, one a trainable variable and of its shape.
+            List of float32 arrays, one per trainable variable and of its shape.
         """
         return [self._mask(place) for place in self._trainable]
 
     def speeds(self, degree: int = 1) -> list[np.ndarray]:
-        """How fast the parents' own training moves the parameters, by the grown gradient.
+        """Speeds of the parameters in the parents' training, per grown gradient.
 
         After a self-fusion by k a hidden kernel's gradient is 1/k of the parent's, so the
         parent moved its block k times as far as the grown model does at the same rate; a
@@ -97,10 +97,10 @@ class Blocks:
         """Each parent's entries of a vector, from the variables that grew.
 
         Args:
-            values: list of arrays, one a trainable variable and of its shape.
+            values: list of arrays, one per trainable variable and of its shape.
 
         Returns:
-            One flat array a parent, of the parents' sizes.
+            One flat array per parent, of the parents' sizes.
         """
         rows = [
             (place, np.asarray(value, "float64"))
@@ -112,7 +112,7 @@ class Blocks:
             for k in range(self.count)
         ]
 
-    def _mask(self, place):
+    def _mask(self, place: Place) -> np.ndarray:
         if not place.grown:
             return np.ones(place.shape, "float32")
         mask = np.zeros(place.shape, "float32")
@@ -121,23 +121,18 @@ class Blocks:
         return mask
 
 
-def _place(item):
+def _place(item: VariableLayout) -> Place:
     scale = float(np.mean(item.scales))
     if is_readout(item.axes):
         scale /= item.copies
     return Place(tuple(item.target.shape), item.axes, scale, item.gradient_scale)
 
 
-# By model, and no longer than it lives: neither a model nor a file holds it.
-_MADE: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
-
-
 def remember(layouts: list[VariableLayout], model: keras.Model) -> Blocks:
     """Makes the `Blocks` of a growth, which `of` finds while the model lives."""
-    _MADE[model] = Blocks(layouts, model)
-    return _MADE[model]
+    return private.attach(model, Blocks(layouts, model))
 
 
 def of(model: keras.Model) -> Blocks | None:
     """The `Blocks` of a model's last growth, or `None`."""
-    return _MADE.get(model)
+    return private.attached(model, Blocks)

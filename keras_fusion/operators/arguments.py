@@ -1,8 +1,14 @@
 """The arguments that methods of growth share, checked when an operator is made."""
 
+import math
+import numbers
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import keras
 import numpy as np
 
-from keras_fusion.architecture.parents import check_factor
 from keras_fusion.errors import FusionError
 from keras_fusion.models import processes
 from keras_fusion.values.fuse import OFF_DIAGONALS
@@ -11,17 +17,47 @@ NORMS = ("joint", "block", "calibrated")
 # Of the noise that breaks the symmetry of copies, until version 0.1.
 OLD_NAMES = {"noise": "noise_scale", "off_diagonal_scale": "noise_scale"}
 
-__all__ = [
-    "NORMS",
-    "OLD_NAMES",
-    "check_factor",
-    "check_noise_scale",
-    "check_norms",
-    "check_off_diagonal",
-    "check_seed",
-    "check_whole_factor",
-    "chosen_seed",
-]
+
+def require(fits: bool, name: str, value: Any, expected: str) -> None:
+    """Refuses an argument.
+
+    Args:
+        fits: bool. Whether the argument can be used.
+        name: string. The argument's name.
+        value: what the user passed.
+        expected: string. What the argument must be.
+
+    Raises:
+        FusionError: if it does not fit.
+    """
+    if not fits:
+        raise FusionError(f"`{name}` must be {expected}. Received: {name}={value!r}.")
+
+
+def is_integer(value: Any, least: int = 0) -> bool:
+    """Whether a value is an integer of at least `least`; a bool is none."""
+    integer = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    return integer and int(value) >= least
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a finite number; a bool is none."""
+    real = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    return real and math.isfinite(value)
+
+
+def is_path(value: Any) -> bool:
+    """Whether a value can be a path."""
+    return isinstance(value, (str, os.PathLike)) and bool(os.fspath(value))
+
+
+def check_factor(factor: float) -> None:
+    """Checks how many times as wide a model is to become.
+
+    Raises:
+        FusionError: naming the argument.
+    """
+    require(is_number(factor) and factor > 1, "factor", factor, "a number above 1")
 
 
 def check_off_diagonal(off_diagonal: str, *, copies: bool) -> None:
@@ -48,11 +84,8 @@ def check_noise_scale(noise_scale: float) -> None:
     Raises:
         FusionError: naming the argument.
     """
-    if not _is_number(noise_scale) or not 0 <= noise_scale < float("inf"):
-        raise FusionError(
-            "`noise_scale` must be a number of at least 0. Received: "
-            f"noise_scale={noise_scale!r}."
-        )
+    good = is_number(noise_scale) and noise_scale >= 0
+    require(good, "noise_scale", noise_scale, "a number of at least 0")
 
 
 def check_whole_factor(factor: int, method: str, advice: str) -> None:
@@ -66,7 +99,7 @@ def check_whole_factor(factor: int, method: str, advice: str) -> None:
     Raises:
         FusionError: naming the argument.
     """
-    if not _is_number(factor) or factor % 1 or not 2 <= factor < float("inf"):
+    if not is_number(factor) or factor % 1 or factor < 2:
         raise FusionError(
             f"`factor` of {method} must be an integer of at least 2. Received: "
             f"factor={factor!r}.{advice}"
@@ -79,15 +112,35 @@ def check_seed(seed: int | None) -> None:
     Raises:
         FusionError: naming the argument.
     """
-    whole = isinstance(seed, (int, np.integer)) and not isinstance(seed, bool)
-    if seed is not None and not (whole and seed >= 0):
-        raise FusionError(
-            f"`seed` must be an integer of at least 0, or None. Received: seed={seed!r}."
-        )
+    good = seed is None or is_integer(seed)
+    require(good, "seed", seed, "an integer of at least 0, or None")
 
 
-def _is_number(value):
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+def check_partners(partners: Sequence | None) -> None:
+    """Checks what a model is to be fused with.
+
+    Raises:
+        FusionError: naming the argument.
+    """
+    listed = isinstance(partners, (list, tuple)) and len(partners) > 0
+    require(
+        partners is None
+        or (listed and all(isinstance(p, keras.Model) or is_path(p) for p in partners)),
+        "partners",
+        partners,
+        "a list of at least one model or path of a `.keras` file, or None to fuse the "
+        "model with itself",
+    )
+
+
+def check_into(into: Any) -> None:
+    """Checks what to fuse into.
+
+    Raises:
+        FusionError: naming the argument.
+    """
+    good = into is None or isinstance(into, keras.Model) or callable(into)
+    require(good, "into", into, "a model, a function that builds one, or None")
 
 
 def chosen_seed(own: int | None, given: int | None) -> int:

@@ -226,11 +226,8 @@ class FusionOperator(GrowthOperator):
         norms="joint",
         probe=None,
     ):
-        if partners is not None and not partners:
-            raise FusionError(
-                f"`partners` is empty: partners={partners!r}. Give at least one model, "
-                "or leave it out to fuse the model with itself."
-            )
+        arguments.check_partners(partners)
+        arguments.check_into(into)
         if partners is None:
             arguments.check_factor(factor)
         if off_diagonal is not None:

@@ -1,1 +1,1 @@
-"""Growth inside `fit`: when, in which order, on record, and resumed after a kill."""
+"""Growth inside `fit`: schedules, callbacks, records of growths, and backups."""

@@ -1,28 +1,31 @@
 """From block-wise norms to Keras's own, in the course of training."""
 
+from typing import Any, cast
+
 import keras
 
 from keras_fusion import graft
-from keras_fusion.errors import FusionError
-from keras_fusion.models import private, tree
+from keras_fusion.models import host, private, tree
 from keras_fusion.models.block_norms import is_block_norm
-from keras_fusion.training import runs, swap
-from keras_fusion.training.record import STOCK_NORMS, Change, shapes_of
+from keras_fusion.operators import arguments
+from keras_fusion.training import journal, swap
+from keras_fusion.training.matching import shapes_of
+from keras_fusion.training.record import STOCK_NORMS, Change
 
 
 @keras.saving.register_keras_serializable(package="keras_fusion")
-class AnnealBlockNorms(runs.Member):
-    """Leads block-wise norms over to one shared statistic, and then takes them out.
+class AnnealBlockNorms(keras.callbacks.Callback):
+    """Turns block-wise norms into Keras's own over a number of batches.
 
     From the first batch on which the live model has block norms (a growth with
     `norms="block"` put them in, or they were there from the start) their statistics
-    move linearly from the blocks' own to those of all features. Then the live model
-    becomes one of Keras's norms, with the same weights and optimizer state, which
-    saves and loads without keras_fusion. A run that was cut off goes on where the
-    norms' blend stood.
+    move linearly from the blocks' own to those of all features. Then each becomes one of
+    Keras's norms, with the same weights and optimizer state, so that the model saves and
+    loads without keras_fusion. A run that was cut off continues where the norms' blend
+    stood.
 
     Args:
-        steps: int of at least 1. Training batches that the way takes.
+        steps: int of at least 1. Training batches over which the statistics move.
 
     Raises:
         FusionError: if `steps` is no such number.
@@ -61,54 +64,75 @@ class AnnealBlockNorms(runs.Member):
 
     def __init__(self, steps: int):
         super().__init__()
-        if not isinstance(steps, int) or steps < 1:
-            raise FusionError(
-                f"`steps` must be an integer of at least 1. Received: steps={steps!r}."
-            )
+        fits = arguments.is_integer(steps, 1)
+        arguments.require(fits, "steps", steps, "an integer of at least 1")
         self.steps = steps
+        # How far the norms are is a weight of theirs, so that a backup has it.
+        self._author = journal.Author(self, self._change_if_due)
 
-    def on_train_batch_begin(self, batch, logs=None):
+    @property
+    def model(self) -> keras.Model:
+        """The model in training."""
+        return cast(keras.Model, super().model)
+
+    def set_model(self, model: keras.Model) -> None:
+        """Joins those who change the model."""
+        super().set_model(model)
+        journal.of(model).join(self._author)
+
+    def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
+        """Sets the journal's clock."""
+        journal.of(self.model).begin_epoch(self.model, epoch)
+
+    def on_train_batch_begin(self, batch: int, logs: dict | None = None) -> None:
         """Moves the statistics of the batch to come."""
         norms = _block_norms(self.model)
         if not norms:
             return
         private.sync(self.model)
         for norm in norms:
-            now = float(keras.ops.convert_to_numpy(norm.blend))
-            norm.blend.assign(min(1.0, now + 1.0 / self.steps))
+            norm.blend.assign(min(1.0, _blend(norm) + 1.0 / self.steps))
 
-    def on_train_batch_end(self, batch, logs=None):
-        """Takes the norms out when they have become Keras's."""
+    def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
+        """Replaces the norms when they have become Keras's."""
+        journal.of(self.model).end_batch(self, batch)
+
+    def _change_if_due(self, logs: dict | None) -> None:
         norms = _block_norms(self.model)
-        if not norms:
+        if not norms or logs is not None:
             return
         private.sync(self.model)
         # Rounding: a sum of `steps` parts is not quite 1.
-        blends = [float(keras.ops.convert_to_numpy(norm.blend)) for norm in norms]
-        if min(blends) > 1.0 - 0.5 / self.steps:
+        if min(map(_blend, norms)) > 1.0 - 0.5 / self.steps:
             self._use_stock_norms()
 
-    def _use_stock_norms(self):
-        prepared, run = swap.prepare_stock_norms(self.model), runs.of(self.model)
+    def _use_stock_norms(self) -> None:
+        model = self.model
+        prepared = swap.prepare_stock_norms(model)
         change = Change(
             kind=STOCK_NORMS,
-            step=graft.steps(graft.leaves(self.model.optimizer)[0]),
-            before=shapes_of(self.model),
-            after=shapes_of(prepared.plan.fused),
+            step=graft.steps(graft.leaves(model.optimizer)[0]),
+            before=shapes_of(model),
+            after=shapes_of(prepared.fused),
         )
         with swap.uninterrupted():
-            run.announce(self, change)
-            swap.put_in_place(self.model, prepared)
-            run.changed(self, change)
-
-    def script(self) -> dict:
-        """What must be equal in a script that takes the run up again, as plain data."""
-        return {"steps": self.steps}  # How far the norms are is a weight of theirs.
+            pending = journal.of(model).begin(self._author, change)
+            swap.put_in_place(model, prepared)
+            pending.commit()
 
     def get_config(self) -> dict:
         """The constructor's arguments."""
         return {"steps": self.steps}
 
+    @classmethod
+    def from_config(cls, config: dict) -> "AnnealBlockNorms":
+        """Rebuilds the callback from `get_config`."""
+        return cls(**config)
 
-def _block_norms(model):
+
+def _block_norms(model: keras.Model) -> list[Any]:
     return [layer for _, layer in tree.walk(model) if is_block_norm(layer)]
+
+
+def _blend(norm: Any) -> float:
+    return float(host.read(norm.blend))

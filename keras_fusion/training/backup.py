@@ -1,20 +1,22 @@
-"""`BackupAndRestore`: a run with growths is taken up again, killed whenever it was."""
+"""`BackupAndRestore`: resumes a run with growths, whenever it was killed."""
 
 import hashlib
 import math
+import os
 import shutil
 import warnings
 from pathlib import Path
+from typing import Any, cast
 
 import keras
 import numpy as np
 
 from keras_fusion.errors import FusionError
 from keras_fusion.models import host, private, processes
-from keras_fusion.training import record, runs, swap
-from keras_fusion.training.files import remove_folder, remove_unfinished, whole_folder
+from keras_fusion.operators import arguments
+from keras_fusion.training import files, journal, matching
+from keras_fusion.training.journal import Entry
 from keras_fusion.training.record import Change
-from keras_fusion.training.recording import ramps_of
 
 _WEIGHTS, _STATE = "model.weights.h5", "state.json"
 
@@ -23,24 +25,26 @@ _WEIGHTS, _STATE = "model.weights.h5", "state.json"
 class BackupAndRestore(keras.callbacks.BackupAndRestore):
     """Keras's `BackupAndRestore`, which knows of growths and survives a kill.
 
-    A script that builds the small model and starts again after a crash goes on in the
-    grown model, with the events, ramps and schedule of its `GrowModel` (or `DeepFusion`)
-    and `AnnealBlockNorms` callbacks. Where it stands in the list of callbacks does not
-    matter. Each backup is a new folder, which takes its name when all of it is on the
-    disk: after a kill at any moment the old backup is whole, or the new one.
+    A script that builds the small model and starts again after a crash continues with
+    the grown model, with the events, ramps and schedule of its `GrowModel` (or
+    `DeepFusion`) and `AnnealBlockNorms` callbacks. Where it stands in the list of
+    callbacks does not matter. Each backup is a new folder, which takes its name when all
+    of it is on the disk: after a kill at any moment the old backup is whole, or the new
+    one.
 
-    Where the data goes on is by Keras's rules: at the start of the epoch. So a run that
-    is taken up again is the same to the bit, given deterministic operations, if backups
-    are made at epochs' ends and each epoch's data is the same in a new process; see
-    docs/resume.md.
+    As with Keras, the data starts again at the beginning of the epoch. So a resumed run
+    is equal to the uninterrupted one to the bit, given deterministic operations, if
+    backups are made at epochs' ends and each epoch's data is the same in a new process;
+    see docs/resume.md.
 
     Args:
         backup_dir: path of a folder on a local disk, which nothing else is kept in.
-        save_freq: `"epoch"`, or after how many batches. Defaults to `"epoch"`.
-        double_checkpoint: bool. Keeps the last but one backup as well, in case that the
-            disk damages the last. Defaults to `False`.
-        delete_checkpoint: bool. Removes the folder when training is over. Defaults to
-            `True`.
+        save_freq: `"epoch"`, or int. After how many batches to back up. Defaults to
+            `"epoch"`.
+        double_checkpoint: bool. Whether to keep the last but one backup as well, in case
+            the disk damages the last. Defaults to `False`.
+        delete_checkpoint: bool. Whether to remove the folder when training is over.
+            Defaults to `True`.
 
     Raises:
         FusionError: for arguments that cannot work; and when training begins, if the
@@ -65,34 +69,48 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
 
     def __init__(
         self,
-        backup_dir,
-        save_freq="epoch",
-        double_checkpoint=False,
-        delete_checkpoint=True,
+        backup_dir: str | os.PathLike,
+        save_freq: str | int = "epoch",
+        double_checkpoint: bool = False,
+        delete_checkpoint: bool = True,
     ):
-        if "://" in str(backup_dir):
-            raise FusionError(
-                "`backup_dir` must be a folder on a local disk, where a rename is one "
-                f"step. Received: backup_dir={backup_dir!r}."
-            )
-        batches = isinstance(save_freq, int) and not isinstance(save_freq, bool)
-        if save_freq != "epoch" and not (batches and save_freq > 0):
-            raise FusionError(
-                "`save_freq` must be 'epoch' or a positive integer. Received: "
-                f"save_freq={save_freq!r}."
-            )
+        arguments.require(
+            arguments.is_path(backup_dir) and "://" not in str(backup_dir),
+            "backup_dir",
+            backup_dir,
+            "the path of a folder on a local disk, where a rename is one step",
+        )
+        arguments.require(
+            save_freq == "epoch" or arguments.is_integer(save_freq, 1),
+            "save_freq",
+            save_freq,
+            "'epoch' or a positive integer",
+        )
+        for name, value in (
+            ("double_checkpoint", double_checkpoint),
+            ("delete_checkpoint", delete_checkpoint),
+        ):
+            arguments.require(isinstance(value, bool), name, value, "True or False")
         super().__init__(
-            str(backup_dir),
-            save_freq=save_freq,
+            os.fspath(backup_dir),
+            # Keras knows no other integers than Python's.
+            save_freq if isinstance(save_freq, str) else int(save_freq),  # pyright: ignore
             double_checkpoint=double_checkpoint,
             delete_checkpoint=delete_checkpoint,
         )
         self._folder = Path(backup_dir)
+        # Batches of the epoch under way, and since the last backup.
+        self._batch, self._since = -1, 0
+
+    @property
+    def model(self) -> keras.Model:
+        """The model in training."""
+        return cast(keras.Model, super().model)
 
     # Restoring.
 
-    def on_train_begin(self, logs=None):
-        """Goes on from the last backup, if there is one."""
+    def on_train_begin(self, logs: dict | None = None) -> None:
+        """Resumes from the last backup, if there is one."""
         with private.scope(self.model):
             alone = processes.is_alone()
         if not alone:
@@ -101,7 +119,7 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
                 "GrowModel(record=...) with a checkpoint that all of them write, and "
                 "replay the growths in each."
             )
-        remove_unfinished(self._folder)
+        files.remove_unfinished(self._folder)
         self._since = 0
         found = self._backups()
         for folder in reversed(found):
@@ -110,106 +128,97 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
             except (FusionError, OSError) as error:
                 if folder is found[0]:
                     raise
-                warnings.warn(f"{error} Going on from the one before.", stacklevel=2)
+                warnings.warn(f"{error} Resuming from the backup before.", stacklevel=2)
             else:
                 self._restore(folder, state)
                 break
 
-    def _restore(self, folder, state):
-        model, run = self.model, runs.of(self.model)
-        members = run.of_fit(self)
-        asked = {"callbacks": [member.script() for member in members]}
+    def _restore(self, folder: Path, state: dict[str, Any]) -> None:
+        model, where = self.model, f"The backup {folder}"
+        authors = journal.of(model).authors(self)
+        asked = {"callbacks": [author.script() for author in authors]}
         saved = {"callbacks": [held["script"] for held in state["callbacks"]]}
-        record.check_script(saved, asked, f"The backup {folder}")
-        authors = [None if by is None else members[by] for by in state["authors"]]
-        changes = [Change(**change) for change in state["changes"]]
-        done = record.place_of(changes, model, f"The backup {folder}")
-        for author, change in list(zip(authors, changes, strict=True))[done:]:
-            if author is None:
-                raise FusionError(
-                    f"The model of the backup {folder} was changed at step {change.step} "
-                    "by a callback that is not in this fit(). Bring the model to there "
-                    "before, as in the run that was cut off."
-                )
-            author.do_again(change)
-        run.changes = zip(authors, changes, strict=True)
-        swap.resume_ramps(model, ramps_of(changes[:done]))
+        matching.check_script(saved, asked, where)
+        entries = [
+            Entry(None if by is None else authors[by], Change.from_plain(change))
+            for by, change in zip(state["authors"], state["changes"], strict=True)
+        ]
+        changes = [entry.change for entry in entries]
+        done = matching.changes_behind_model(changes, model, where)
+        _check_authors(entries[done:], where)
+        journal.of(model).resume(model, entries, done, authors)
         if not model.optimizer.built:
             model.optimizer.build(model.trainable_variables)
         model.load_weights(folder / _WEIGHTS)
         for variable, value in zip(_random(model), state["random"], strict=True):
             variable.assign(np.array(value, variable.dtype))
         private.start_at_epoch(model, state["epoch"])
-        for member, held in zip(members, state["callbacks"], strict=True):
-            pairs = zip(authors, changes, strict=True)
-            member.take_up([c for a, c in pairs if member.is_noted(a, c)])
-            member.set_progress(held["progress"])
+        for author, held in zip(authors, state["callbacks"], strict=True):
+            author.set_state(held["progress"])
 
     # Backing up.
 
-    def on_epoch_begin(self, epoch, logs=None):
-        """Remembers where it is."""
-        self._epoch, self._batch = epoch, -1
+    def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
+        """Sets the journal's clock."""
+        journal.of(self.model).begin_epoch(self.model, epoch)
+        self._batch = -1
 
-    def on_train_batch_end(self, batch, logs=None):
+    def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
         """Backs up, if it is time."""
         self._since += batch - self._batch
         self._batch = batch
-        if self.save_freq != "epoch" and self._since >= self.save_freq:
-            for member in runs.of(self.model).of_fit(self):
-                member.on_train_batch_end(batch, logs)
-            self._back_up(self._epoch)
+        if not isinstance(self.save_freq, str) and self._since >= self.save_freq:
+            # What changes at this moment belongs to it.
+            journal.of(self.model).end_batch(self, batch)
+            self._back_up(journal.of(self.model).clock.epochs)
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         """Backs up, if it is time."""
         if self.save_freq == "epoch":
-            # What they do at this moment belongs to it, wherever they are in the list.
-            for member in runs.of(self.model).of_fit(self):
-                member.on_epoch_end(epoch, logs)
+            journal.of(self.model).end_epoch(self, epoch, logs)
             self._back_up(epoch + 1)
 
-    def _back_up(self, epoch):
+    def _back_up(self, epoch: int) -> None:
         self._since = 0
         private.sync(self.model)
         old = self._backups()
         number = 1 + (_number(old[-1]) if old else 0)
         self._folder.mkdir(parents=True, exist_ok=True)
         _check_room(self.model, self._folder)
-        with whole_folder(self._folder / f"backup-{number}") as folder:
+        with files.whole_folder(self._folder / f"backup-{number}") as folder:
             self.model.save_weights(folder / _WEIGHTS)
-            record.write(folder / _STATE, self._state(epoch, folder))
+            files.write_json(folder / _STATE, self._state(epoch, folder))
         for folder in old[: -1 if self.double_checkpoint else None]:
-            remove_folder(folder)
+            files.remove_folder(folder)
 
-    def _state(self, epoch, folder):
-        run = runs.of(self.model)
-        members = run.of_fit(self)
+    def _state(self, epoch: int, folder: Path) -> dict:
+        authors = journal.of(self.model).authors(self)
+        entries = journal.of(self.model).entries
         return {
             "epoch": epoch,
             "sha256": _digest(folder / _WEIGHTS),
             "random": [host.read(v).tolist() for v in _random(self.model)],
             "callbacks": [
-                {"script": member.script(), "progress": member.get_progress()}
-                for member in members
+                {"script": author.script(), "progress": author.get_state()}
+                for author in authors
             ],
             "authors": [
-                members.index(author) if author in members else None
-                for author, _ in run.changes
+                authors.index(entry.author) if entry.author in authors else None
+                for entry in entries
             ],
-            "changes": [vars(change) for _, change in run.changes],
+            "changes": [entry.change.to_plain() for entry in entries],
         }
 
-    def on_train_end(self, logs=None):
+    def on_train_end(self, logs: dict | None = None) -> None:
         """Removes the backups, if they are to be."""
-        private.start_at_epoch(
-            self.model, None
-        )  # A later fit() starts where it is told.
+        # A later fit() starts where it is told.
+        private.start_at_epoch(self.model, None)
         if self.delete_checkpoint:
             for folder in self._backups():
-                remove_folder(folder)
+                files.remove_folder(folder)
             shutil.rmtree(self._folder, ignore_errors=True)
 
-    def _backups(self):
+    def _backups(self) -> list[Path]:
         """The folders of the backups, the latest last."""
         return sorted(self._folder.glob("backup-*"), key=_number)
 
@@ -223,27 +232,38 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
         }
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: dict) -> "BackupAndRestore":
         """Rebuilds the callback from `get_config`."""
         return cls(**config)
 
 
-def _number(folder):
+def _check_authors(entries: list[Entry], where: str) -> None:
+    """Checks that the changes to be done again have authors in this `fit`."""
+    for entry in entries:
+        if entry.author is None:
+            raise FusionError(
+                f"{where} is of a model that was changed at step {entry.change.step} by a "
+                "callback that is not in this fit(). Change the model in the same way "
+                "before, as in the run that was cut off."
+            )
+
+
+def _number(folder: Path) -> int:
     return int(folder.name.rpartition("-")[2])
 
 
-def _read(folder):
+def _read(folder: Path) -> dict[str, Any]:
     """The state of a backup whose files are as they were written."""
-    state = record.read(folder / _STATE)
+    state = files.read_json(folder / _STATE)
     if _digest(folder / _WEIGHTS) != state["sha256"]:
         raise FusionError(
-            f"{folder / _WEIGHTS} is damaged: its checksum is wrong. Take it from a copy, "
-            f"or delete {folder} and go on from the backup before, if there is one."
+            f"{folder / _WEIGHTS} is damaged: its checksum is wrong. Restore it from a "
+            f"copy, or delete {folder} to resume from the backup before, if there is one."
         )
     return state
 
 
-def _check_room(model, folder):
+def _check_room(model: keras.Model, folder: Path) -> None:
     """HDF5 may take the process down with it when a disk is full."""
     variables = [*model.variables, *model.optimizer.variables]
     needed = 4 * sum(math.prod(v.shape) for v in variables)  # about
@@ -251,16 +271,17 @@ def _check_room(model, folder):
     if needed > free:
         raise FusionError(
             f"The backup of about {needed:,} bytes does not fit in {folder}, where "
-            f"{free:,} are free. The one before is whole: make room, and start again."
+            f"{free:,} are free. The one before is whole: free disk space, and start "
+            "again."
         )
 
 
-def _random(model):
+def _random(model: keras.Model) -> list:
     """The states of dropout and its like, which a file of weights does not hold."""
     held = {id(v) for v in (*model.weights, *model.metrics_variables)}
     return [v for v in model.variables if id(v) not in held]
 
 
-def _digest(path):
+def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

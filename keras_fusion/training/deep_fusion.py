@@ -1,11 +1,15 @@
 """`DeepFusion`: growth inside `model.fit()` by fusion, in one line."""
 
+import os
 from collections.abc import Callable
+from typing import Any
 
 import keras
 
 from keras_fusion.errors import FusionError
+from keras_fusion.models.renamed import renamed
 from keras_fusion.operators.fusion import FusionOperator
+from keras_fusion.training import options
 from keras_fusion.training.grow_model import GrowModel
 from keras_fusion.training.schedules import AtEpoch, AtStep, GrowthSchedule
 
@@ -33,13 +37,27 @@ class DeepFusion(GrowModel):
         into: model or function that builds one, see `fuse`.
         norms: `"joint"`, `"block"` or `"calibrated"` (measured on `probe`), see `fuse`.
             Defaults to `"joint"`.
-        seed: int. Seed of the off-diagonal noise.
-        **kwargs: `optimizer_state`, `learning_rate_factor`, `learning_rate_multipliers`,
-            `rewarmup_steps`, `probe`, `tolerance` and `verbose`, see `GrowModel`.
+        seed: int. Seed of the off-diagonal noise. Defaults to one that is drawn.
+        optimizer_state: `"carry"` fuses the optimizer's slots too; `"reset"` starts them
+            from zero, see `GrowModel`. Defaults to `"carry"`.
+        learning_rate_factor: float, or function that measures it. Multiplies the
+            learning rate from the growth on, see `GrowModel`. Defaults to 1.
+        learning_rate_multipliers: `"width"` gives each weight a learning rate of its
+            own, see `GrowModel`. Defaults to `None`.
+        rewarmup_steps: int. Steps over which the learning rate rises again from 0
+            after a growth. Defaults to 0.
+        probe: batch in the structure of the model's inputs, on which the change of the
+            function is measured, and the norms with `norms="calibrated"`. By default a
+            small random one is made.
+        tolerance: float. The largest change of the outputs, relative to their largest
+            value, at which a growth that should be exact is accepted, see `GrowModel`.
+        verbose: int. 1 prints one line per growth, 0 prints nothing. Defaults to 1.
+        record: path of a file in which the growths are recorded, see `GrowModel`.
+            Defaults to `None`.
 
     Raises:
-        FusionError: for arguments that cannot work, at once where they are enough to
-            tell, on the first batch at the latest.
+        FusionError: at once for arguments that cannot work; on the first batch at the
+            latest for a growth that cannot.
 
     Example:
 
@@ -61,6 +79,7 @@ class DeepFusion(GrowModel):
     Source: Mazzawi et al., ICML 2024.
     """
 
+    @renamed(off_diagonal_scale="noise_scale")
     def __init__(
         self,
         *,
@@ -74,19 +93,36 @@ class DeepFusion(GrowModel):
         into: Callable[[], keras.Model] | keras.Model | None = None,
         norms: str = "joint",
         seed: int | None = None,
-        **kwargs,
+        optimizer_state: str = "carry",
+        learning_rate_factor: float | Callable = 1.0,
+        learning_rate_multipliers: str | None = None,
+        rewarmup_steps: int = 0,
+        probe: Any = None,
+        tolerance: float | None = None,
+        verbose: int = 1,
+        record: str | os.PathLike | None = None,
     ):
-        operator = FusionOperator(
-            partners,
-            factor,
-            off_diagonal,
-            noise_scale,
-            into,
-            seed,
-            norms,
-            kwargs.get("probe"),
+        super().__init__(
+            FusionOperator(
+                partners=partners,
+                factor=factor,
+                off_diagonal=off_diagonal,
+                noise_scale=noise_scale,
+                into=into,
+                seed=seed,
+                norms=norms,
+                probe=probe,
+            ),
+            _one_schedule(at_step, at_epoch, schedule),
+            optimizer_state=optimizer_state,
+            learning_rate_factor=learning_rate_factor,
+            learning_rate_multipliers=learning_rate_multipliers,
+            rewarmup_steps=rewarmup_steps,
+            probe=probe,
+            tolerance=tolerance,
+            verbose=verbose,
+            record=record,
         )
-        super().__init__(operator, _one_schedule(at_step, at_epoch, schedule), **kwargs)
 
     def get_config(self) -> dict:
         """The constructor's arguments, serialized."""
@@ -95,7 +131,11 @@ class DeepFusion(GrowModel):
         return config | self.operator.get_config()
 
 
-def _one_schedule(at_step, at_epoch, schedule):
+def _one_schedule(
+    at_step: int | list[int] | None,
+    at_epoch: int | list[int] | None,
+    schedule: GrowthSchedule | None,
+) -> GrowthSchedule:
     given = {"at_step": at_step, "at_epoch": at_epoch, "schedule": schedule}
     given = {name: value for name, value in given.items() if value is not None}
     if len(given) != 1:
@@ -103,6 +143,10 @@ def _one_schedule(at_step, at_epoch, schedule):
             "Give exactly one of `at_step`, `at_epoch` and `schedule`. Received: "
             f"{given or 'none of them'}."
         )
-    if at_step is not None:
-        return AtStep(at_step)
-    return AtEpoch(at_epoch) if at_epoch is not None else schedule
+    if schedule is not None:
+        return schedule
+    name, value = next(iter(given.items()))
+    options.positive_integers(name, value)
+    listed = AtStep(value) if at_step is not None else AtEpoch(value)
+    listed.argument = name
+    return listed

@@ -1,4 +1,4 @@
-"""What is recorded of a growth."""
+"""`GrowthEvent`: the facts of one growth."""
 
 import dataclasses
 
@@ -12,7 +12,7 @@ class GrowthEvent:
         epoch: int. The epoch in which it happened, counted from 1.
         params_before: int. Number of parameters before.
         params_after: int. Number of parameters after.
-        seconds: float. Wall time of the growth.
+        seconds: float. Wall time of building, filling and checking the bigger model.
         function_change: float. Largest change of the outputs on the probe batch,
             relative to their largest value; against the mean of the parents'.
         mean_change: float. Mean change of the outputs, relative to their mean size.

@@ -1,10 +1,18 @@
-"""Files and folders that are there whole or not at all, whenever the process is killed."""
+"""Files and folders that are whole or not there, whenever the process is killed."""
 
 import contextlib
+import hashlib
+import json
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+from keras_fusion.errors import FusionError
+
+# Of the JSON files.
+VERSION = 1
 
 
 @contextlib.contextmanager
@@ -66,13 +74,52 @@ def remove_unfinished(folder: Path) -> None:
             left.unlink(missing_ok=True)
 
 
-def _unfinished(path):
+def _unfinished(path: Path) -> Path:
     return path.with_name(f"unfinished-{os.getpid()}-{path.name}")
 
 
-def _sync(path):
+def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+# JSON with a version and a checksum.
+
+
+def write_json(path: str | os.PathLike, body: dict) -> None:
+    """Writes plain data, in one piece."""
+    content = {"version": VERSION, "sha256": _checksum(body), "body": body}
+    with whole(Path(path)) as unfinished:
+        unfinished.write_text(json.dumps(content, indent=1), encoding="utf-8")
+
+
+def read_json(path: str | os.PathLike) -> dict[str, Any]:
+    """Reads what `write_json` wrote.
+
+    Raises:
+        FusionError: if the file is damaged, or of another version.
+    """
+    advice = "Restore it from a copy, or delete it and train from the start."
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        version, body, checksum = (content[k] for k in ("version", "body", "sha256"))
+    except (ValueError, KeyError, TypeError) as error:
+        raise FusionError(
+            f"{path} is damaged: its JSON cannot be read ({error!r}). {advice}"
+        ) from error
+    if version != VERSION:
+        raise FusionError(
+            f"{path} has version {version!r}, and this keras_fusion reads version "
+            f"{VERSION}. Resume with the keras_fusion that wrote it."
+        )
+    if checksum != _checksum(body):
+        raise FusionError(f"{path} is damaged: its checksum is wrong. {advice}")
+    return body
+
+
+def _checksum(body: dict) -> str:
+    text = json.dumps(body, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,40 +1,43 @@
 """Growth inside `model.fit()`, by any operator: `GrowModel`."""
 
-import dataclasses
 import os
-import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
 
 import keras
-import numpy as np
 
-from keras_fusion import graft
 from keras_fusion.errors import FusionError, GrowthError
+from keras_fusion.layout.parent_blocks import Blocks
 from keras_fusion.models import private, processes
-from keras_fusion.training import learning_rate, options, runs, swap
+from keras_fusion.operators import arguments
+from keras_fusion.operators.base import check_operator
+from keras_fusion.training import journal, options, ramps
 from keras_fusion.training.event import GrowthEvent
-from keras_fusion.training.learning_rate import GrownSchedule
-from keras_fusion.training.record import GROWTH, Change, plain, shapes_of
-from keras_fusion.training.recording import RecordedGrowths
-from keras_fusion.training.schedules import AtEpoch, Moment
-from keras_fusion.values import rate_multipliers, slots
+from keras_fusion.training.growths import Growths
+from keras_fusion.training.matching import shapes_of
+from keras_fusion.training.schedules import AtEpoch, GrowthSchedule, Moment
+
+# Where Keras's `BackupAndRestore` keeps the weights, in its folder.
+_BACKUP = "latest.weights.h5"
 
 
 @keras.saving.register_keras_serializable(package="keras_fusion")
-class GrowModel(RecordedGrowths):
+class GrowModel(keras.callbacks.Callback):
     """Grows the model in training with an operator, whenever a schedule says so.
 
     The live model object itself becomes bigger, so that all references to it (yours,
-    other callbacks', the history's) stay valid. Training goes on in the same `fit`,
+    other callbacks', the history's) stay valid. Training continues in the same `fit`,
     with the optimizer's state, step count and learning-rate schedule. All checks run
-    when training begins, before anything changes; a growth that fails all the same
+    when training begins, before anything changes; a growth that fails nevertheless
     leaves the model training as it was.
 
     Args:
-        operator: `FusionOperator` or another object with its methods.
-        schedule: `GrowthSchedule`.
+        operator: `GrowthOperator`, or another object with its methods. How to grow.
+        schedule: `GrowthSchedule`. When to grow.
         optimizer_state: `"carry"` fuses the optimizer's slots too, at the scale that
-            the gradients will have; `"reset"` starts them afresh, with Adam's bias
-            correction starting afresh as well. Defaults to `"carry"`.
+            the gradients will have; `"reset"` starts them from zero, with Adam's bias
+            correction starting again as well. Defaults to `"carry"`.
         learning_rate_factor: float. Multiplies the learning rate from the growth on. Or a
             function `(model, blocks, optimizer)` that measures it on the grown model, with
             a method `check(model)`, such as `dynamics.BracketRate`.
@@ -50,9 +53,9 @@ class GrowModel(RecordedGrowths):
         tolerance: float. A growth that should be exact and changes the outputs by more
             than this, relative to their largest value, is refused. Defaults to `1e-3`
             in float32, to 0.2 in half precision.
-        verbose: int. 1 shows each growth once on the console, 0 does not.
+        verbose: int. 1 prints one line per growth, 0 prints nothing. Defaults to 1.
         record: path of a file in which the growths are recorded, so that a run which
-            was cut off can be taken up again with Keras's own callbacks (docs/resume.md).
+            was cut off can be resumed with Keras's own callbacks (docs/resume.md).
             `keras_fusion.BackupAndRestore` needs none. Defaults to `None`.
 
     Attributes:
@@ -63,7 +66,8 @@ class GrowModel(RecordedGrowths):
             `after_growth(callback)` are called with this callback around each growth.
 
     Raises:
-        FusionError: on the first batch at the latest, for anything that cannot work.
+        FusionError: at once for arguments that cannot work; on the first batch at the
+            latest for a growth that cannot.
 
     Example:
 
@@ -83,25 +87,34 @@ class GrowModel(RecordedGrowths):
 
     def __init__(
         self,
-        operator,
-        schedule,
+        operator: Any,
+        schedule: GrowthSchedule,
         *,
-        optimizer_state="carry",
-        learning_rate_factor=1.0,
-        learning_rate_multipliers=None,
-        rewarmup_steps=0,
-        probe=None,
-        tolerance=None,
-        verbose=1,
-        record=None,
+        optimizer_state: str = "carry",
+        learning_rate_factor: float | Callable = 1.0,
+        learning_rate_multipliers: str | None = None,
+        rewarmup_steps: int = 0,
+        probe: Any = None,
+        tolerance: float | None = None,
+        verbose: int = 1,
+        record: str | os.PathLike | None = None,
     ):
-        super().__init__(record)
-        options.check_growth(
+        super().__init__()
+        check_operator(operator, "operator")
+        arguments.require(
+            isinstance(schedule, GrowthSchedule),
+            "schedule",
             schedule,
-            optimizer_state,
-            learning_rate_factor,
-            learning_rate_multipliers,
-            rewarmup_steps,
+            "a GrowthSchedule such as AtStep(1000)",
+        )
+        options.check_growth(
+            optimizer_state=optimizer_state,
+            learning_rate_factor=learning_rate_factor,
+            learning_rate_multipliers=learning_rate_multipliers,
+            rewarmup_steps=rewarmup_steps,
+            tolerance=tolerance,
+            verbose=verbose,
+            record=record,
         )
         self.operator = operator
         self.schedule = schedule
@@ -112,136 +125,133 @@ class GrowModel(RecordedGrowths):
         self.probe = probe
         self.tolerance = tolerance
         self.verbose = verbose
-        self.watchers = []
-        self._schedule_state = None
-        self._checked = False
+        self.record = record
+        self.events: list[GrowthEvent] = []
+        self.blocks: Blocks | None = None
+        self.watchers: list[Any] = []
+        self._growths = Growths(self, self._change_if_due)
+        self._checked = self._begun = False
+
+    @property
+    def model(self) -> keras.Model:
+        """The model in training."""
+        return cast(keras.Model, super().model)
 
     # The run.
 
-    def on_train_begin(self, logs=None):
+    def set_model(self, model: keras.Model) -> None:
+        """Does the recorded growths again that a backup beside the record has."""
+        self._join(model)
+        if self.record is None or not Path(self.record).exists():
+            return
+        changes = journal.of(model).changes_of(self._growths)
+        if not changes or changes[-1].after != shapes_of(model):
+            beside = Path(self.record).with_name(_BACKUP)
+            self._growths.replay(beside if beside.exists() else 0)
+
+    def replay(
+        self, model: keras.Model, growths: int | str | os.PathLike | None = None
+    ) -> None:
+        """Does recorded growths again, on the small model that the script has built.
+
+        Afterwards the model has the variables that it had at that time, so that weights
+        can be loaded that were saved then.
+
+        Args:
+            model: the small model, compiled as in the run.
+            growths: int. How many; or the path of a `.weights.h5` file, which tells it.
+                Defaults to all.
+
+        Raises:
+            FusionError: if there is no record, or if it does not fit the model, this
+                callback or the file.
+        """
+        self._join(model)
+        self._growths.replay(growths)
+
+    def _join(self, model: keras.Model) -> None:
+        super().set_model(model)
+        journal.of(model).join(self._growths)
+
+    def on_train_begin(self, logs: dict | None = None) -> None:
         """Checks the growth before anything changes."""
-        self.check_records()
-        # Drawn in any case, so that the generator goes on as in the run taken up.
-        drawn = int(np.random.randint(2**31))
-        with private.scope(self.model):
-            drawn = processes.agreed(drawn)
-        self._seed = drawn if self._seed is None else self._seed
+        journal.of(self.model).check_records(self)
+        self._growths.draw_seed()
         self.schedule.reset()
-        self._checked = False
-        self._begun = False
-        for optimizer, follower in self._followers():
-            follower.put_back(optimizer)  # A run was cut off in the middle of a batch.
+        self._checked = self._begun = False
+        ramps.put_back(self.model)  # The last run may have stopped within a batch.
         if self.model.built and self.model.weights and self._may_grow:
             self._check_model()
 
-    def on_epoch_begin(self, epoch, logs=None):
-        """Takes up the step count, which the optimizer knows exactly."""
-        self._epoch = epoch
-        self._batch = -1
-        self._raw = graft.raw_iterations(self.model.optimizer)
+    def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
+        """Reads the step count, which the optimizer knows exactly."""
+        journal.of(self.model).begin_epoch(self.model, epoch)
         if not self._begun:
             self._begun = True
             self._begin()
 
-    def _begin(self):
+    def _begin(self) -> None:
         """The first moment at which weights that were backed up are surely loaded."""
-        self._settle()
-        if self._schedule_state is not None:
-            self.schedule.set_state(self._schedule_state)
-            self._schedule_state = None
-        ahead, self._ahead = self._ahead, []
-        if ahead and (ahead[0].kind, ahead[0].step) == (GROWTH, self._step):
-            # The backup was made right before this growth; perhaps at an epoch's end.
-            self._batch = None if ahead[0].event["epoch"] == self._epoch else -1
-            self.grow()
-            self._batch = -1
+        ramps.settle(self.model)
+        self._growths.restore_schedule()
+        try:
+            if self._growths.ahead_at(self._step) is not None:
+                self.grow()
+        finally:
+            self._growths.forget_ahead()
         self._check_schedule()
 
-    def on_train_batch_begin(self, batch, logs=None):
+    def on_train_batch_begin(self, batch: int, logs: dict | None = None) -> None:
         """Moves the learning rate along the ramps of past growths."""
-        for optimizer, follower in self._followers():
-            follower.move(optimizer, graft.steps(optimizer))
+        ramps.move(self.model)
 
-    def on_train_batch_end(self, batch, logs=None):
+    def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
         """Grows if the schedule says so."""
-        if batch == self._batch:
-            return  # A callback that needed it done now has called.
-        for optimizer, follower in self._followers():
-            follower.put_back(optimizer)
-        self._raw += batch - self._batch
-        self._batch = batch
-        self._maybe_grow(None)
+        journal.of(self.model).end_batch(self, batch)
 
-    def _settle(self):
-        """Takes schedules out of ramps that are over."""
-        for optimizer in graft.leaves(self.model.optimizer):
-            schedule = graft.schedule_of(optimizer)
-            if isinstance(schedule, GrownSchedule):
-                private.sync(self.model)
-                step = graft.steps(optimizer)
-                optimizer.learning_rate = learning_rate.settled(schedule, step)
-
-    def _followers(self):
-        optimizers = graft.leaves(self.model.optimizer)
-        found = [(o, learning_rate.follower(o)) for o in optimizers]
-        found = [(o, follower) for o, follower in found if follower is not None]
-        if found:
-            private.sync(self.model)
-        return found
-
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         """Grows if the schedule says so."""
-        if self._batch is None:
-            return
-        self._settle()
-        self._epoch, self._batch = epoch + 1, None
-        self._maybe_grow(dict(logs or {}))
+        journal.of(self.model).end_epoch(self, epoch, logs)
 
     @property
-    def _step(self):
+    def _step(self) -> int:
         """Optimizer steps done so far."""
-        every = _accumulation(self.model.optimizer)
-        return self._raw // every
+        return self._steps_of(journal.of(self.model).clock.raw)
+
+    def _steps_of(self, raw: int) -> int:
+        core = getattr(self.model.optimizer, "inner_optimizer", self.model.optimizer)
+        return raw // (core.gradient_accumulation_steps or 1)
 
     @property
-    def _may_grow(self):
+    def _may_grow(self) -> bool:
         return not self.schedule.is_done(len(self.events))
 
-    def _moment(self, logs):
-        return Moment(self._step, self._epoch, len(self.events), logs)
+    def _moment(self, logs: dict | None) -> Moment:
+        epochs = journal.of(self.model).clock.epochs
+        return Moment(self._step, epochs, len(self.events), logs)
 
-    def _check_schedule(self):
-        first = self._moment(None)
-        steps, epochs = self.params.get("steps"), self.params.get("epochs")
-        last = None
+    def _check_schedule(self) -> None:
+        clock, last, params = journal.of(self.model).clock, None, self.params or {}
+        steps, epochs = params.get("steps"), params.get("epochs")
         if steps and epochs:
-            raw = self._raw + steps * (epochs - self._epoch)
-            step = raw // _accumulation(self.model.optimizer)
-            last = Moment(step, epochs, 0, None)
+            raw = clock.raw + steps * (epochs - clock.epochs)
+            last = Moment(self._steps_of(raw), epochs, 0, None)
         elif epochs and isinstance(self.schedule, AtEpoch):
             last = Moment(0, epochs, 0, None)
-        self.schedule.check(first, last)
+        self.schedule.check(self._moment(None), last)
 
-    def _check_model(self):
-        """Lays the whole growth out once, so that what cannot work is said now."""
+    def _check_model(self) -> None:
         self._checked = True
-        if not isinstance(self.model.optimizer, keras.optimizers.Optimizer):
-            raise FusionError(
-                f"Model {self.model.name!r} has no optimizer to grow. Compile it with "
-                "one before fit()."
-            )
-        swap.plan(self.model, self.operator, self._next_seed())
-        graft.check_optimizers(self.operator.parents(self.model), self.optimizer_state)
-        if self.learning_rate_factor != 1 or self.rewarmup_steps:
-            for optimizer in graft.leaves(self.model.optimizer):
-                slots.check_rate_may_change(optimizer)
-        if hasattr(self.learning_rate_factor, "check"):
-            self.learning_rate_factor.check(self.model)
-        if self.learning_rate_multipliers:
-            for optimizer in graft.leaves(self.model.optimizer):
-                rate_multipliers.check(optimizer)
+        self._growths.check()
 
-    def _maybe_grow(self, logs):
+    def _change_if_due(self, logs: dict | None) -> None:
+        if logs is None:
+            ramps.put_back(self.model)
+        else:
+            ramps.settle(self.model)
+        self._maybe_grow(logs)
+
+    def _maybe_grow(self, logs: dict | None) -> None:
         if not self._checked and self._may_grow:
             self._check_model()  # A model that was built only by its first batch.
         moment = self._moment(logs)
@@ -253,12 +263,10 @@ class GrowModel(RecordedGrowths):
             raise GrowthError(
                 f"The schedule {type(self.schedule).__name__} failed at step {moment.step} "
                 f"({type(error).__name__}: {error}); the model is as it was. Call fit() "
-                "again to go on."
+                "again to continue."
             ) from error
         if due:
             self.grow()
-
-    # The growth.
 
     def grow(self) -> GrowthEvent:
         """Grows the model now, whatever the schedule says.
@@ -270,70 +278,17 @@ class GrowModel(RecordedGrowths):
             FusionError: if the growth is refused; nothing has changed.
             GrowthError: if it failed; the model trains on as it was.
         """
-        model = self.model
-        private.sync(model)
+        private.sync(self.model)
         for watcher in self.watchers:
             watcher.before_growth(self)
-        begin, seed = time.perf_counter(), self._next_seed()
-        prepared = swap.prepare(
-            model,
-            self.operator,
-            seed,
-            optimizer_state=self.optimizer_state,
-            multipliers=self.multiplies,
-            inputs=self.probe,
-            tolerance=self.tolerance,
-        )
-        event = self._event(prepared, time.perf_counter() - begin)
-        change = Change(
-            kind=GROWTH,
-            step=event.step,
-            before=shapes_of(model),
-            after=shapes_of(prepared.plan.fused),
-            seed=seed,
-            # What is measured needs the grown model.
-            ramps=None if callable(self.learning_rate_factor) else plain(self._ramps()),
-            event=plain(event.to_dict()),
-        )
-        with swap.uninterrupted():
-            runs.of(model).announce(self, change)
-            swap.put_in_place(model, prepared)
-            self.blocks = swap.remember_blocks(model, prepared)
-            ramps = self._ramps()
-            swap.start_ramps(model, ramps)
-            event = dataclasses.replace(event, seconds=time.perf_counter() - begin)
-            self.events.append(event)
-            change = dataclasses.replace(change, ramps=plain(ramps))
-            runs.of(model).changed(self, change)
-        with private.scope(model):
+        event = self._growths.grow(self._step)
+        with private.scope(self.model):
             speaks = self.verbose and processes.is_chief()
         if speaks:
             print(f"\n{event}")
         for watcher in self.watchers:
             watcher.after_growth(self)
         return event
-
-    def _next_seed(self):
-        return swap.nth_seed(self._seed, len(self.events))
-
-    def _event(self, prepared, seconds):
-        return GrowthEvent(
-            step=self._step,
-            epoch=self._epoch + (self._batch is not None),
-            params_before=self.model.count_params(),
-            params_after=prepared.plan.fused.count_params(),
-            seconds=seconds,
-            function_change=prepared.difference.largest,
-            mean_change=prepared.difference.mean,
-            argmax_agreement=prepared.difference.argmax_agreement,
-            operator=str(self.operator),
-        )
-
-    def _ramps(self):
-        """The ramps that begin with a growth now, one for each optimizer."""
-        factors = swap.factors(self.model, self.learning_rate_factor, self.blocks)
-        reset = self.optimizer_state == "reset"
-        return swap.ramps(self.model, factors, self.rewarmup_steps, reset)
 
     def get_config(self) -> dict:
         """The constructor's arguments, serialized; a probe batch is left out.
@@ -359,15 +314,10 @@ class GrowModel(RecordedGrowths):
         }
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: dict) -> "GrowModel":
         """Rebuilds the callback from `get_config`."""
         config = dict(config)
         for key in ("operator", "schedule"):
             if isinstance(config.get(key), dict):
                 config[key] = keras.saving.deserialize_keras_object(config[key])
         return cls(**config)
-
-
-def _accumulation(optimizer):
-    core = getattr(optimizer, "inner_optimizer", optimizer)
-    return core.gradient_accumulation_steps or 1

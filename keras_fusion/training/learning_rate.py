@@ -2,11 +2,14 @@
 
 import dataclasses
 import math
-import weakref
+from collections.abc import Callable
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
+
+Schedule = keras.optimizers.schedules.LearningRateSchedule
 
 
 @keras.saving.register_keras_serializable(package="keras_fusion")
@@ -44,33 +47,17 @@ class Ramp:
         Returns:
             Number or scalar tensor.
         """
-        tensor = not isinstance(step, int)
-        since = (
-            ops.cast(step, "float32") - self.start + 1.0
-            if tensor
-            else (float(step - self.start + 1))
-        )
-        value = self.factor
+        exact = isinstance(step, int)
+        since: Any = float(step) if exact else ops.cast(step, "float32")
+        since = since - self.start + 1.0
+        value: Any = self.factor
         if self.rewarmup_steps:
             share = since / self.rewarmup_steps
-            value = value * (ops.minimum(share, 1.0) if tensor else min(share, 1.0))
+            value = value * (min(share, 1.0) if exact else ops.minimum(share, 1.0))
         if self.betas is not None:
-            value = (
-                value * self._correction(since) / self._correction(since + self.start)
-            )
+            fresh = _correction(self.betas, since)
+            value = value * fresh / _correction(self.betas, since + self.start)
         return value
-
-    def _correction(self, step):
-        sqrt, power = (
-            (math.sqrt, pow)
-            if isinstance(step, float)
-            else (
-                ops.sqrt,
-                lambda base, exponent: ops.power(ops.cast(base, "float32"), exponent),
-            )
-        )
-        beta_1, beta_2 = self.betas
-        return sqrt(1.0 - power(beta_2, step)) / (1.0 - power(beta_1, step))
 
     def is_over(self, step: int) -> bool:
         """Whether the ramp is within 1% of its end from the given step count on."""
@@ -91,14 +78,24 @@ class Ramp:
         return dataclasses.asdict(self)
 
 
+def _correction(betas: tuple[float, float], step: Any) -> Any:
+    """The bias correction of Adam's update at a step, a float or a tensor."""
+    beta_1, beta_2 = betas
+    if isinstance(step, float):
+        return math.sqrt(1.0 - beta_2**step) / (1.0 - beta_1**step)
+    first: Any = ops.power(ops.cast(beta_1, "float32"), step)
+    second: Any = ops.power(ops.cast(beta_2, "float32"), step)
+    return ops.sqrt(1.0 - second) / (1.0 - first)
+
+
 @keras.saving.register_keras_serializable(package="keras_fusion")
-class GrownSchedule(keras.optimizers.schedules.LearningRateSchedule):
-    """A learning-rate schedule that goes on after a growth, times a ramp.
+class GrownSchedule(Schedule):
+    """A learning-rate schedule times the ramp of a growth.
 
     Args:
-        schedule: the `LearningRateSchedule` (or function without arguments) before the
-            growth. It may be a `GrownSchedule` itself: the ramps of several growths
-            multiply.
+        schedule: `LearningRateSchedule`, or function without arguments. The schedule
+            before the growth. It may be a `GrownSchedule` itself: the ramps of several
+            growths multiply.
         ramp: `Ramp`.
 
     Example: half the rate, with a re-warm-up over 10 steps from step 100 on.
@@ -111,19 +108,20 @@ class GrownSchedule(keras.optimizers.schedules.LearningRateSchedule):
     [0.045, 0.224, 0.25]
     """
 
-    def __init__(self, schedule, ramp):
+    def __init__(self, schedule: Schedule | Callable[[], Any], ramp: Ramp):
         self.schedule = schedule
         self.ramp = ramp
 
-    def __call__(self, step):
+    def __call__(self, step: Any) -> Any:
         """The learning rate at `step`, the number of batches that were trained on."""
-        if isinstance(self.schedule, keras.optimizers.schedules.LearningRateSchedule):
+        rate: Any
+        if isinstance(self.schedule, Schedule):
             rate = self.schedule(step)
         else:
             rate = self.schedule()
         return rate * self.ramp(step // self.ramp.every)
 
-    def get_config(self):
+    def get_config(self) -> dict:
         """The constructor's arguments, serialized."""
         return {
             "schedule": keras.saving.serialize_keras_object(self.schedule),
@@ -131,7 +129,7 @@ class GrownSchedule(keras.optimizers.schedules.LearningRateSchedule):
         }
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: dict) -> "GrownSchedule":
         """Rebuilds the schedule from `get_config`."""
         schedule = keras.saving.deserialize_keras_object(config["schedule"])
         ramp = dict(config["ramp"])
@@ -139,119 +137,75 @@ class GrownSchedule(keras.optimizers.schedules.LearningRateSchedule):
         return cls(schedule, Ramp(**ramp))
 
 
-def ramped(schedule, ramp: Ramp):
+def ramped(schedule: Any, ramp: Ramp) -> GrownSchedule:
     """The schedule with one more ramp.
 
     A reset ends the bias correction of an earlier one, whose moments are gone.
     """
     if ramp.betas is not None:
-        schedule = _without(schedule, lambda old: dataclasses.replace(old, betas=None))
+        schedule = _each_ramp(schedule, _without_correction)
     return GrownSchedule(schedule, ramp)
 
 
-def settled(schedule, step: int):
+def settled(schedule: Any, step: int) -> Any:
     """The schedule without the ramps that are over by the given step count."""
 
-    def rest(ramp):
+    def rest(ramp: Ramp) -> Ramp:
         return Ramp(ramp.factor) if ramp.is_over(step) else ramp
 
-    return _without(schedule, rest)
+    return _each_ramp(schedule, rest)
 
 
-def _without(schedule, change):
+def _each_ramp(schedule: Any, change: Callable[[Ramp], Ramp]) -> Any:
+    """The schedule with all its ramps changed, and without those that do nothing."""
     if not isinstance(schedule, GrownSchedule):
         return schedule
-    inner, ramp = _without(schedule.schedule, change), change(schedule.ramp)
+    inner, ramp = _each_ramp(schedule.schedule, change), change(schedule.ramp)
     return inner if ramp.is_trivial else GrownSchedule(inner, ramp)
+
+
+def _without_correction(ramp: Ramp) -> Ramp:
+    return dataclasses.replace(ramp, betas=None)
+
+
+def rate_of(optimizer: keras.optimizers.Optimizer) -> float:
+    """An optimizer's learning rate at present."""
+    return float(np.asarray(ops.convert_to_numpy(optimizer.learning_rate)))
 
 
 class RateFollower:
     """Moves a learning rate that is a variable along ramps, batch by batch.
 
     The variable holds the moved rate only while a batch is trained on. Between batches
-    it holds the rate proper: that is what other callbacks read, log, save or change
-    (`ReduceLROnPlateau`), and what is left if training ends during a ramp.
+    it holds the rate without ramps: that is what other callbacks read, log, save or
+    change (`ReduceLROnPlateau`), and what is left if training ends during a ramp.
     """
 
     def __init__(self):
-        self.ramps = []
-        self._base = self._moved = None
+        self.ramps: list[Ramp] = []
+        self._base: float | None = None
+        self._moved: float | None = None
 
     def add(self, ramp: Ramp) -> None:
         """Adds the ramp of a growth; those of several growths multiply."""
         if ramp.betas is not None:  # see `ramped`
-            old = [dataclasses.replace(r, betas=None) for r in self.ramps]
+            old = map(_without_correction, self.ramps)
             self.ramps = [r for r in old if not r.is_trivial]
         self.ramps.append(ramp)
 
     def move(self, optimizer: keras.optimizers.Optimizer, step: int) -> None:
-        """Sets the rate for the update that follows `step` updates."""
+        """Sets the rate for the update that follows `step` updates, once."""
         if self._base is not None:
-            return  # Another callback has done it.
+            return
         self.ramps = [ramp for ramp in self.ramps if not ramp.is_over(step)]
         if self.ramps:
-            self._base = _rate(optimizer)
-            optimizer.learning_rate = self._base * math.prod(
-                ramp(step) for ramp in self.ramps
-            )
-            self._moved = _rate(optimizer)
+            self._base = rate_of(optimizer)
+            factor = math.prod(ramp(step) for ramp in self.ramps)
+            optimizer.learning_rate = self._base * factor
+            self._moved = rate_of(optimizer)
 
     def put_back(self, optimizer: keras.optimizers.Optimizer) -> None:
-        """Sets the rate proper again, unless another callback has set one meanwhile."""
-        if self._base is not None and _rate(optimizer) == self._moved:
+        """Sets the rate without ramps, unless somebody has set another one meanwhile."""
+        if self._base is not None and rate_of(optimizer) == self._moved:
             optimizer.learning_rate = self._base
         self._base = None
-
-
-def _rate(optimizer):
-    return float(ops.convert_to_numpy(optimizer.learning_rate))
-
-
-# By optimizer and not by callback, since several callbacks may grow one model.
-_FOLLOWERS: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
-
-
-def follower(optimizer: keras.optimizers.Optimizer) -> RateFollower | None:
-    """What moves the optimizer's rate at present, or `None`."""
-    found = _FOLLOWERS.get(optimizer)
-    return found if found is not None and found.ramps else None
-
-
-def start(optimizer: keras.optimizers.Optimizer, schedule, ramp: Ramp) -> None:
-    """Puts an optimizer's learning rate on a ramp.
-
-    Args:
-        optimizer: the optimizer, none that wraps others.
-        schedule: its learning-rate schedule; `None` if its rate is a variable. That
-            one is multiplied by the ramp's factor at once, and for good.
-        ramp: `Ramp`.
-    """
-    if ramp.is_trivial:
-        return
-    if schedule is not None:
-        optimizer.learning_rate = ramped(schedule, ramp)
-        return
-    if (current := follower(optimizer)) is not None:
-        current.put_back(optimizer)  # grown while a batch is trained on
-    optimizer.learning_rate = _rate(optimizer) * ramp.factor
-    _follow(optimizer, ramp)
-
-
-def resume(optimizer: keras.optimizers.Optimizer, schedule, ramps: list[Ramp]) -> None:
-    """Goes on with ramps on an optimizer that holds the rate proper, as a file does.
-
-    Args:
-        optimizer: the optimizer, none that wraps others.
-        schedule: its learning-rate schedule, which holds its ramps itself, or `None`.
-        ramps: list of `Ramp`, those of each growth so far.
-    """
-    if schedule is None and _FOLLOWERS.get(optimizer) is None:
-        for ramp in ramps:
-            _follow(optimizer, ramp)
-
-
-def _follow(optimizer, ramp):
-    """Leaves to a follower what is not done once and for all."""
-    rest = dataclasses.replace(ramp, factor=1.0)
-    if not rest.is_trivial:
-        _FOLLOWERS.setdefault(optimizer, RateFollower()).add(rest)

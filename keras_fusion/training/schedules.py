@@ -1,4 +1,4 @@
-"""When to grow: schedules, asked after each training step and each epoch."""
+"""Schedules: when to grow, asked after each training step and each epoch."""
 
 import dataclasses
 import math
@@ -6,6 +6,12 @@ import math
 import keras
 
 from keras_fusion.errors import FusionError
+from keras_fusion.training.options import (
+    is_integer,
+    is_number,
+    positive_integers,
+    require,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,46 +81,44 @@ class GrowthSchedule:
         raise NotImplementedError
 
     def is_done(self, growths: int) -> bool:
-        """Whether no growth will come any more, after as many as there have been."""
+        """Whether no more growths will come.
+
+        Args:
+            growths: int. Growths done so far.
+
+        Returns:
+            bool.
+        """
         return False
 
     def get_state(self) -> dict:
-        """What the schedule remembers of the run, as plain data for a backup."""
+        """The schedule's memory of the run, as plain data for a backup."""
         return {}
 
     def set_state(self, state: dict) -> None:
-        """Goes on from what `get_state` gave, in a run that is taken up again."""
+        """Continues from what `get_state` returned, in a resumed run."""
 
     def get_config(self) -> dict:
         """The constructor's arguments."""
         return {}
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: dict) -> "GrowthSchedule":
         """Rebuilds the schedule from `get_config`."""
         return cls(**config)
 
 
-def _positive_integers(name, value):
-    values = list(value) if isinstance(value, (list, tuple)) else [value]
-    good = all(isinstance(v, int) and not isinstance(v, bool) and v > 0 for v in values)
-    if not good or not values or values != sorted(set(values)):
-        raise FusionError(
-            f"`{name}` must be a positive integer, or an increasing list of them for "
-            f"several growths. Received: {name}={value!r}."
-        )
-    return values
-
-
-def _check_within(name, values, first, last, now, end):
+def _check_within(
+    name: str, values: list[int], growths: int, now: int, end: int | None
+) -> None:
     """Raises for moments that have passed, or that the run will not reach."""
-    waiting = values[first.growths :]
+    waiting = values[growths:]
     if waiting and waiting[0] <= now:
         raise FusionError(
             f"`{name}={waiting[0]}` has passed: training begins after {now}. Steps and "
-            "epochs count from the model's first; choose a later one."
+            "epochs are counted from the model's first; choose a later one."
         )
-    if waiting and last is not None and waiting[-1] > end:
+    if waiting and end is not None and waiting[-1] > end:
         raise FusionError(
             f"`{name}={waiting[-1]}` lies past the end of training, which stops after "
             f"{end}. Train longer, or grow earlier."
@@ -140,24 +144,27 @@ class AtStep(GrowthSchedule):
     >>> grow = keras_fusion.DeepFusion(schedule=keras_fusion.AtStep([1000, 5000]))
     """
 
-    def __init__(self, steps):
-        self.steps = _positive_integers("at_step", steps)
+    # The name that errors call the list by; `DeepFusion` has another one.
+    argument = "steps"
 
-    def check(self, first, last):
+    def __init__(self, steps: int | list[int]):
+        self.steps = positive_integers("steps", steps)
+
+    def check(self, first: Moment, last: Moment | None) -> None:
         """Raises for steps that have passed or that the run does not reach."""
         end = last.step if last else None
-        _check_within("at_step", self.steps, first, last, first.step, end)
+        _check_within(self.argument, self.steps, first.growths, first.step, end)
 
-    def is_done(self, growths):
+    def is_done(self, growths: int) -> bool:
         """Whether all of the list has been done."""
         return growths >= len(self.steps)
 
-    def should_grow(self, moment):
+    def should_grow(self, moment: Moment) -> bool:
         """Whether the next step of the list has been done."""
         waiting = self.steps[moment.growths :]
         return bool(waiting) and moment.logs is None and moment.step >= waiting[0]
 
-    def get_config(self):
+    def get_config(self) -> dict:
         """The constructor's arguments."""
         return {"steps": self.steps}
 
@@ -179,24 +186,27 @@ class AtEpoch(GrowthSchedule):
     >>> grow = keras_fusion.DeepFusion(schedule=keras_fusion.AtEpoch(3))
     """
 
-    def __init__(self, epochs):
-        self.epochs = _positive_integers("at_epoch", epochs)
+    # The name that errors call the list by; `DeepFusion` has another one.
+    argument = "epochs"
 
-    def check(self, first, last):
+    def __init__(self, epochs: int | list[int]):
+        self.epochs = positive_integers("epochs", epochs)
+
+    def check(self, first: Moment, last: Moment | None) -> None:
         """Raises for epochs that have passed or that the run does not reach."""
         end = last.epoch if last else None
-        _check_within("at_epoch", self.epochs, first, last, first.epoch, end)
+        _check_within(self.argument, self.epochs, first.growths, first.epoch, end)
 
-    def is_done(self, growths):
+    def is_done(self, growths: int) -> bool:
         """Whether all of the list has been done."""
         return growths >= len(self.epochs)
 
-    def should_grow(self, moment):
+    def should_grow(self, moment: Moment) -> bool:
         """Whether the next epoch of the list has been done."""
         waiting = self.epochs[moment.growths :]
         return bool(waiting) and moment.logs is not None and moment.epoch >= waiting[0]
 
-    def get_config(self):
+    def get_config(self) -> dict:
         """The constructor's arguments."""
         return {"epochs": self.epochs}
 
@@ -224,38 +234,48 @@ class OnPlateau(GrowthSchedule):
     """
 
     def __init__(
-        self, monitor="val_loss", patience=1, min_delta=0.0, mode="min", max_growths=1
+        self,
+        monitor: str = "val_loss",
+        patience: int = 1,
+        min_delta: float = 0.0,
+        mode: str = "min",
+        max_growths: int = 1,
     ):
-        if mode not in ("min", "max"):
-            raise FusionError(
-                f"`mode` must be 'min' or 'max'. Received: mode={mode!r}."
-            )
-        self.patience = _positive_integers("patience", patience)[0]
-        self.max_growths = _positive_integers("max_growths", max_growths)[0]
+        is_name = isinstance(monitor, str) and bool(monitor)
+        require(is_name, "monitor", monitor, "the name of a value in the epoch's logs")
+        positive = "an integer of at least 1"
+        require(is_integer(patience, 1), "patience", patience, positive)
+        delta = "a finite number of at least 0"
+        fits = is_number(min_delta) and min_delta >= 0
+        require(fits, "min_delta", min_delta, delta)
+        require(mode in ("min", "max"), "mode", mode, "'min' or 'max'")
+        require(is_integer(max_growths, 1), "max_growths", max_growths, positive)
         self.monitor = monitor
+        self.patience = patience
         self.min_delta = min_delta
         self.mode = mode
+        self.max_growths = max_growths
         self.reset()
 
-    def reset(self):
+    def reset(self) -> None:
         """Forgets the values seen so far."""
         self._best, self._waited = math.inf, 0
 
-    def get_state(self):
+    def get_state(self) -> dict:
         """The best value and the epochs since."""
         best = None if math.isinf(self._best) else self._best
         return {"best": best, "waited": self._waited}
 
-    def set_state(self, state):
-        """Goes on from what `get_state` gave."""
+    def set_state(self, state: dict) -> None:
+        """Continues from what `get_state` returned."""
         best, self._waited = state["best"], state["waited"]
         self._best = math.inf if best is None else best
 
-    def is_done(self, growths):
+    def is_done(self, growths: int) -> bool:
         """Whether it has grown `max_growths` times."""
         return growths >= self.max_growths
 
-    def should_grow(self, moment):
+    def should_grow(self, moment: Moment) -> bool:
         """Whether the value has been flat for `patience` epochs."""
         if moment.logs is None or self.is_done(moment.growths):
             return False
@@ -275,7 +295,7 @@ class OnPlateau(GrowthSchedule):
             return True
         return False
 
-    def get_config(self):
+    def get_config(self) -> dict:
         """The constructor's arguments."""
         return {
             "monitor": self.monitor,

@@ -1,11 +1,14 @@
-"""One growth of a live model: prepared beside it, then put in its place as a whole."""
+"""One change of a live model: prepared beside it, then put in its place as a whole.
+
+Nothing else in this room deals with plans.
+"""
 
 import contextlib
 import dataclasses
 import signal
 import threading
-import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import keras
 import numpy as np
@@ -16,27 +19,29 @@ from keras_fusion.errors import FusionError, GrowthError
 from keras_fusion.layout import parent_blocks
 from keras_fusion.models import private, probe
 from keras_fusion.operators.plan import Plan, replacement, verify
-from keras_fusion.training import learning_rate
-from keras_fusion.training.learning_rate import Ramp
-from keras_fusion.values import slots
+from keras_fusion.training.matching import check_shapes, shapes_of
+from keras_fusion.training.record import Change
 
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
-    """A growth that only has to be put in place.
+    """A change that only has to be put in place.
 
     Args:
         plan: the filled `Plan`.
-        optimizer: optimizer of the grown model.
-        difference: `probe.Difference` of the outputs, `None` if it was not measured.
+        optimizer: optimizer of the new model.
     """
 
     plan: Plan
     optimizer: keras.optimizers.Optimizer
-    difference: probe.Difference | None = None
+
+    @property
+    def fused(self) -> keras.Model:
+        """The new model."""
+        return self.plan.fused
 
 
-def plan(model: keras.Model, operator, seed: int) -> Plan:
+def plan(model: keras.Model, operator: Any, seed: int) -> Plan:
     """Asks an operator for its plan; what it draws at random depends on `seed` alone."""
     with private.scope(model):
         return operator.plan(model, seed)
@@ -47,26 +52,41 @@ def nth_seed(seed: int, n: int) -> int:
     return int(np.random.SeedSequence([seed, n]).generate_state(1)[0])
 
 
+def check(model: keras.Model, operator: Any, seed: int, optimizer_state: str) -> None:
+    """Lays a growth out and drops it, so that what cannot work is refused now.
+
+    Raises:
+        FusionError: if the growth is refused.
+    """
+    plan(model, operator, seed)
+    parents = getattr(operator, "parents", None)
+    models = parents(model) if parents is not None else [model]
+    graft.check_optimizers(models, optimizer_state)
+
+
 def prepare(
     model: keras.Model,
-    operator,
+    operator: Any,
     seed: int,
     *,
     optimizer_state: str,
     multipliers: bool,
-    inputs=None,
+    inputs: Any = None,
     tolerance: float | None = None,
-) -> Prepared:
-    """All that can fail, away from the live model.
+) -> tuple[Prepared, probe.Difference]:
+    """Does everything that can fail, away from the live model.
 
     Args:
         model: the live model.
-        operator: `FusionOperator` or another object with its methods.
+        operator: `GrowthOperator` or another object with its methods.
         seed: int. Seed of what is drawn at random.
         optimizer_state: `"carry"` or `"reset"`.
         multipliers: bool. Whether each weight gets a learning rate of its own.
         inputs: probe batch; by default one is made up.
         tolerance: float. Change of the outputs above which an exact growth is refused.
+
+    Returns:
+        The growth, and the difference of the outputs that it makes.
 
     Raises:
         FusionError: if the growth is refused.
@@ -77,8 +97,7 @@ def prepare(
             planned = plan(model, operator, seed)
             planned.fill()
             inputs = probe.accepted(model) if inputs is None else inputs
-            given = tolerance is not None
-            tolerance = tolerance if given else probe.tolerance(model)
+            tolerance = probe.tolerance(model) if tolerance is None else tolerance
             difference = verify(planned, inputs, tolerance=tolerance)
             optimizer = graft.grown_optimizer(planned, optimizer_state, multipliers)
     except FusionError:
@@ -88,10 +107,12 @@ def prepare(
             f"The growth of {model.name!r} failed ({type(error).__name__}: {error}); it "
             "trains on as it was."
         ) from error
-    return Prepared(planned, optimizer, difference)
+    return Prepared(planned, optimizer), difference
 
 
-def prepare_again(model: keras.Model, operator, seed: int, multipliers: bool):
+def prepare_again(
+    model: keras.Model, operator: Any, seed: int, multipliers: bool
+) -> Prepared:
     """Prepares a growth whose weights and optimizer state will be loaded afterwards."""
     with private.scope(model):
         if not model.optimizer.built:
@@ -112,7 +133,7 @@ def prepare_stock_norms(model: keras.Model) -> Prepared:
 
 
 def put_in_place(model: keras.Model, prepared: Prepared) -> None:
-    """The live model becomes the grown one, or stays wholly as it was.
+    """The live model becomes the new one, or stays entirely as it was.
 
     Raises:
         GrowthError: if it failed; the model trains on as it was.
@@ -120,14 +141,25 @@ def put_in_place(model: keras.Model, prepared: Prepared) -> None:
     with private.scope(model):
         graft.graft(
             model,
-            prepared.plan.fused,
+            prepared.fused,
             prepared.optimizer,
             prepared.plan.weights_adapter(),
         )
 
 
+def put_in_place_again(model: keras.Model, prepared: Prepared, change: Change) -> None:
+    """Puts a recorded change in place, as `put_in_place` does.
+
+    Raises:
+        FusionError: if the model would become another one; nothing has changed.
+    """
+    where = f"The recorded change at step {change.step}"
+    check_shapes(change.after, shapes_of(prepared.fused), where)
+    put_in_place(model, prepared)
+
+
 def remember_blocks(model: keras.Model, prepared: Prepared) -> parent_blocks.Blocks:
-    """Where the parents lie in the model that has grown."""
+    """Remembers where the parents lie in the model that has grown."""
     return parent_blocks.remember(prepared.plan.layouts, model)
 
 
@@ -146,60 +178,3 @@ def uninterrupted() -> Iterator[None]:
         signal.signal(signal.SIGINT, handler)
         if held and callable(handler):
             handler(*held[0])
-
-
-# The learning rate of the time after it.
-
-
-def factors(
-    model: keras.Model, factor, grown: parent_blocks.Blocks | None
-) -> list[float]:
-    """The factor on each optimizer's learning rate, measured if it is a function.
-
-    Args:
-        model: the model that has grown.
-        factor: number, or function `(model, blocks, optimizer)`.
-        grown: its `Blocks`.
-    """
-    leaves = graft.leaves(model.optimizer)
-    if not callable(factor):
-        return [factor] * len(leaves)
-    try:
-        return [factor(model, grown, optimizer) for optimizer in leaves]
-    except Exception as error:  # The model has grown and must train on.
-        warnings.warn(
-            f"{factor!r} could not measure the learning rate's factor ({error}); the "
-            "learning rate stays as it is.",
-            stacklevel=2,
-        )
-        return [1.0] * len(leaves)
-
-
-def ramps(
-    model: keras.Model, factors: list[float], rewarmup_steps: int, reset: bool
-) -> list[Ramp]:
-    """The ramps that a growth begins now, one for each optimizer of the model."""
-    leaves = graft.leaves(model.optimizer)
-    return [
-        Ramp(
-            factor,
-            rewarmup_steps,
-            graft.steps(optimizer),
-            slots.correction(optimizer) if reset else None,
-            optimizer.gradient_accumulation_steps or 1,
-        )
-        for optimizer, factor in zip(leaves, factors, strict=True)
-    ]
-
-
-def start_ramps(model: keras.Model, ramps: list[Ramp]) -> None:
-    """Puts the learning rates on their ramps."""
-    for optimizer, ramp in zip(graft.leaves(model.optimizer), ramps, strict=True):
-        learning_rate.start(optimizer, graft.schedule_of(optimizer), ramp)
-
-
-def resume_ramps(model: keras.Model, growths: list[list[Ramp]]) -> None:
-    """Goes on with the ramps of each growth after a model was loaded that had grown."""
-    leaves = graft.leaves(model.optimizer) if growths else []
-    for optimizer, *ramps in zip(leaves, *growths, strict=True):
-        learning_rate.resume(optimizer, graft.schedule_of(optimizer), ramps)

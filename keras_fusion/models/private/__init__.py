@@ -1,5 +1,6 @@
 """All code that uses Keras's private state, except the graft."""
 
+from keras_fusion.models.private.attachments import attach, attached
 from keras_fusion.models.private.deferral import (
     adopt_shardings,
     give_values,
@@ -13,6 +14,8 @@ from keras_fusion.models.private.trainer import scope, start_at_epoch, sync
 
 __all__ = [
     "adopt_shardings",
+    "attach",
+    "attached",
     "give_values",
     "initial_value",
     "keep_names",

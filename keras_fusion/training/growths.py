@@ -1,0 +1,256 @@
+"""The growths of one callback: how each happens, is recorded, and is done again."""
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import keras
+import numpy as np
+
+from keras_fusion import graft
+from keras_fusion.errors import FusionError
+from keras_fusion.models import private, processes
+from keras_fusion.training import journal, ramps, swap
+from keras_fusion.training.event import GrowthEvent
+from keras_fusion.training.learning_rate import Ramp
+from keras_fusion.training.matching import shapes_of
+from keras_fusion.training.record import (
+    GROWTH,
+    Change,
+    SavedGrowths,
+    description,
+    plain,
+)
+from keras_fusion.training.replay import replay
+from keras_fusion.values import rate_multipliers, slots
+
+if TYPE_CHECKING:
+    from keras_fusion.training.grow_model import GrowModel
+
+
+class Growths(journal.Author):
+    """The author of a `GrowModel` callback's growths.
+
+    The options are the callback's, and so are `events` and `blocks`, which are set here.
+
+    Args:
+        callback: the `GrowModel` callback.
+        change_if_due: see `journal.Author`.
+    """
+
+    callback: "GrowModel"
+
+    def __init__(
+        self, callback: "GrowModel", change_if_due: Callable[[dict | None], None]
+    ):
+        super().__init__(callback, change_if_due)
+        self._seed: int | None = None
+        self._schedule_state: dict | None = None
+        self._ahead: list[Change] = []  # recorded changes that the model has not had
+
+    # Before the first growth.
+
+    def draw_seed(self) -> None:
+        """Draws the run's seed, unless it was resumed with one."""
+        # Drawn in any case, so that the generator continues as in a resumed run.
+        drawn = int(np.random.randint(2**31))
+        with private.scope(self.callback.model):
+            drawn = processes.agreed(drawn)
+        self._seed = drawn if self._seed is None else self._seed
+
+    def check(self) -> None:
+        """Lays the next growth out once, so that what cannot work is refused now.
+
+        Raises:
+            FusionError: naming what cannot work.
+        """
+        grow, model = self.callback, self.callback.model
+        if not isinstance(model.optimizer, keras.optimizers.Optimizer):
+            raise FusionError(
+                f"Model {model.name!r} has no optimizer to grow. Compile it with one "
+                "before fit()."
+            )
+        swap.check(model, grow.operator, self._next_seed(), grow.optimizer_state)
+        for optimizer in graft.leaves(model.optimizer):
+            if grow.learning_rate_factor != 1 or grow.rewarmup_steps:
+                slots.check_rate_may_change(optimizer)
+            if self._multiplies:
+                rate_multipliers.check(optimizer)
+        check = getattr(grow.learning_rate_factor, "check", None)
+        if check is not None:
+            check(model)
+
+    # A growth.
+
+    def grow(self, step: int) -> GrowthEvent:
+        """Grows the model now.
+
+        Args:
+            step: int. Optimizer steps done.
+
+        Returns:
+            The `GrowthEvent`.
+
+        Raises:
+            FusionError: if the growth is refused; nothing has changed.
+            GrowthError: if it failed; the model trains on as it was.
+        """
+        grow, model = self.callback, self.callback.model
+        prepared, event, seed = self._prepare(step)
+        is_measured = callable(grow.learning_rate_factor)
+        change = Change(
+            kind=GROWTH,
+            step=step,
+            before=shapes_of(model),
+            after=shapes_of(prepared.fused),
+            seed=seed,
+            ramps=None if is_measured else self._ramps(),
+            event=event,
+        )
+        with swap.uninterrupted():
+            pending = journal.of(model).begin(self, change)
+            swap.put_in_place(model, prepared)
+            grow.blocks = swap.remember_blocks(model, prepared)
+            # What is measured needs the grown model.
+            started = self._ramps() if change.ramps is None else change.ramps
+            ramps.start(model, started)
+            grow.events.append(event)
+            pending.commit(started)
+        return event
+
+    def _prepare(self, step: int) -> tuple[swap.Prepared, GrowthEvent, int]:
+        """The growth that only has to be put in place, its event and its seed."""
+        grow, model, begin = self.callback, self.callback.model, time.perf_counter()
+        seed = self._next_seed()
+        prepared, difference = swap.prepare(
+            model,
+            grow.operator,
+            seed,
+            optimizer_state=grow.optimizer_state,
+            multipliers=self._multiplies,
+            inputs=grow.probe,
+            tolerance=grow.tolerance,
+        )
+        recorded = self.ahead_at(step)
+        event = GrowthEvent(
+            step=step,
+            epoch=recorded.epoch if recorded else journal.of(model).clock.epoch,
+            params_before=model.count_params(),
+            params_after=prepared.fused.count_params(),
+            seconds=time.perf_counter() - begin,
+            function_change=difference.largest,
+            mean_change=difference.mean,
+            argmax_agreement=difference.argmax_agreement,
+            operator=str(grow.operator),
+        )
+        return prepared, event, seed
+
+    def _ramps(self) -> list[Ramp]:
+        """The ramps of a growth that happens now, one per optimizer."""
+        grow, model = self.callback, self.callback.model
+        factor: Any = grow.learning_rate_factor
+        if callable(factor):
+            factors = ramps.measured(model, factor, grow.blocks)
+        else:
+            factors = [factor] * len(graft.leaves(model.optimizer))
+        is_reset = grow.optimizer_state == "reset"
+        return ramps.of_growth(model, factors, grow.rewarmup_steps, is_reset)
+
+    def _run_seed(self) -> int:
+        """The seed from which the seed of each growth is derived."""
+        if self._seed is None:
+            raise FusionError(
+                "The growth's seed is drawn when training begins. Call grow() in fit()."
+            )
+        return self._seed
+
+    def _next_seed(self) -> int:
+        return swap.nth_seed(self._run_seed(), len(self.callback.events))
+
+    @property
+    def _multiplies(self) -> bool:
+        """Whether each weight gets a learning rate of its own."""
+        return self.callback.learning_rate_multipliers is not None
+
+    # Recorded growths.
+
+    def replay(self, growths: Any) -> None:
+        """Does recorded growths again, see `GrowModel.replay`."""
+        model = self.callback.model
+        saved, self._ahead = replay(model, journal.of(model), self, growths)
+        self._seed = saved.seed
+
+    def ahead_at(self, step: int) -> GrowthEvent | None:
+        """The recorded growth of this step that the loaded weights do not have.
+
+        A backup was made right before it, perhaps at an epoch's end.
+        """
+        for change in self._ahead[:1]:
+            if (change.kind, change.step) == (GROWTH, step):
+                return change.event
+        return None
+
+    def forget_ahead(self) -> None:
+        """Lets growths that the weights do not have happen by the schedule alone."""
+        self._ahead = []
+
+    def grow_again(self, change: Change) -> None:
+        """Does a recorded growth again, on a model whose weights will be loaded."""
+        model = self.callback.model
+        if change.ramps is None or change.seed is None:
+            raise FusionError(
+                f"The process was killed at the growth of step {change.step}, while the "
+                "learning rate's factor was measured. Resume from before it."
+            )
+        operator = self.callback.operator
+        prepared = swap.prepare_again(model, operator, change.seed, self._multiplies)
+        swap.put_in_place_again(model, prepared, change)
+        self.callback.blocks = swap.remember_blocks(model, prepared)
+        ramps.start(model, change.ramps)
+
+    def script(self) -> dict:
+        """The part of the script that a resumed run must share, as plain data."""
+        grow, optimizer = self.callback, self.callback.model.optimizer
+        optimizers = graft.leaves(optimizer) if optimizer else []
+        return plain(
+            {
+                "operator": description(grow.operator),
+                "schedule": description(grow.schedule),
+                "optimizer_state": grow.optimizer_state,
+                "learning_rate_factor": grow.learning_rate_factor,
+                "learning_rate_multipliers": grow.learning_rate_multipliers,
+                "rewarmup_steps": grow.rewarmup_steps,
+                "optimizer": [type(optimizer).__name__ for optimizer in optimizers],
+            }
+        )
+
+    def save(self, changes: list[Change]) -> None:
+        """Writes changes to the record, if there is to be one."""
+        if self.record is None:
+            return
+        content = SavedGrowths(self.script(), self._run_seed(), changes)
+        with private.scope(self.callback.model):
+            is_chief = processes.is_chief()
+        if is_chief:
+            content.write(self.record)
+
+    def resume(self, changes: list[Change]) -> None:
+        """Continues after recorded changes."""
+        self.forget_ahead()
+        events = [change.event for change in changes if change.kind == GROWTH]
+        self.callback.events[:] = [event for event in events if event is not None]
+
+    def get_state(self) -> dict:
+        """The state that a backup holds beside weights and changes, as plain data."""
+        schedule = plain(self.callback.schedule.get_state())
+        return {"seed": self._seed, "schedule": schedule}
+
+    def set_state(self, state: dict) -> None:
+        """Continues from what `get_state` returned, when the first epoch begins."""
+        self._seed, self._schedule_state = state["seed"], state["schedule"]
+
+    def restore_schedule(self) -> None:
+        """Gives the schedule the state that was backed up, if there is one."""
+        if self._schedule_state is not None:
+            self.callback.schedule.set_state(self._schedule_state)
+            self._schedule_state = None

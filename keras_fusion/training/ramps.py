@@ -1,0 +1,157 @@
+"""The ramps of a model's learning rates: made, started, moved along and resumed."""
+
+import dataclasses
+import warnings
+from collections.abc import Callable
+
+import keras
+
+from keras_fusion import graft
+from keras_fusion.layout.parent_blocks import Blocks
+from keras_fusion.models import private
+from keras_fusion.training.learning_rate import (
+    GrownSchedule,
+    Ramp,
+    RateFollower,
+    ramped,
+    rate_of,
+    settled,
+)
+from keras_fusion.values import slots
+
+# A growth's ramps.
+
+
+def measured(
+    model: keras.Model, measure: Callable, blocks: Blocks | None
+) -> list[float]:
+    """The factors on the optimizers' learning rates, measured on the grown model.
+
+    Args:
+        model: the grown model.
+        measure: function `(model, blocks, optimizer)`.
+        blocks: `Blocks` of the growth.
+
+    Returns:
+        List of floats, one per optimizer of the model; ones if measuring failed.
+    """
+    optimizers = graft.leaves(model.optimizer)
+    try:
+        return [measure(model, blocks, optimizer) for optimizer in optimizers]
+    except Exception as error:  # The model has grown and must train on.
+        warnings.warn(
+            f"{measure!r} could not measure the learning rate's factor ({error}); the "
+            "learning rate stays as it is.",
+            stacklevel=2,
+        )
+        return [1.0] * len(optimizers)
+
+
+def of_growth(
+    model: keras.Model, factors: list[float], rewarmup_steps: int, reset: bool
+) -> list[Ramp]:
+    """The ramps of a growth that happens now.
+
+    Args:
+        model: the live model, before the growth or right after it.
+        factors: list of floats, one per optimizer of the model.
+        rewarmup_steps: int. Steps over which the rates rise from 0.
+        reset: bool. Whether the growth resets the optimizers' moments.
+
+    Returns:
+        List of `Ramp`, one per optimizer.
+    """
+    return [
+        Ramp(
+            factor,
+            rewarmup_steps,
+            graft.steps(optimizer),
+            slots.correction(optimizer) if reset else None,
+            optimizer.gradient_accumulation_steps or 1,
+        )
+        for optimizer, factor in zip(
+            graft.leaves(model.optimizer), factors, strict=True
+        )
+    ]
+
+
+def start(model: keras.Model, ramps: list[Ramp]) -> None:
+    """Puts the learning rates of a model that has just grown on ramps.
+
+    A schedule is wrapped; a rate that is a variable is multiplied by the ramp's factor
+    at once, and moved batch by batch along the rest of the ramp.
+    """
+    for optimizer, ramp in zip(graft.leaves(model.optimizer), ramps, strict=True):
+        schedule = graft.schedule_of(optimizer)
+        if ramp.is_trivial:
+            continue
+        if schedule is not None:
+            optimizer.learning_rate = ramped(schedule, ramp)
+            continue
+        follower = private.attached(optimizer, RateFollower)
+        if follower is not None:
+            follower.put_back(
+                optimizer
+            )  # The growth came while a batch was trained on.
+        optimizer.learning_rate = rate_of(optimizer) * ramp.factor
+        _follow(optimizer, ramp)
+
+
+def resume(model: keras.Model, growths: list[list[Ramp]]) -> None:
+    """Resumes ramps on a model that was loaded after its growths.
+
+    A loaded schedule holds its ramps itself, and a loaded rate has the factors in it.
+
+    Args:
+        model: the model.
+        growths: list of lists of `Ramp`, the ramps of each growth so far.
+    """
+    if not growths:
+        return
+    for optimizer, *own in zip(graft.leaves(model.optimizer), *growths, strict=True):
+        is_variable = graft.schedule_of(optimizer) is None
+        if is_variable and private.attached(optimizer, RateFollower) is None:
+            for ramp in own:
+                _follow(optimizer, ramp)
+
+
+def _follow(optimizer: keras.optimizers.Optimizer, ramp: Ramp) -> None:
+    """Leaves to a follower what is not done once and for all."""
+    rest = dataclasses.replace(ramp, factor=1.0)
+    if not rest.is_trivial:
+        follower = private.attached(optimizer, RateFollower)
+        (follower or private.attach(optimizer, RateFollower())).add(rest)
+
+
+# Batch by batch.
+
+
+def move(model: keras.Model) -> None:
+    """Moves the learning rates for the batch that is about to be trained on."""
+    for optimizer, follower in _followers(model):
+        follower.move(optimizer, graft.steps(optimizer))
+
+
+def put_back(model: keras.Model) -> None:
+    """Sets the learning rates without ramps, which hold between batches."""
+    for optimizer, follower in _followers(model):
+        follower.put_back(optimizer)
+
+
+def settle(model: keras.Model) -> None:
+    """Takes ramps that are over out of the learning-rate schedules."""
+    for optimizer in graft.leaves(model.optimizer):
+        schedule = graft.schedule_of(optimizer)
+        if isinstance(schedule, GrownSchedule):
+            private.sync(model)
+            optimizer.learning_rate = settled(schedule, graft.steps(optimizer))
+
+
+def _followers(model: keras.Model) -> list[tuple]:
+    """Pairs of an optimizer and the follower that moves its rate at present."""
+    optimizers = graft.leaves(model.optimizer)
+    found = [(o, private.attached(o, RateFollower)) for o in optimizers]
+    found = [(o, follower) for o, follower in found if follower and follower.ramps]
+    if found:
+        private.sync(model)
+    return found
