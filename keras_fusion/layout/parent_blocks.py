@@ -1,6 +1,7 @@
 """The places of the parents' parameters in a grown model, and their training speed."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import keras
 import numpy as np
@@ -59,7 +60,7 @@ class Blocks:
     [(1, 4), (4,), (4, 1), (1,)]
     """
 
-    def __init__(self, layouts: list[VariableLayout], model: keras.Model):
+    def __init__(self, layouts: Sequence[VariableLayout], model: keras.Model):
         by_target = {id(item.target): item for item in layouts}
         places = {key: _place(item) for key, item in by_target.items()}
         self.count = len(layouts[0].sources)
@@ -128,7 +129,7 @@ def _place(item: VariableLayout) -> Place:
     return Place(tuple(item.target.shape), item.axes, scale, item.gradient_scale)
 
 
-def remember(layouts: list[VariableLayout], model: keras.Model) -> Blocks:
+def remember(layouts: Sequence[VariableLayout], model: keras.Model) -> Blocks:
     """Makes the `Blocks` of a growth, which `of` finds while the model lives."""
     return private.attach(model, Blocks(layouts, model))
 

@@ -10,24 +10,6 @@ TESTS = ROOT / "tests"
 # Beside the rooms of the package: it as a whole, and what is no test.
 OTHERS = {"package", "experiments", "runs", "saved", "support"}
 
-# Not moved yet.
-WAITING = {
-    "test_coverage.py",
-    "test_demo.py",
-    "test_depth.py",
-    "test_faults.py",
-    "test_growth_cost.py",
-    "test_growth_in_depth.py",
-    "test_learning_rate.py",
-    "test_resume.py",
-    "test_savings.py",
-    "test_t5_data.py",
-    "test_t5_finetuning.py",
-    "test_t5_glue.py",
-    "test_t5_pretraining.py",
-    "test_t5_tree.py",
-}
-
 FILES = sorted(TESTS.rglob("*.py"))
 MODULES = [path for path in FILES if path.name.startswith("test_")]
 
@@ -37,7 +19,7 @@ def test_every_test_has_a_room():
     folders = {path.name for path in TESTS.iterdir() if path.is_dir()}
     assert folders - {"__pycache__"} <= rooms
     astray = {path.name for path in MODULES if path.parent == TESTS}
-    assert astray <= WAITING, f"Move them to a room: {astray - WAITING}"
+    assert not astray, f"Move them to a room: {astray}"
 
 
 def test_names_of_modules_tell_them_apart():
@@ -56,8 +38,7 @@ def test_no_module_imports_a_test():
     found = {
         path.relative_to(TESTS).as_posix(): modules
         for path in FILES
-        if path.name not in WAITING
-        and (modules := imported_tests(path.read_text(encoding="utf-8")))
+        if (modules := imported_tests(path.read_text(encoding="utf-8")))
     }
     assert not found, f"Put what they share into tests/support: {found}"
 

@@ -3,19 +3,15 @@
 `python -m experiments.coverage` runs the same families further and writes the table.
 """
 
-import pathlib
-import sys
-
 import keras
 import numpy as np
 import pytest
 from models import perturbed
-from test_rules import SAMPLES
+from rule_samples import SAMPLES
 
 from keras_fusion import FusionError, fuse, registered
 from keras_fusion.models import probe, tree
 
-sys.path.append(str(pathlib.Path(__file__).parents[1]))
 families = pytest.importorskip("experiments.families")
 
 REFUSED = {

@@ -18,13 +18,14 @@ import numpy as np
 import processes
 import pytest
 from models import data_for, functional, loss, values
+from repository import ROOT
 
 import keras_fusion
 from keras_fusion import DeepFusion, FusionError, GrowthError, GrowthSchedule
 from keras_fusion.training import swap
 from keras_fusion.training.files import whole
 
-KILLER = Path(__file__).resolve().parents[1] / "experiments" / "kill_resume.py"
+KILLER = ROOT / "experiments" / "kill_resume.py"
 
 
 def live_model():

@@ -3,16 +3,13 @@
 import dataclasses
 import json
 import re
-import sys
 import types
-from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
+from repository import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.append(str(ROOT))
 pytest.importorskip("keras_hub")
 pytest.importorskip("sentencepiece")
 
