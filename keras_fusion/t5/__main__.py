@@ -4,12 +4,14 @@ import argparse
 import os
 import sys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
-
-import keras
+from typing import NoReturn
 
 from keras_fusion.errors import FusionError
 from keras_fusion.t5 import requirements, strategy
+
+_MODULE = "keras_fusion.t5"
 
 _EPILOG = """
 A whole table at tiny scale, some hours on two cores, or less with a second process
@@ -20,74 +22,103 @@ that is started in the same way:
   python -m keras_fusion.t5 plot --scale tiny
 One tree, on all devices of a machine:
   python -m keras_fusion.t5 pretrain --scale small --strategy mirrored --tree 'M(S, S)'
+Any command can be stopped and run again: it resumes.
 """
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command.
 
     Args:
-        arguments: list of strings. By default those of the command line.
+        arguments: sequence of strings. By default those of the command line.
 
     Returns:
-        int. The exit status.
+        int. The exit status: 0; 2 if the command cannot work with its arguments, files or
+        machine, after one line that says why; or 130 after an interrupt.
     """
-    words = sys.argv[1:] if arguments is None else arguments
-    options = _parser().parse_args(words)
-    if options.backend not in (None, keras.config.backend()):
-        _start_again(options.backend, words)
+    words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        requirements.check("keras_fusion.t5")
+        options = _parser().parse_args(words)
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    try:
+        requirements.check_packages(_MODULE)
+        _choose_backend(options.backend, words)
         with warnings.catch_warnings():
             # keras-hub's T5 takes its padding masks as inputs of their own.
             warnings.filterwarnings("ignore", message=r".*does not support masking")
             _run(options)
-    except (FusionError, ImportError, OSError, RuntimeError, ValueError) as error:
+    except KeyboardInterrupt:
+        _say("interrupted. The same command resumes.")
+        return 130
+    except (FusionError, ImportError, OSError) as error:
         if os.environ.get("KERAS_FUSION_DEBUG"):
             raise
-        print(f"keras_fusion.t5: {error}", file=sys.stderr)
-        return 1
+        _say(error)
+        return 2
     return 0
 
 
-def _start_again(backend, words):
-    """Keras takes its backend at its import, which is behind us."""
-    command = [sys.executable, "-m", "keras_fusion.t5", *words]
-    os.execve(sys.executable, command, os.environ | {"KERAS_BACKEND": backend})
+def _say(text):
+    """Writes one line to the error stream."""
+    print(f"{_MODULE}: {' '.join(str(text).split())}", file=sys.stderr)
+
+
+def _choose_backend(backend, words):
+    """Sets the backend before Keras is imported, or else starts again with it."""
+    if backend is None:
+        return
+    if "keras" not in sys.modules:
+        os.environ["KERAS_BACKEND"] = backend
+        return
+    import keras
+
+    if backend != keras.config.backend():
+        command = [sys.executable, "-m", _MODULE, *words]
+        os.execve(sys.executable, command, os.environ | {"KERAS_BACKEND": backend})
 
 
 def _run(options):
-    # Only now: it takes seconds, and what is missing was to be said before.
+    # Only now: it takes a moment, and --help is to answer at once.
     from keras_fusion.t5 import commands
 
     words = {k: v for k, v in vars(options).items() if k not in ("command", "backend")}
     getattr(commands, options.command)(commands.Options(**words))
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, without the usage before it."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{_MODULE}: {message}. See `{self.prog} --help`.\n")
+
+
 def _parser():
-    parser = argparse.ArgumentParser(
-        prog="python -m keras_fusion.t5",
+    parser = _Parser(
+        prog=f"python -m {_MODULE}",
         description="Pre-trains T5s by span corruption in trees of fusions, fine-tunes "
-        "them, and draws up tables and curves of the results.",
+        "them, and writes tables and curves of the results.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     pretrain = _command(
-        commands, "pretrain", "train the recipe's trees; goes on if run again"
+        commands, "pretrain", "train the recipe's trees; resumes if run again"
     )
     _trees(pretrain)
     pretrain.add_argument(
-        "--only", action="store_true", help="the trees' roots, whose parents are there"
+        "--only",
+        action="store_true",
+        help="train the roots of --tree alone; their parents must be there",
     )
     pretrain.add_argument(
-        "--dry-run", action="store_true", help="list the trainings and how they stand"
+        "--dry-run", action="store_true", help="list the trainings and their status"
     )
     pretrain.add_argument(
         "--strategy",
         choices=strategy.STRATEGIES,
         default="none",
-        help="which devices; with JAX, mirrored and tpu are all there are",
+        help="which devices to use; with JAX, mirrored and tpu both mean all of them",
     )
     finetune = _command(commands, "finetune", "fine-tune what has been trained")
     _trees(finetune)
@@ -96,16 +127,18 @@ def _parser():
         action="append",
         dest="tasks",
         default=[],
-        help="such as builtin or cola; may be given again",
+        help="such as builtin or cola; may be given again (default: the recipe's)",
     )
     for name, text in (
-        ("table", "gather the results, and write them as tables in Markdown"),
-        ("plot", "draw what `table` has gathered"),
+        ("table", "collect the results, and write them as tables in Markdown"),
+        ("plot", "draw what `table` has collected"),
     ):
         command = _command(commands, name, text)
         command.add_argument("--results", type=Path, help="JSON file of the results")
         command.add_argument(
-            "--docs", type=Path, help="page between whose marks to put the tables"
+            "--docs",
+            type=Path,
+            help="page that gets the tables between its marks, and the pictures beside it",
         )
     return parser
 
@@ -139,9 +172,20 @@ def _trees(command):
     )
     command.add_argument(
         "--seeds",
-        type=int,
+        type=_count,
         help="at most so many runs (default: the recipe's; 1 with --tree)",
     )
+
+
+def _count(text):
+    """An integer of at least 1."""
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"expected an integer above 0, not {text!r}")
+    return number
 
 
 if __name__ == "__main__":

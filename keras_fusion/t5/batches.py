@@ -1,17 +1,19 @@
 """Batches of span corruption for a T5 model, as a `tf.data.Dataset`.
 
-A batch is a function of the seed and the step alone: which rows it has and where they are
-cut. So a run that goes on after a stop begins at its step, without reading what came
-before, and hosts share a batch out without speaking to each other.
+A batch, its rows and their spans, is a function of the seed and the step alone. So a
+resumed run starts at its step without reading what came before, and hosts divide a batch
+without communicating.
 """
 
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
+from keras_fusion.errors import FusionError
 from keras_fusion.t5.rows import Rows
 from keras_fusion.t5.span_corruption import SpanCorruption
 from keras_fusion.t5.vocabulary import PAD_ID
@@ -22,19 +24,19 @@ _ENDLESS = np.iinfo(np.int64).max
 
 @dataclasses.dataclass(frozen=True)
 class TrainingBatches:
-    """Endless batches; every epoch has other rows, other spans and another order.
+    """Endless batches; every epoch has new rows, new spans and a new order.
 
     Args:
         rows: `Rows` of `task.length` tokens.
         task: `SpanCorruption`.
-        batch_size: int. Rows in a batch, over all hosts.
+        batch_size: int. Rows per batch, over all hosts.
         seed: int. Equal seeds give equal batches.
         host: int. This host's number. Defaults to 0.
-        hosts: int. How many hosts share each batch; a divisor of `batch_size`. Defaults
-            to 1.
+        hosts: int. Number of hosts that share each batch; a divisor of `batch_size`.
+            Defaults to 1.
 
     Raises:
-        ValueError: if the rows do not fill a batch, or the hosts do not divide it.
+        FusionError: if the rows do not fill a batch, or `hosts` does not divide it.
     """
 
     rows: Rows
@@ -46,12 +48,12 @@ class TrainingBatches:
 
     def __post_init__(self):
         if self.batch_size > len(self.rows):
-            raise ValueError(
+            raise FusionError(
                 f"The text has {len(self.rows)} rows of {self.rows.length} tokens, fewer "
                 f"than batch_size={self.batch_size}. Use more text, or a smaller batch."
             )
         if self.batch_size % self.hosts or not 0 <= self.host < self.hosts:
-            raise ValueError(
+            raise FusionError(
                 "`hosts` must divide `batch_size`, and `host` be below `hosts`. Received: "
                 f"host={self.host}, hosts={self.hosts}, batch_size={self.batch_size}."
             )
@@ -73,7 +75,7 @@ class TrainingBatches:
         return examples(self.rows.take(mine, shift), self.task, rng)
 
     def dataset(self, start: int = 0) -> tf.data.Dataset:
-        """The batches from a step on.
+        """The batches from some step on.
 
         Args:
             start: int. The step of the first batch. Defaults to 0.
@@ -109,9 +111,9 @@ def streamed(
     return steps.map(of_step, num_parallel_calls=2).prefetch(tf.data.AUTOTUNE)
 
 
-@functools.lru_cache(maxsize=4)  # computed once an epoch, not once a batch
+@functools.lru_cache(maxsize=4)  # computed once per epoch, not once per batch
 def _order(rows, length, seed, epoch):
-    """Where the rows of an epoch begin, and their order."""
+    """The shift of the rows of an epoch, and their order."""
     rng = np.random.default_rng([seed, 0, epoch])
     return int(rng.integers(length)), rng.permutation(rows)
 
@@ -125,21 +127,22 @@ def validation_batches(
         rows: `Rows` of `task.length` tokens.
         task: `SpanCorruption`.
         batch_size: int.
-        batches: int. How many; rows come again with other spans if there are too few.
+        batches: int. Number of batches; if there are too few rows, they are repeated with
+            other spans.
         seed: int.
 
     Returns:
         A dataset of `(features, targets, sample_weights)`, see `examples`.
     """
     taken = rows.take(np.arange(batches * batch_size) % len(rows))
-    corrupted = examples(taken, task, np.random.default_rng(seed))
+    corrupted: Any = examples(taken, task, np.random.default_rng(seed))
     return tf.data.Dataset.from_tensor_slices(corrupted).batch(batch_size).cache()
 
 
 def examples(
     rows: np.ndarray, task: SpanCorruption, rng: np.random.Generator
 ) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
-    """Corrupts rows of tokens and arranges them as keras-hub's T5 takes them.
+    """Corrupts rows of tokens and arranges them as inputs of keras-hub's T5.
 
     Args:
         rows: integer array of shape `(rows, task.length)`.
@@ -155,7 +158,7 @@ def examples(
 def arranged(
     inputs: np.ndarray, targets: np.ndarray
 ) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
-    """Arranges inputs and targets as keras-hub's T5 takes them.
+    """Arranges inputs and targets as keras-hub's T5 expects them.
 
     Args:
         inputs: integer array of shape `(rows, input_length)`, padded with zeros.

@@ -17,8 +17,8 @@ from keras_fusion.t5.text_task import Texts, TextTask
 PREFIX = "builtin sentence: "
 
 # The six with the most documentation of which a fair part is held out (of importlib and
-# multiprocessing it is hardly a sentence), among those that every Python of every version
-# has: tkinter and idlelib are often packaged apart, distutils and lib2to3 are gone.
+# multiprocessing hardly a sentence is), among those that every version of Python has:
+# tkinter and idlelib are often packaged separately, distutils and lib2to3 are gone.
 PACKAGES = ("asyncio", "email", "http", "logging", "unittest", "xml")
 
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z])")
@@ -29,10 +29,10 @@ def builtin() -> TextTask:
     """Opens the task.
 
     An example is a sentence and not a whole document, since only about 70 documents of
-    these packages are held out; their sentences make a validation set of about 150 (so an
-    accuracy has a standard error of about 0.04). A sentence that occurs in two packages
-    is left out, and so is a held-out one that occurs in any document of the standard
-    library that is trained on.
+    these packages are held out; their sentences make a validation set of about 150, so an
+    accuracy has a standard error of about 0.04. A sentence that occurs in two packages
+    is left out. So is a held-out one that occurs in any document of the standard library
+    that is trained on.
 
     Returns:
         A `TextTask` whose labels are the names of the packages.
@@ -74,7 +74,7 @@ def sentences(document: str) -> list[str]:
 
 
 def _origins():
-    """From each sentence to its package and the documents that it stands in."""
+    """Dict from each sentence to its package and the documents that contain it."""
     root = Path(sysconfig.get_paths()["stdlib"])
     origins = {}
     for package in PACKAGES:

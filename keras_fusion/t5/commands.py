@@ -1,30 +1,35 @@
-"""What the command line does, once its words are read."""
+"""The commands, once the command line has been parsed.
+
+Arguments, recipes, trees and the files of the output folder are checked before anything
+that takes seconds is imported.
+"""
 
 import dataclasses
+import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import keras
-
-from keras_fusion.t5 import (
-    data,
-    finetuning,
-    forest,
-    markdown,
-    plots,
-    results,
-    strategy,
-    tables,
-)
+from keras_fusion.errors import FusionError
+from keras_fusion.t5 import fingerprint, forest, markdown, records, requirements
 from keras_fusion.t5 import recipe as recipes
+from keras_fusion.t5.documents import open_source
 from keras_fusion.t5.recipe import Recipe
 from keras_fusion.t5.store import Store
-from keras_fusion.t5.tasks import open_task
 from keras_fusion.t5.tree import Node, parse, trainings
+
+if TYPE_CHECKING:
+    from keras_fusion.t5.text_task import TextTask
+    from keras_fusion.t5.vocabulary import Vocabulary
+
+_MODULE = "keras_fusion.t5"
+_BACKENDS = ("tensorflow", "jax")
+_NAMED = 5  # trainings in a message
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """The words of the command line, see `python -m keras_fusion.t5 --help`."""
+    """The arguments of the command line, see `python -m keras_fusion.t5 --help`."""
 
     scale: str
     output: Path | None = None
@@ -39,7 +44,7 @@ class Options:
     docs: Path | None = None
 
     def recipe(self) -> Recipe:
-        """The recipe, with what the command line says of it."""
+        """The recipe, with the changes that the command line makes."""
         found = recipes.load(self.scale)
         if self.source:
             text = dataclasses.replace(found.text, source=self.source)
@@ -47,31 +52,52 @@ class Options:
         return found
 
     def store(self) -> Store:
-        """Where the trainings are."""
+        """The trainings of the output folder."""
         return Store(self.output or Path(f"t5_{Path(self.scale).stem}"))
 
     def nodes(self, recipe: Recipe) -> list[tuple[int, Node]]:
-        """The trainings that are meant, parents first."""
+        """The selected trainings, parents first."""
         if not self.trees:
+            if self.only:
+                raise FusionError(
+                    "`--only` is for the trees of --tree, which is missing."
+                )
             return recipe.nodes(self.seeds)
-        roots = [parse(text) for text in self.trees]
-        for root in roots:
-            recipe.check(root)
-        nodes = roots if self.only else trainings(roots)
-        return [(seed, node) for seed in range(self.seeds or 1) for node in nodes]
+        roots = self.roots(recipe)
+        nodes = list(roots.values()) if self.only else trainings(roots.values())
+        seeds = 1 if self.seeds is None else self.seeds
+        return [(seed, node) for seed in range(seeds) for node in nodes]
+
+    def roots(self, recipe: Recipe) -> dict[str, Node]:
+        """The trees of the command line, or else those of the recipe, by their names."""
+        if not self.trees:
+            trees = [tree for table in recipe.tables for tree in table.trees.values()]
+        else:
+            trees = [parse(text) for text in self.trees]
+        for tree in trees:
+            recipe.check(tree)
+        return {tree.name: tree for tree in trees}
 
 
 def pretrain(options: Options) -> None:
-    """Trains trees, from where they stand."""
+    """Trains trees, and resumes what has begun."""
     recipe, store = options.recipe(), options.store()
     nodes = options.nodes(recipe)
     if options.dry_run:
         _list(nodes, recipe, store)
         return
+    forest.check(nodes, recipe, store)
+    source = open_source(recipe.text.source)
+    fingerprint.claim(recipe, source, store.data)
+    _check_backend()
+    from keras_fusion.t5 import data, strategy
+
     make_deterministic()
-    host, hosts = strategy.host()
     with strategy.scope(options.strategy):
-        data.prepare(recipe, store.data, host=host, hosts=hosts)
+        host, hosts = strategy.host()
+        data.prepare(
+            recipe, store.data, source=source, host=host, hosts=hosts, show=_show
+        )
         forest.grow(
             nodes,
             recipe,
@@ -84,33 +110,58 @@ def pretrain(options: Options) -> None:
 
 def _list(nodes, recipe, store):
     for seed, node in nodes:
-        done = "finished" if store.entry(seed, node).finished else "to do"
+        done = "to do"
+        if store.entry(seed, node).finished:
+            fingerprint.check_result(node, seed, recipe, store)
+            done = "finished"
         print(f"seed {seed}  {done:<9} {recipe.steps(node):>8} steps  {node.name}")
 
 
 def finetune(options: Options) -> None:
-    """Fine-tunes every finished root on every task, from where that stands."""
+    """Fine-tunes every finished root on every task, unless that has been done."""
     recipe, store = options.recipe(), options.store()
-    if options.trees:
-        nodes = options.nodes(recipe)
-        wanted = {parse(text).name for text in options.trees}
-        nodes = [row for row in nodes if row[1].name in wanted]
-    else:
-        roots = {tree.name for t in recipe.tables for tree in t.trees.values()}
-        nodes = [row for row in recipe.nodes(options.seeds) if row[1].name in roots]
+    from keras_fusion.t5.tasks import check_name, open_task
+
+    tasks = options.tasks or recipe.finetuning.tasks
+    for name in tasks:
+        check_name(name)
+    roots = options.roots(recipe)
+    rows = [row for row in options.nodes(recipe) if row[1].name in roots]
+    rows = _finished(rows, store)
+    _compare(rows, recipe, store)
+    _check_backend()
+    from keras_fusion.t5 import data
+
     make_deterministic()
-    vocabulary = data.load(recipe, store.data).vocabulary
-    for name in options.tasks or recipe.finetuning.tasks:
+    vocabulary = data.load_vocabulary(recipe, store.data)
+    for name in tasks:
         task = open_task(name)
-        for seed, node in nodes:
+        for seed, node in rows:
             _finetune_node(seed, node, task, vocabulary, recipe, store)
 
 
-def _finetune_node(seed, node, task, vocabulary, recipe, store):
+def _finetune_node(
+    seed: int,
+    node: Node,
+    task: "TextTask",
+    vocabulary: "Vocabulary",
+    recipe: Recipe,
+    store: Store,
+) -> None:
+    from keras_fusion.t5 import finetuning
+
     entry, settings = store.entry(seed, node), recipe.finetuning
+    texts = (task.training, *task.validation.values())
+    known = {
+        "model": entry.result().get("model_sha256"),
+        "text": records.digest([dataclasses.asdict(t) for t in texts]),
+    }
     name = f"finetuned-{task.name}"
     with entry.claimed(name) as mine:
-        if not mine or not entry.finished or entry.read(name) is not None:
+        if not mine:
+            return
+        if entry.scores(task.name) is not None:
+            fingerprint.check_scores(task.name, recipe, entry, **known)
             return
         found = finetuning.finetune(
             entry.model(),
@@ -123,14 +174,22 @@ def _finetune_node(seed, node, task, vocabulary, recipe, store):
             learning_rate=settings.rate,
             seed=node.seed(seed),
         )
-        entry.write(name, found.to_dict())
+        made_from = {"recipe": fingerprint.of_finetuning(task.name, recipe), **known}
+        entry.write(name, found.to_dict() | {"fingerprint": made_from})
     _show(f"seed {seed}  {node.name:<24} {task.name}: {dict(found.metrics)}")
 
 
 def table(options: Options) -> None:
-    """Gathers the results, and writes them as JSON and as tables in Markdown."""
-    recipe = options.recipe()
-    gathered = results.collect(recipe, options.store())
+    """Collects the results, and writes them as JSON and as tables in Markdown."""
+    recipe, store = options.recipe(), options.store()
+    if options.docs is not None:
+        markdown.check_page(options.docs)
+    roots = options.roots(recipe)
+    rows = [row for row in recipe.nodes() if row[1].name in roots]
+    _compare(_finished(rows, store), recipe, store)
+    from keras_fusion.t5 import results, tables
+
+    gathered = results.collect(recipe, store)
     results.save(gathered, _results_path(options, recipe))
     text = tables.markdown(gathered)
     if options.docs is not None:
@@ -139,20 +198,65 @@ def table(options: Options) -> None:
 
 
 def plot(options: Options) -> None:
-    """Draws the gathered results."""
-    recipe = options.recipe()
-    gathered = results.load(_results_path(options, recipe))
+    """Draws the collected results."""
+    from keras_fusion.t5 import plots, results
+
+    recipe, path = options.recipe(), _results_path(options, options.recipe())
+    gathered = results.load(path)
     folder = options.docs.parent if options.docs else options.store().folder
-    for path in plots.draw(gathered, folder):
-        print(path)
+    drawn = plots.draw(gathered, folder)
+    if not drawn:
+        raise FusionError(
+            f"The results in {str(path)!r} have no finished training to draw. Run "
+            f"`pretrain --scale {recipe.scale}` and `table` first."
+        )
+    for picture in drawn:
+        print(picture)
+
+
+def _finished(rows: Sequence[tuple[int, Node]], store: Store) -> list[tuple[int, Node]]:
+    """The trainings that have finished, of which there must be at least one."""
+    found = [(seed, node) for seed, node in rows if store.entry(seed, node).finished]
+    if not found:
+        raise FusionError(
+            f"In {str(store.folder)!r} none of the {len(rows)} trainings that are asked "
+            "for has finished. Run `pretrain` first, with the same --scale and --output."
+        )
+    return found
+
+
+def _compare(rows, recipe, store):
+    """Compares trainings and data with the recipe, as far as their versions allow."""
+    fingerprint.check_text(recipe, store.data)
+    unknown = [
+        f"{node.name} of seed {seed}"
+        for seed, node in rows
+        if not fingerprint.check_result(node, seed, recipe, store)
+    ]
+    if unknown:
+        print(
+            f"{_MODULE}: an earlier version made {len(unknown)} of these trainings, so "
+            f"they are not compared with the recipe: {', '.join(unknown[:_NAMED])}"
+            + (", ..." if len(unknown) > _NAMED else ""),
+            file=sys.stderr,
+        )
 
 
 def _results_path(options, recipe):
     return options.results or options.store().folder / f"t5_{recipe.scale}.json"
 
 
+def _check_backend():
+    try:
+        requirements.check_backend(_MODULE, _BACKENDS)
+    except RuntimeError as error:
+        raise FusionError(str(error)) from error
+
+
 def make_deterministic() -> None:
-    """Makes a run that went on after a stop end as one that never stopped."""
+    """Makes a resumed run end as one that was never stopped."""
+    import keras
+
     if keras.config.backend() == "tensorflow":
         import tensorflow as tf
 

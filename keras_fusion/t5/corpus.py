@@ -21,7 +21,7 @@ SKIPPED_FOLDERS = frozenset(
 # Shorter ones are hardly more than the name of what they describe.
 MIN_CHARACTERS = 40
 
-# Documents of several packages that have so many first characters in common are copies.
+# Documents that share so many first characters are copies of each other.
 OPENING = 100
 
 _DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
@@ -56,11 +56,11 @@ def standard_library(validation_fraction: float = 0.05) -> Corpus:
 
 
 def installed_packages(validation_fraction: float = 0.02) -> Corpus:
-    """Collects the documentation strings of all packages beside this one.
+    """Collects the documentation strings of all packages installed beside this one.
 
-    With TensorFlow, JAX and PyTorch installed that is some ten million tokens. Files are
-    held out by their own paths. Documents that open as another does are left out, since
-    libraries repeat each other's with few changes.
+    With TensorFlow, JAX and PyTorch, that is some ten million tokens. Files are held out
+    by their paths. A document that opens like an earlier one is left out, since libraries
+    copy each other's documentation with few changes.
 
     Args:
         validation_fraction: float. About this share of the files is held out. Defaults to
@@ -105,7 +105,7 @@ def docstrings(path: Path) -> list[str]:
         List of strings, without their common indentation.
     """
     with warnings.catch_warnings():
-        # Parsing somebody else's source may warn of its invalid escape sequences.
+        # Parsing foreign source code may warn of its invalid escape sequences.
         warnings.simplefilter("ignore")
         try:
             tree = ast.parse(path.read_bytes())
@@ -146,6 +146,6 @@ def split(documents: Iterable[str], validation_fraction: float) -> Corpus:
 
 
 def _position(text):
-    """A number in [0, 1) that depends on the text alone, and is spread evenly."""
+    """A number in [0, 1) that depends on the text alone, uniformly distributed."""
     digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
     return int.from_bytes(digest[:8], "big") / 2**64

@@ -1,4 +1,4 @@
-"""What a tree costs: FLOPs, accelerator hours, and wall time.
+"""The cost of a tree: FLOPs, accelerator hours, and wall time.
 
 A training that is used twice in a tree, as in a self-fusion, is paid for once.
 """
@@ -15,12 +15,13 @@ class Cost:
 
     Attributes:
         flops: int. Training FLOPs of the whole tree.
-        own_flops: int. Of the root alone: what it costs who has the parents already.
-        accelerator_hours: float. Of the whole tree, all devices added up.
+        own_flops: int. Of the root alone, which is all that is paid if its parents are
+            there already.
+        accelerator_hours: float. Of the whole tree, summed over all devices.
         own_accelerator_hours: float.
-        hours_in_series: float. Wall time with one training after the other.
-        hours_in_parallel: float. Wall time with all parents at the same time: the
-            longest way through the tree.
+        hours_in_series: float. Wall time if one training follows the other.
+        hours_in_parallel: float. Wall time if all parents are trained at the same time:
+            the longest path through the tree.
     """
 
     flops: int
@@ -32,7 +33,7 @@ class Cost:
 
 
 def cost(node: Node, seed: int, store: Store) -> Cost:
-    """Adds up the figures of a tree's trainings, all of which must have finished.
+    """Adds up the figures of a tree's trainings, which must all have finished.
 
     Args:
         node: `Node`, the root.

@@ -1,11 +1,15 @@
-"""The data of a recipe: vocabulary, token files, batches."""
+"""The data of a recipe: vocabulary, token files and batches."""
 
 import dataclasses
+import hashlib
+from collections.abc import Callable
 from pathlib import Path
 
 import tensorflow as tf
+from filelock import FileLock
 
-from keras_fusion.t5 import token_files
+from keras_fusion.errors import FusionError
+from keras_fusion.t5 import fingerprint, records, token_files
 from keras_fusion.t5.batches import TrainingBatches, validation_batches
 from keras_fusion.t5.documents import Source, open_source
 from keras_fusion.t5.recipe import Recipe
@@ -14,13 +18,10 @@ from keras_fusion.t5.span_corruption import SpanCorruption
 from keras_fusion.t5.vocabulary import EOS_ID, Vocabulary
 from keras_fusion.training.files import whole
 
-# Enough for a vocabulary, and few enough to read from a corpus of any size.
-_VOCABULARY_DOCUMENTS = 200_000
-
 
 @dataclasses.dataclass(frozen=True)
 class PretrainingData:
-    """What all nodes of a recipe train on.
+    """The data that all nodes of a recipe train on.
 
     Attributes:
         vocabulary: `Vocabulary`.
@@ -28,6 +29,8 @@ class PretrainingData:
         validation: `tf.data.Dataset`, the same batches for all nodes and seeds.
         task: `SpanCorruption`.
         batch_size: int.
+        fingerprint: dict. That of text and vocabulary, see `fingerprint.recorded`.
+            Defaults to an empty one.
     """
 
     vocabulary: Vocabulary
@@ -35,51 +38,125 @@ class PretrainingData:
     validation: tf.data.Dataset
     task: SpanCorruption
     batch_size: int
+    fingerprint: dict = dataclasses.field(default_factory=dict)
 
     def batches(self, seed: int, host: int = 0, hosts: int = 1) -> TrainingBatches:
         """The training batches of a seed."""
         return TrainingBatches(self.rows, self.task, self.batch_size, seed, host, hosts)
 
 
-def prepare(recipe: Recipe, folder: Path, *, host: int = 0, hosts: int = 1) -> None:
+def prepare(
+    recipe: Recipe,
+    folder: Path,
+    *,
+    source: Source | None = None,
+    host: int = 0,
+    hosts: int = 1,
+    show: Callable[[str], None] = print,
+) -> None:
     """Trains the vocabulary, if the recipe has none, and writes the token files.
 
-    What is there already stays, so it can be called again, and by several hosts.
+    What is there already stays, so it can be called again, and by several hosts. A folder
+    belongs to one text, one vocabulary and one recipe; they are compared first.
 
     Args:
         recipe: `Recipe`.
         folder: `Path`.
+        source: `Source`. Defaults to the recipe's.
         host: int. This host's number. Defaults to 0.
-        hosts: int. How many share the work. Defaults to 1.
+        hosts: int. Number of hosts that share the work. Defaults to 1.
+        show: function that shows a line. Defaults to `print`.
+
+    Raises:
+        FusionError: if the folder has data of another text or recipe, naming the
+            difference; or if the text cannot be read.
     """
-    source = open_source(recipe.text.source)
-    path = folder / "vocabulary.model"
-    if not path.exists():
-        with whole(path) as unfinished:
-            _vocabulary(recipe, source).save(unfinished)
-    text = recipe.text
-    rows = text.validation_batches * recipe.training.batch_size
-    token_files.prepare(
+    source = source or open_source(recipe.text.source)
+    fingerprint.claim(recipe, source, folder)
+    # Of several processes one trains the vocabulary, and the others wait for it.
+    with FileLock(folder / "data.lock"):
+        vocabulary = _kept_vocabulary(recipe, source, folder)
+    wrote = token_files.prepare(
         source,
-        Vocabulary.load(path, sentinels=text.sentinels),
+        vocabulary,
         folder,
-        # Rows are longer than inputs, and the last one may not be whole.
-        validation_tokens=2 * (rows + 1) * text.input_length,
+        validation_tokens=fingerprint.validation_tokens(recipe),
         host=host,
         hosts=hosts,
     )
+    if hosts > 1:
+        shards = len(source.training), len(source.validation)
+        token_files.wait(folder, *shards, show)
+    if wrote and host == 0:
+        show(_summary(vocabulary, token_files.counts(folder)))
+
+
+def _kept_vocabulary(recipe, source: Source, folder):
+    """The folder's vocabulary, made if it is not there."""
+    # The record is written last, so that its presence means finished.
+    if not (folder / "vocabulary.json").exists():
+        vocabulary = _vocabulary(recipe, source)
+        with whole(folder / "vocabulary.model") as unfinished:
+            vocabulary.save(unfinished)
+        content = {"sha256": hashlib.sha256(vocabulary.model).hexdigest()}
+        records.write(folder / "vocabulary.json", {"fingerprint": content})
+    return load_vocabulary(recipe, folder)
 
 
 def _vocabulary(recipe, source: Source):
     text = recipe.text
     if text.vocabulary:
         return Vocabulary.load(text.vocabulary, sentinels=text.sentinels)
-    documents = source.training[0]().take(_VOCABULARY_DOCUMENTS)
-    return Vocabulary.train(
-        (d.decode("utf-8") for d in documents.as_numpy_iterator()),
-        size=text.vocabulary_size,
-        sentinels=text.sentinels,
+    try:
+        return Vocabulary.train(
+            source.sample(),
+            size=text.vocabulary_size,
+            sentinels=text.sentinels,
+            coverage=text.vocabulary_coverage,
+            byte_fallback=text.uses_bytes,
+        )
+    except FusionError as error:
+        raise FusionError(
+            f"{error} (text.vocabulary_size={text.vocabulary_size} in the recipe, "
+            f"text.source={text.source!r})"
+        ) from error
+
+
+def _summary(vocabulary, counts):
+    """A line about the vocabulary, which tells whether it fits the text."""
+    unknown, in_bytes = (
+        100 * count / max(counts.tokens, 1) for count in (counts.unknown, counts.bytes)
     )
+    return (
+        f"vocabulary of {vocabulary.size:,} ids: of {counts.tokens:,} tokens "
+        f"{unknown:.2f}% are unknown and {in_bytes:.2f}% are bytes of rare characters"
+    )
+
+
+def load_vocabulary(recipe: Recipe, folder: Path) -> Vocabulary:
+    """Opens the vocabulary that `prepare` has written.
+
+    Args:
+        recipe: `Recipe`.
+        folder: `Path`.
+
+    Raises:
+        FusionError: if there is none, or it is not as it was written.
+    """
+    path = folder / "vocabulary.model"
+    if not path.is_file():
+        raise FusionError(
+            f"There is no vocabulary in {str(folder)!r}. Run `pretrain` first, or bring "
+            "the folder from where it ran."
+        )
+    # An earlier version has no record.
+    expected = fingerprint.recorded(folder).get("vocabulary", {}).get("sha256")
+    if expected not in (None, hashlib.sha256(path.read_bytes()).hexdigest()):
+        raise FusionError(
+            f"The vocabulary {str(path)!r} has been changed or damaged. Bring it again "
+            "from where it was made, or remove the folder to make its data again."
+        )
+    return Vocabulary.load(path, sentinels=recipe.text.sentinels)
 
 
 def load(recipe: Recipe, folder: Path) -> PretrainingData:
@@ -91,9 +168,16 @@ def load(recipe: Recipe, folder: Path) -> PretrainingData:
 
     Returns:
         `PretrainingData`.
+
+    Raises:
+        FileNotFoundError: if a file is missing.
+        FusionError: if a file is not as it was written, or the text is too short for a
+            batch.
     """
     text, batch_size = recipe.text, recipe.training.batch_size
-    vocabulary = Vocabulary.load(folder / "vocabulary.model", sentinels=text.sentinels)
+    vocabulary = load_vocabulary(recipe, folder)
+    made = fingerprint.of_data(folder) or {}
+    training, validation = made.get("shards", (None, None))
     task = SpanCorruption.for_input_length(
         text.input_length,
         first_sentinel=vocabulary.first_sentinel,
@@ -102,11 +186,11 @@ def load(recipe: Recipe, folder: Path) -> PretrainingData:
         mean_span_length=text.mean_span_length,
         sentinels=text.sentinels,
     )
-    return PretrainingData(
+    found = PretrainingData(
         vocabulary=vocabulary,
-        rows=Rows(token_files.read(folder, "training"), task.length),
+        rows=Rows(token_files.read(folder, "training", training), task.length),
         validation=validation_batches(
-            Rows(token_files.read(folder, "validation"), task.length),
+            Rows(token_files.read(folder, "validation", validation), task.length),
             task,
             batch_size=batch_size,
             batches=text.validation_batches,
@@ -114,4 +198,9 @@ def load(recipe: Recipe, folder: Path) -> PretrainingData:
         ),
         task=task,
         batch_size=batch_size,
+        fingerprint=fingerprint.recorded(folder),
     )
+    found.batches(
+        seed=0
+    )  # a text too short for one is refused before any model is built
+    return found

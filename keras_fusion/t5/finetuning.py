@@ -1,4 +1,4 @@
-"""Fine-tunes a T5 on a text-to-text task, and asks it for its answers."""
+"""Fine-tunes a T5 on a text-to-text task, and decodes its answers."""
 
 import collections
 import dataclasses
@@ -10,6 +10,7 @@ import keras
 import numpy as np
 
 from keras_fusion.analysis.flops import training_step_flops
+from keras_fusion.errors import FusionError
 from keras_fusion.t5.batches import arranged, streamed
 from keras_fusion.t5.text_task import TextTask
 from keras_fusion.t5.vocabulary import EOS_ID, PAD_ID, Vocabulary
@@ -24,7 +25,7 @@ class Point:
 
     Attributes:
         step: int. Steps trained.
-        training_loss: float. The mean over the steps since the evaluation before.
+        training_loss: float. The mean over the steps since the previous evaluation.
         metrics: dict from the validation sets to dicts from metrics to values.
     """
 
@@ -35,7 +36,7 @@ class Point:
 
 @dataclasses.dataclass(frozen=True)
 class FineTuned:
-    """What became of a fine-tuning.
+    """The result of a fine-tuning.
 
     Attributes:
         task: string. The task's name.
@@ -65,11 +66,11 @@ class FineTuned:
 
     @property
     def training_loss(self) -> float:
-        """The mean loss since the evaluation before the last."""
+        """The mean training loss since the last evaluation but one."""
         return self.history[-1].training_loss
 
     def to_dict(self) -> dict:
-        """The result as plain data, the last evaluation's also by themselves."""
+        """The result as plain data, with the last evaluation's figures on top."""
         return dataclasses.asdict(self) | {
             "metrics": {name: dict(scores) for name, scores in self.metrics.items()},
             "training_loss": self.training_loss,
@@ -110,7 +111,7 @@ class TaskBatches:
         return arranged(self.inputs[rows], self.targets[rows])
 
 
-@functools.lru_cache(maxsize=4)  # computed once an epoch, not once an example
+@functools.lru_cache(maxsize=4)  # computed once per epoch, not once per example
 def _order(examples, seed, epoch):
     return np.random.default_rng([seed, epoch]).permutation(examples)
 
@@ -133,31 +134,30 @@ def finetune(
 
     Args:
         model: functional Keras model like `keras_hub.models.T5Seq2SeqLM`, which maps a
-            dict of token ids and padding masks to logits. It is compiled anew, and trained
-            in place.
+            dict of token ids and padding masks to logits. It is compiled again, and
+            trained in place.
         task: `TextTask`.
         vocabulary: `Vocabulary` of the model.
-        steps: int. How many to train.
-        batch_size: int. Also that of the evaluations.
+        steps: int. Number of training steps.
+        batch_size: int. The evaluations' too.
         input_length: int. Tokens of an input; longer ones are cut, and keep their end.
         target_length: int. Tokens of a target; all of the task's must fit.
         learning_rate: float. Adafactor multiplies it by the size of each weight. Defaults
             to 0.001, T5's; a model with little pre-training needs about ten times that.
         seed: int. Seeds the order of the examples. Defaults to 0.
-        evaluations: int. How many, evenly spread, the last one after the last step.
-            Defaults to 5.
-        report: function that is given each `Point` when it is known. Defaults to none.
+        evaluations: int. Their number; they are evenly spaced, the last one after the
+            last step. Defaults to 5.
+        report: function that is called with each `Point`. Defaults to none.
 
     Returns:
         A `FineTuned`.
 
     Raises:
-        ValueError: if a target of the task does not fit, or the vocabulary cannot spell
-            it; or if there are no steps.
-        FusionError: on a backend on which FLOPs are not counted.
+        FusionError: if a target of the task does not fit, or the vocabulary cannot spell
+            it; if there are no steps; or on a backend on which FLOPs are not counted.
     """
     if steps < 1:
-        raise ValueError(f"`steps` must be at least 1. Received: steps={steps}.")
+        raise FusionError(f"`steps` must be at least 1. Received: steps={steps}.")
     check_targets(task, vocabulary, target_length)
     batches = TaskBatches(
         encoded(task.training.inputs, vocabulary, input_length),
@@ -165,7 +165,7 @@ def finetune(
         batch_size,
         seed,
     )
-    # Counted first: not every backend can, and then nothing has been trained in vain.
+    # Counted first: on a backend that cannot count them, nothing is trained in vain.
     flops = training_step_flops(compiled(model, learning_rate), batches(0)) * steps
     answer = Answerer(model, vocabulary, batch_size, input_length, target_length)
     history, seconds, evaluation_seconds, begin = [], 0.0, 0.0, 0
@@ -222,10 +222,10 @@ def compiled(model: keras.Model, learning_rate: float) -> keras.Model:
 
 
 class Answerer:
-    """Asks a model for its answers: greedy decoding, a forward pass for each token.
+    """Decodes a model's answers greedily, with one forward pass per token.
 
     Args:
-        model: see `finetune`. Later answers are those of its later weights.
+        model: see `finetune`. It answers with the weights that it has at each call.
         vocabulary: `Vocabulary`.
         batch_size: int.
         input_length: int. Tokens of an input; longer ones are cut.
@@ -258,7 +258,7 @@ class Answerer:
             Tuple of strings.
         """
         rows = encoded(inputs, self.vocabulary, self.input_length)
-        # The last batch is filled up, so that all have one shape and compile once.
+        # The last batch is filled up, so that all have one shape and are compiled once.
         missing = -len(rows) % self.batch_size
         rows = np.pad(rows, ((0, missing), (0, 0)), constant_values=EOS_ID)
         answers = [
@@ -286,7 +286,7 @@ class Answerer:
 def evaluate(
     task: TextTask, answer: Callable[[Sequence[str]], Sequence[str]]
 ) -> dict[str, dict[str, float]]:
-    """Judges the answers to all validation sets of a task.
+    """Scores the answers to all validation sets of a task.
 
     Args:
         task: `TextTask`.
@@ -302,7 +302,7 @@ def evaluate(
 
 
 def majority(task: TextTask) -> dict[str, dict[str, float]]:
-    """What the most frequent target of the training set scores as the only answer.
+    """Scores the training set's most frequent target as the answer to everything.
 
     Args:
         task: `TextTask`.
@@ -325,7 +325,7 @@ def majority(task: TextTask) -> dict[str, dict[str, float]]:
 
 
 def encoded(texts: Sequence[str], vocabulary: Vocabulary, length: int) -> np.ndarray:
-    """Texts as rows of token ids, each closed by the end token.
+    """Encodes texts as rows of token ids, each closed by the end token.
 
     Args:
         texts: sequence of strings.
@@ -344,7 +344,7 @@ def encoded(texts: Sequence[str], vocabulary: Vocabulary, length: int) -> np.nda
 
 
 def check_targets(task: TextTask, vocabulary: Vocabulary, target_length: int) -> None:
-    """Makes sure that every target of a task can be learnt and answered.
+    """Checks that every target of a task can be learnt and decoded.
 
     Args:
         task: `TextTask`.
@@ -352,20 +352,20 @@ def check_targets(task: TextTask, vocabulary: Vocabulary, target_length: int) ->
         target_length: int. Tokens of a target, its end included.
 
     Raises:
-        ValueError: if one does not fit, or the vocabulary cannot spell it.
+        FusionError: if one does not fit, or the vocabulary cannot spell it.
     """
     for text in sorted({*task.labels, *task.training.targets}):
         tokens = vocabulary.encode(text)
         spelt = vocabulary.decode(tokens)
         if spelt != text:
-            raise ValueError(
+            raise FusionError(
                 f"The vocabulary cannot spell the target {text!r} of the task "
                 f"{task.name!r}: it reads {spelt!r}. Train `vocabulary` on text with all "
                 "characters of the targets, such as the targets themselves."
             )
         if len(tokens) >= target_length:
-            raise ValueError(
+            raise FusionError(
                 f"The target {text!r} of the task {task.name!r} has {len(tokens)} tokens "
-                f"and an end, more than target_length={target_length}. Use "
+                f"and the end token, more than target_length={target_length}. Use "
                 f"target_length={len(tokens) + 1} or more."
             )

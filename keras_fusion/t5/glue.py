@@ -1,26 +1,28 @@
 """The tasks of GLUE through tensorflow-datasets, cast text-to-text as T5 casts them.
 
 An input is the task's name and then each feature's name and text, the features sorted by
-name; a target is the label's word, or for STS-B the similarity rounded to a multiple of
-0.2. Label words and features are read from tensorflow-datasets.
+name; a target is the label's name, or for STS-B the similarity rounded to a multiple of
+0.2. Label names and features are read from tensorflow-datasets.
 """
 
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
+from keras_fusion.errors import FusionError
 from keras_fusion.t5 import metrics
 from keras_fusion.t5.text_task import Texts, TextTask
 
 _NOT_TEXT = frozenset({"idx", "label"})
-_SIMILARITY_STEPS = np.float32(5)  # an unit of similarity has so many
+_SIMILARITY_STEPS = np.float32(5)  # one unit of similarity has so many
 
 
 @dataclasses.dataclass(frozen=True)
 class GlueTask:
-    """Where the data of a task lie, and how it is judged.
+    """The data of a task, and the metrics that it is scored by.
 
     Attributes:
         metrics: mapping from the names of the official metrics to functions of the true
@@ -69,7 +71,7 @@ GLUE = {
 
 
 def glue(name: str) -> TextTask:
-    """Opens a task of GLUE, downloading it if it is not there.
+    """Opens a task of GLUE, and downloads it first if it is not there.
 
     Args:
         name: string. A key of `GLUE`.
@@ -77,6 +79,9 @@ def glue(name: str) -> TextTask:
     Returns:
         A `TextTask`. That of `"ax"` is trained and validated on MNLI, and has the
         diagnostic set among its `unlabelled` ones.
+
+    Raises:
+        FusionError: if tensorflow-datasets cannot prepare it, such as without a network.
     """
     row = GLUE[name]
     prefix = row.training or name
@@ -98,7 +103,7 @@ def glue(name: str) -> TextTask:
 
 
 def similarity(label: float) -> str:
-    """The text of a similarity: the nearest multiple of 0.2.
+    """Writes a similarity as text: the nearest multiple of 0.2.
 
     Args:
         label: float between 0 and 5.
@@ -124,13 +129,21 @@ def _builder(config):
 
 
 def _labels(builder):
-    """The label words, or None if the label is a number."""
+    """The names of the labels, or `None` if the label is a number."""
     return getattr(builder.info.features["label"], "names", None)
 
 
 def _texts(config, split, prefix):
-    builder = _builder(config)
-    builder.download_and_prepare()  # does nothing if that has been done
+    builder: Any = _builder(config)
+    try:
+        builder.download_and_prepare()  # does nothing if that has been done
+    # Of many kinds: no network, no space, a file that is not as it was.
+    except Exception as error:
+        first = (str(error).splitlines() or [""])[0]
+        raise FusionError(
+            f"tensorflow-datasets cannot prepare glue/{config}: {type(error).__name__}: "
+            f"{first}"
+        ) from error
     names = _labels(builder)
     # An unlabelled example has the label -1; T5 gives it this text.
     word = similarity if names is None else lambda i: names[i] if i >= 0 else "<unk>"

@@ -1,7 +1,8 @@
 """Counts the FLOPs of a run and evaluates the model at equal distances in FLOPs."""
 
 import dataclasses
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
+from typing import Any
 
 import keras
 
@@ -53,7 +54,7 @@ class FlopsMeter(keras.callbacks.Callback):
     def __init__(
         self,
         cost: Callable[[keras.Model], int],
-        validation,
+        validation: Iterable,
         interval: int,
         at_steps: Collection[int] = (),
     ):
@@ -70,10 +71,11 @@ class FlopsMeter(keras.callbacks.Callback):
 
     def on_train_batch_begin(self, batch, logs=None):
         """Counts the FLOPs of a step again if the model has grown."""
-        parameters = self.model.count_params()
+        model: Any = self.model
+        parameters = model.count_params()
         if parameters == self._parameters:
             return
-        self._step_flops = self.cost(self.model)
+        self._step_flops = self.cost(model)
         if self._parameters is not None:
             self._evaluate()
         self._parameters = parameters
@@ -89,19 +91,19 @@ class FlopsMeter(keras.callbacks.Callback):
     def on_train_end(self, logs=None):
         """Evaluates the trained model."""
         last = self.points[-1] if self.points else None
-        if last is None or (last.step, last.parameters) != (
-            self.step,
-            self.model.count_params(),
-        ):
+        model: Any = self.model
+        now = self.step, model.count_params()
+        if last is None or (last.step, last.parameters) != now:
             self._evaluate()
 
     def _evaluate(self):
-        results = self.model.evaluate(self.validation, verbose=0, return_dict=True)
+        model: Any = self.model
+        results = model.evaluate(self.validation, verbose=0, return_dict=True)
         self.points.append(
             Point(
                 self.step,
                 self.flops,
-                self.model.count_params(),
+                model.count_params(),
                 float(results["loss"]),
                 results.get("accuracy"),
             )

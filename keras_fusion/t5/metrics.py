@@ -1,24 +1,25 @@
 """The official metrics of the tasks, on texts: scikit-learn's and SciPy's functions.
 
-They are shares and correlations: at most 1, not 100. All of them take the task's labels,
-so that they are called alike. A text that is no label is wrong whatever was asked for.
+They are fractions and correlations: at most 1, not 100. All of them take the task's
+labels, so that they have one signature. A text that is not a label is always wrong.
 """
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import scipy.stats
 import sklearn.metrics
 
-# What T5 takes a text for that is no number: lower than every true similarity.
+# T5's value for a text that is not a number: lower than every true similarity.
 NO_NUMBER = -1.0
 
 
 def accuracy(
     truth: Sequence[str], predicted: Sequence[str], labels: Sequence[str] = ()
 ) -> float:
-    """The share of right answers.
+    """The fraction of right answers.
 
     Args:
         truth: sequence of strings.
@@ -42,8 +43,8 @@ def f1(truth: Sequence[str], predicted: Sequence[str], labels: Sequence[str]) ->
 
     Args:
         truth: sequence of strings.
-        predicted: sequence of strings. One that is no label counts as the other label
-            than the true one, as in T5.
+        predicted: sequence of strings. One that is not a label counts as the wrong label,
+            as in T5.
         labels: sequence of two strings, the negative and the positive label.
 
     Returns:
@@ -61,7 +62,8 @@ def f1(truth: Sequence[str], predicted: Sequence[str], labels: Sequence[str]) ->
         p == positive if p in labels else not w
         for p, w in zip(predicted, wanted, strict=True)
     ]
-    return float(sklearn.metrics.f1_score(wanted, found, zero_division=0.0))
+    zero: Any = 0.0  # typed as a string, of which it is one option
+    return float(sklearn.metrics.f1_score(wanted, found, zero_division=zero))
 
 
 def matthews(
@@ -71,7 +73,7 @@ def matthews(
 
     Args:
         truth: sequence of strings.
-        predicted: sequence of strings. Those that are no labels make one further class.
+        predicted: sequence of strings. Those that are not labels form one more class.
         labels: sequence of strings.
 
     Returns:
@@ -95,11 +97,11 @@ def pearson(
 
     Args:
         truth: sequence of strings.
-        predicted: sequence of strings. One that is no number counts as -1, as in T5.
+        predicted: sequence of strings. One that is not a number counts as -1, as in T5.
         labels: not needed.
 
     Returns:
-        Float; 0 where a column is constant, for which there is no correlation.
+        Float; 0 if a column is constant, since it has no correlation.
 
     Example:
 
@@ -117,11 +119,11 @@ def spearman(
 
     Args:
         truth: sequence of strings.
-        predicted: sequence of strings. One that is no number counts as -1, as in T5.
+        predicted: sequence of strings. One that is not a number counts as -1, as in T5.
         labels: not needed.
 
     Returns:
-        Float; 0 where a column is constant, for which there is no correlation.
+        Float; 0 if a column is constant, since it has no correlation.
 
     Example:
 
@@ -144,4 +146,4 @@ def _number(text):
         number = float(text)
     except ValueError:
         return NO_NUMBER
-    return number if math.isfinite(number) else NO_NUMBER  # float("nan") is no answer
+    return number if math.isfinite(number) else NO_NUMBER  # "nan" is no answer

@@ -1,12 +1,15 @@
 """Results as curves: validation loss against training FLOPs."""
 
+import itertools
+import math
 from pathlib import Path
 
 import numpy as np
 
+from keras_fusion.errors import FusionError
 from keras_fusion.t5.results import settings_with_runs
 
-# Okabe and Ito's palette, told apart by the colour-blind too.
+# Okabe and Ito's palette, which the colour-blind can tell apart too.
 _COLOURS = (
     "#D55E00",
     "#0072B2",
@@ -23,14 +26,17 @@ def draw(results: dict, folder: Path) -> list[Path]:
     """Draws a picture for each table.
 
     On the left the FLOPs of a tree's root count alone; on the right its parents' come
-    first. The line is the mean over the seeds, the band goes from the least to the most.
+    first. The line is the mean over the seeds, the band their range.
 
     Args:
         results: what `results.collect` returns.
         folder: `Path`. Gets `t5_SCALE_TABLE.png`.
 
     Returns:
-        List of the `Path`s that were written.
+        List of the `Path`s that were written; empty if nothing has been trained.
+
+    Raises:
+        FusionError: if the seeds of a setting were evaluated after different steps.
     """
     paths = []
     for name, table in results["tables"].items():
@@ -47,7 +53,7 @@ def _draw(title, table, path):
     sides = figure.subplots(1, 2, sharey=True)
     for axes, with_parents in zip(sides, (False, True), strict=True):
         for (name, setting), colour in zip(
-            settings_with_runs(table), _COLOURS, strict=False
+            settings_with_runs(table), itertools.cycle(_COLOURS)
         ):
             _curve(axes, name, setting["runs"], colour, with_parents)
         axes.set_xlabel(
@@ -57,7 +63,7 @@ def _draw(title, table, path):
         axes.set_xlim(left=0)
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-    sides[0].set_ylabel("validation loss (nats a token)")
+    sides[0].set_ylabel("validation loss (nats per token)")
     sides[0].set_ylim(*_limits(table))
     handles = sides[1].get_legend_handles_labels()
     figure.legend(*handles, loc="outside lower center", ncols=4, frameon=False)
@@ -67,6 +73,11 @@ def _draw(title, table, path):
 
 
 def _curve(axes, name, runs, colour, with_parents):
+    if len({tuple(p["step"] for p in run["points"]) for run in runs}) > 1:
+        raise FusionError(
+            f"The seeds of {name!r} were evaluated after different steps, so they have no "
+            "mean curve. Train them with one recipe, or leave the setting out of it."
+        )
     losses = np.array([[p["loss"] for p in run["points"]] for run in runs])
     steps = np.array([p["step"] for p in runs[0]["points"]])
     cost = runs[0]["cost"]
@@ -79,9 +90,13 @@ def _curve(axes, name, runs, colour, with_parents):
 
 
 def _limits(table):
-    """Leaves out the first fall of trainings from scratch, which hides all else."""
+    """Limits without the first fall of trainings from scratch, which dwarfs the rest."""
     runs = [run for _, s in settings_with_runs(table) for run in s["runs"]]
     ends = [run["loss"] for run in runs]
-    upper = max(max(ends), *(run["points"][0]["loss"] for run in runs if run["start"]))
-    spread = upper - min(ends)
-    return min(ends) - 0.05 * spread, upper + 0.15 * spread
+    starts = [run["points"][0]["loss"] for run in runs if run["start"]]
+    shown = [loss for loss in (*ends, *starts) if math.isfinite(loss)]
+    if not shown:  # all of them diverged
+        return None, None
+    lowest, upper = min(shown), max(shown)
+    spread = upper - lowest or 1.0  # of a single run
+    return lowest - 0.05 * spread, upper + 0.15 * spread

@@ -1,12 +1,14 @@
 """Trains one node of a tree: from scratch or from a fusion, resumable at any step."""
 
 import time
+from collections.abc import Callable
+from typing import Any, cast
 
 import keras
 
 import keras_fusion
 from keras_fusion.analysis.flops import training_step_flops
-from keras_fusion.t5 import strategy
+from keras_fusion.t5 import fingerprint, strategy
 from keras_fusion.t5.data import PretrainingData
 from keras_fusion.t5.model import build
 from keras_fusion.t5.rate import WarmupStableDecay
@@ -14,6 +16,8 @@ from keras_fusion.t5.recipe import Recipe
 from keras_fusion.t5.snapshot import restore, snapshot
 from keras_fusion.t5.store import Entry, Store
 from keras_fusion.t5.tree import Node
+
+_SILENT: Any = 0  # Keras's annotation of `verbose` is narrower than what it takes
 
 
 def train(
@@ -24,7 +28,7 @@ def train(
     store: Store,
     *,
     devices: int = 1,
-    show=print,
+    show: Callable[[str], None] = print,
 ) -> dict:
     """Trains a node to its end, from where an earlier process left it.
 
@@ -34,13 +38,20 @@ def train(
         recipe: `Recipe`.
         data: `PretrainingData`.
         store: `Store`.
-        devices: int. How many compute, for accelerator hours. Defaults to 1.
+        devices: int. Number of devices that compute, for accelerator hours. Defaults to 1.
         show: function that shows a line. Defaults to `print`.
 
     Returns:
         The figures, which are kept in the store as well.
+
+    Raises:
+        FusionError: if the state of an earlier process cannot be read, or is of another
+            recipe, text or vocabulary.
     """
     entry = store.entry(seed, node)
+    made_from = fingerprint.of_training(node, seed, recipe, store, data.fingerprint)
+    fingerprint.check_state(entry, made_from)
+    kept = entry.load_state()
     model, start = starting_point(node, seed, recipe, data, store)
     compiled(model, node, recipe)
     batches = data.batches(node.seed(seed), *strategy.host())
@@ -48,6 +59,7 @@ def train(
     figures = {
         "node": node.name,
         "seed": seed,
+        "fingerprint": made_from,
         "parameters": model.count_params(),
         "step_flops": training_step_flops(model, batches(0)),
         "devices": devices,
@@ -57,10 +69,12 @@ def train(
         "points": [],
     }
     model.optimizer.build(model.trainable_variables)
-    kept = entry.load_state()
     if kept is not None:
-        restore(model, kept[0])
-        # What the state tells of the machine it ran on may be other now.
+        try:
+            restore(model, kept[0])
+        except ValueError as error:  # of another number or shape
+            raise entry.unusable_state(error) from error
+        # The rest describes the machine, which may be another one now.
         figures |= {k: kept[1][k] for k in ("start", "step", "seconds", "points")}
     keeper = _Keeper(entry, figures, recipe, data, steps, show)
     if not figures["points"]:
@@ -69,7 +83,7 @@ def train(
         model.fit(
             batches.dataset(figures["step"]),
             steps_per_epoch=steps - figures["step"],
-            verbose=0,
+            verbose=_SILENT,
             shuffle=False,  # the batches are shuffled already
             callbacks=[keeper],
         )
@@ -85,7 +99,7 @@ def train(
 def starting_point(
     node: Node, seed: int, recipe: Recipe, data: PretrainingData, store: Store
 ) -> tuple[keras.Model, dict]:
-    """The model that a node's training begins with.
+    """Makes the model that a node's training begins with.
 
     Args:
         node: `Node`.
@@ -96,7 +110,7 @@ def starting_point(
 
     Returns:
         Tuple of the model, and what is known of its fusion: the largest and mean relative
-        change of the outputs; empty for a training from scratch.
+        change of the outputs; an empty dict for a training from scratch.
     """
     own = node.seed(seed)
     if not node.parents:
@@ -104,23 +118,24 @@ def starting_point(
         return build(architecture, seed=own), {}
     parents = [store.entry(seed, parent).model() for parent in node.parents]
     features = data.batches(own)(0)[0]
-    fusion = recipe.fusion
-    scale = node.option("off_diagonal_scale", fusion.off_diagonal_scale)
+    noise = recipe.off_diagonal(node)
+    scale = recipe.noise_scale(node)
     if node.copies > 1:
         fused = keras_fusion.fuse(
             parents[0],
             factor=node.copies,
-            off_diagonal=node.option("off_diagonal", fusion.self_off_diagonal),
-            off_diagonal_scale=scale,
+            off_diagonal=noise,
+            noise_scale=scale,
             seed=own,
         )
     else:
+        norms = recipe.fusion.norms
         fused = keras_fusion.fuse(
             parents,
-            off_diagonal=node.option("off_diagonal", fusion.off_diagonal),
-            off_diagonal_scale=scale,
-            norms=fusion.norms,
-            batch=features if fusion.norms == "calibrated" else None,
+            off_diagonal=noise,
+            noise_scale=scale,
+            norms=norms,
+            probe=features if norms == "calibrated" else None,
             seed=own,
         )
     difference = keras_fusion.fusion_report(parents, fused, features).difference
@@ -130,14 +145,13 @@ def starting_point(
 def compiled(model: keras.Model, node: Node, recipe: Recipe) -> keras.Model:
     """Compiles a node's model for pre-training, and returns it."""
     training = recipe.training
-    factor = training.fused_rate if node.parents else 1.0
-    rate = WarmupStableDecay(
-        training.peak_rate * node.option("rate", factor),
+    rate: Any = WarmupStableDecay(
+        training.peak_rate * recipe.rate(node),
         training.warmup_steps,
         decay_from=training.constant_steps,
     )
     model.compile(
-        # The rate is the schedule's own; Adafactor would put another one under it.
+        # The schedule is the whole rate; Adafactor would multiply it by one of its own.
         optimizer=keras.optimizers.Adafactor(rate, relative_step=False),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=[],
@@ -147,9 +161,17 @@ def compiled(model: keras.Model, node: Node, recipe: Recipe) -> keras.Model:
 
 
 class _Keeper(keras.callbacks.Callback):
-    """Counts, evaluates, keeps the state, and shows a line."""
+    """Counts steps, evaluates, saves the state, and shows a line."""
 
-    def __init__(self, entry: Entry, figures, recipe, data, steps, show):
+    def __init__(
+        self,
+        entry: Entry,
+        figures: dict,
+        recipe: Recipe,
+        data: PretrainingData,
+        steps: int,
+        show: Callable[[str], None],
+    ):
         super().__init__()
         self.entry, self.figures, self.steps, self.show = entry, figures, steps, show
         self.every = recipe.training.evaluate_every
@@ -160,19 +182,19 @@ class _Keeper(keras.callbacks.Callback):
         self._began = time.perf_counter()
 
     def on_train_batch_end(self, batch, logs=None):
-        figures = self.figures
+        figures, model = self.figures, cast(keras.Model, self.model)
         figures["step"] += 1
-        # Evaluations and files are no part of the training's time.
+        # Evaluations and files do not count as training time.
         figures["seconds"] += time.perf_counter() - self._began
         last = figures["step"] == self.steps
         if last or figures["step"] % self.every == 0:
-            self.evaluate(self.model)
+            self.evaluate(model)
         if last or figures["step"] % self.keep_every == 0:
-            self.entry.save_state(snapshot(self.model), figures)
+            self.entry.save_state(snapshot(model), figures)
 
-    def evaluate(self, model):
+    def evaluate(self, model: keras.Model) -> None:
         """Adds a point to the curve."""
-        found = model.evaluate(self.validation, verbose=0, return_dict=True)
+        found = model.evaluate(self.validation, verbose=_SILENT, return_dict=True)
         figures = self.figures
         figures["points"].append(
             {

@@ -1,7 +1,10 @@
 """The learning rate of all trainings here: it warms up, stays, and falls."""
 
+from typing import Any
+
 import keras
-from keras import ops
+
+ops: Any = keras.ops  # annotated as if its functions could return nothing
 
 
 @keras.saving.register_keras_serializable(package="keras_fusion")
@@ -32,13 +35,19 @@ class WarmupStableDecay(keras.optimizers.schedules.LearningRateSchedule):
     al., JMLR 2020, section 3.1.2.
     """
 
-    def __init__(self, peak, warmup_steps=0, decay_from=None, decay_to=None):
+    def __init__(
+        self,
+        peak: float,
+        warmup_steps: int = 0,
+        decay_from: "float | keras.Variable | None" = None,
+        decay_to: "float | keras.Variable | None" = None,
+    ):
         self.peak = peak
         self.warmup_steps = warmup_steps
         self.decay_from = decay_from
         self.decay_to = decay_to
 
-    def __call__(self, step):
+    def __call__(self, step: Any) -> Any:
         """The rate of the update that follows `step` updates."""
         step = ops.cast(step, "float32")
         share = ops.minimum((step + 1.0) / max(self.warmup_steps, 1), 1.0)
@@ -51,7 +60,7 @@ class WarmupStableDecay(keras.optimizers.schedules.LearningRateSchedule):
         fall = (self.decay_to - step) / length
         return self.peak * ops.clip(ops.minimum(share, fall), 0.0, 1.0)
 
-    def get_config(self):
+    def get_config(self) -> dict:
         """The constructor's arguments, variables as their present values."""
         return {
             "peak": self.peak,
@@ -61,7 +70,7 @@ class WarmupStableDecay(keras.optimizers.schedules.LearningRateSchedule):
         }
 
 
-def _number(value):
+def _number(value: Any) -> Any:
     if isinstance(value, keras.Variable):
         return float(ops.convert_to_numpy(value))
     return value
@@ -72,7 +81,7 @@ class InverseSquareRoot(WarmupStableDecay):
     """The name and the config that T5's rate has in files of version 0.1.0."""
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: dict) -> WarmupStableDecay:
         """The same rate under its present name."""
         peak, warmup = config["peak"], config["warmup_steps"]
         return WarmupStableDecay(peak, warmup, decay_from=config["constant_steps"])

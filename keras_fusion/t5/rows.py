@@ -6,18 +6,21 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from keras_fusion.errors import FusionError
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Rows:
-    """Rows of tokens: documents lie in them one after the other, without padding.
+    """Rows of tokens, filled with one document after the other, without padding.
 
     Args:
         streams: sequence of integer arrays of shape `(tokens,)`, in memory or mapped from
-            files. No row goes over the end of one; the last tokens of each are left out.
+            files. No row crosses the end of a stream; the last tokens of each are left
+            out.
         length: int. Tokens in a row.
 
     Raises:
-        ValueError: if the streams are shorter than a row.
+        FusionError: if the streams are shorter than a row.
 
     Example:
 
@@ -36,10 +39,10 @@ class Rows:
     def __post_init__(self):
         if not len(self):
             sizes = [len(s) for s in self.streams]
-            raise ValueError(
-                f"The streams have {sizes} tokens, which do not make a row of "
-                f"length={self.length} that may begin anywhere in the first so many. Use "
-                "more text, or shorter rows."
+            raise FusionError(
+                f"The text has {sum(sizes)} tokens in {len(sizes)} parts, of which none "
+                f"has the {2 * self.length - 1} tokens that rows of length={self.length} "
+                "need to begin anywhere. Use more text, or shorter rows."
             )
 
     def __len__(self) -> int:

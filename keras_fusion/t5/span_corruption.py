@@ -16,8 +16,11 @@ Text-to-Text Transformer, JMLR 2020, section 3.1.4; the counts follow its code
 import bisect
 import dataclasses
 import math
+from typing import Any
 
 import numpy as np
+
+from keras_fusion.errors import FusionError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,12 +32,11 @@ class SpanCorruption:
         first_sentinel: int. The id of the first sentinel; later ones count downwards.
         eos_id: int. The id that closes inputs and targets.
         noise_density: float. The share of tokens to cut out. Defaults to 0.15.
-        mean_span_length: float. The mean length of what is cut out in one piece.
-            Defaults to 3.0.
-        sentinels: int. How many there are. Defaults to 100, as in T5.
+        mean_span_length: float. The mean length of the spans. Defaults to 3.0.
+        sentinels: int. Number of sentinels. Defaults to 100, as in T5.
 
     Raises:
-        ValueError: for arguments that cannot be met; the message says which.
+        FusionError: for arguments that cannot be met, which the message names.
 
     Example:
 
@@ -56,43 +58,46 @@ class SpanCorruption:
 
     def __post_init__(self):
         if self.length < 2:
-            raise ValueError(
+            raise FusionError(
                 "`length` must be at least 2, one token to cut out and one to keep. "
                 f"Received: length={self.length}."
             )
         if not 0 < self.noise_density < 1 or self.mean_span_length < 1:
-            raise ValueError(
+            raise FusionError(
                 "`noise_density` must lie between 0 and 1, and `mean_span_length` be at "
                 f"least 1. Received: noise_density={self.noise_density}, "
                 f"mean_span_length={self.mean_span_length}."
             )
         if self.spans > self.sentinels:
-            raise ValueError(
+            raise FusionError(
                 f"A row of length={self.length} has {self.spans} spans, more than "
                 f"sentinels={self.sentinels}. Take shorter rows or more sentinels."
             )
 
     @classmethod
-    def for_input_length(cls, input_length: int, **options) -> "SpanCorruption":
-        """The task of the longest rows whose inputs fit.
+    def for_input_length(cls, input_length: int, **options: Any) -> "SpanCorruption":
+        """Makes the task with the longest rows whose inputs fit.
 
         Args:
             input_length: int. T5's is 512, which holds rows of 568 tokens.
             **options: the other arguments of the class.
 
         Returns:
-            A `SpanCorruption` whose `input_length` is the one asked for.
+            A `SpanCorruption` whose `input_length` is at most the one asked for.
+
+        Raises:
+            FusionError: if nothing fits.
         """
         kept = 1 - options.get("noise_density", cls.noise_density)
         lengths = range(2, math.ceil(input_length / kept) + 2)
         length = bisect.bisect_right(
             lengths,
             input_length,
-            # How many sentinels there are counts for the result only.
+            # The number of sentinels matters for the result only.
             key=lambda n: cls(n, **options | {"sentinels": n}).input_length,
         )
         if not length:
-            raise ValueError(
+            raise FusionError(
                 "`input_length` must be at least 3: a token, a sentinel and the end. "
                 f"Received: input_length={input_length}."
             )
@@ -100,24 +105,24 @@ class SpanCorruption:
 
     @property
     def noise_tokens(self) -> int:
-        """How many tokens of a row are cut out."""
+        """Number of tokens that are cut out of a row."""
         return min(max(round(self.length * self.noise_density), 1), self.length - 1)
 
     @property
     def spans(self) -> int:
-        """In how many spans they are cut out."""
+        """Number of spans in which they are cut out."""
         # Each span is preceded by at least one token that stays.
         most = min(self.noise_tokens, self.length - self.noise_tokens)
         return min(max(round(self.noise_tokens / self.mean_span_length), 1), most)
 
     @property
     def input_length(self) -> int:
-        """Tokens in a row of inputs."""
+        """Number of tokens in a row of inputs."""
         return self.length - self.noise_tokens + self.spans + 1
 
     @property
     def target_length(self) -> int:
-        """Tokens in a row of targets."""
+        """Number of tokens in a row of targets."""
         return self.noise_tokens + self.spans + 1
 
     def corrupt(
@@ -134,10 +139,10 @@ class SpanCorruption:
             `(rows, target_length)`, of the type of `tokens`.
 
         Raises:
-            ValueError: if `tokens` has another shape.
+            FusionError: if `tokens` has another shape.
         """
         if tokens.ndim != 2 or tokens.shape[1] != self.length:
-            raise ValueError(
+            raise FusionError(
                 f"`tokens` must have the shape (rows, {self.length}). Received an array "
                 f"of shape {tokens.shape}."
             )
@@ -145,7 +150,7 @@ class SpanCorruption:
         return self._replace_spans(tokens, noise), self._replace_spans(tokens, ~noise)
 
     def noise_mask(self, rows: int, rng: np.random.Generator) -> np.ndarray:
-        """Draws which tokens to cut out; every row begins with one that stays.
+        """Draws the tokens to cut out; every row begins with one that stays.
 
         Args:
             rows: int.
@@ -195,7 +200,7 @@ class SpanCorruption:
 
 def _random_lengths(rows, total, parts, rng):
     """Splits `total` into `parts` positive lengths, each split equally likely."""
-    # A split is a choice of parts - 1 places to cut, of total - 1.
+    # A split is a choice of parts - 1 cuts out of total - 1 places.
     order = rng.random((rows, total - 1)).argsort(axis=1)
     cuts = np.sort(order[:, : parts - 1] + 1, axis=1)
     bounds = np.pad(cuts, ((0, 0), (1, 1)), constant_values=((0, 0), (0, total)))

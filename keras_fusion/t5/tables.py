@@ -1,5 +1,7 @@
 """Results as tables in Markdown."""
 
+from collections.abc import Sequence
+
 from keras_fusion.t5.markdown import table as written
 from keras_fusion.t5.results import Statistics, flops_to_reach, settings_with_runs
 
@@ -26,7 +28,7 @@ def markdown(results: dict) -> str:
 
 
 def pretraining(table: dict) -> str:
-    """Validation loss and token accuracy of each setting, and what fusion kept.
+    """Validation loss and token accuracy of each setting, and the change by its fusion.
 
     Args:
         table: one of `results["tables"]`.
@@ -60,25 +62,21 @@ def pretraining(table: dict) -> str:
 
 
 def costs(table: dict) -> str:
-    """What each setting cost, with its parents and without.
+    """Cost of each setting, with its parents and without.
 
     Args:
         table: one of `results["tables"]`.
     """
     baseline = table["settings"][table["baseline"]]["runs"]
-    loss = Statistics.of([r["loss"] for r in baseline]).mean if baseline else None
-    whole = baseline[0]["cost"]["flops"] if baseline else None
     rows = []
     for name, setting in settings_with_runs(table):
         cost = [run["cost"] for run in setting["runs"]]
-        reached = [flops_to_reach(r, loss) for r in setting["runs"]] if baseline else []
         rows.append(
             (
                 name,
                 f"{cost[0]['flops'] / 1e12:.2f}",
                 f"{cost[0]['own_flops'] / 1e12:.2f}",
-                _share([r and r[0] for r in reached], whole),
-                _share([r and r[1] for r in reached], whole),
+                *_shares(setting["runs"], baseline),
                 _of([60 * c["accelerator_hours"] for c in cost], 1),
                 _of([60 * c["own_accelerator_hours"] for c in cost], 1),
                 _of([60 * c["hours_in_series"] for c in cost], 1),
@@ -100,7 +98,7 @@ def costs(table: dict) -> str:
 
 
 def finetuning(table: dict) -> str:
-    """What each setting's model scores on the tasks it was fine-tuned on.
+    """Scores of each setting's model on the tasks that it was fine-tuned on.
 
     Args:
         table: one of `results["tables"]`.
@@ -131,8 +129,20 @@ def _of(values, digits):
     return Statistics.of(values).text(digits) if values else ""
 
 
-def _share(flops, whole):
-    """The mean share of the baseline's FLOPs; how many never got there."""
+def _shares(runs, baseline):
+    """The FLOPs to the baseline's loss, with those of the parents and without."""
+    if not baseline:
+        return "", ""
+    loss = Statistics.of([run["loss"] for run in baseline]).mean
+    whole = baseline[0]["cost"]["flops"]
+    reached = [flops_to_reach(run, loss) for run in runs]
+    return tuple(
+        _share([flops and flops[part] for flops in reached], whole) for part in (0, 1)
+    )
+
+
+def _share(flops: Sequence[int | None], whole: int) -> str:
+    """The mean share of the baseline's FLOPs, and how many runs never got there."""
     found = [f for f in flops if f is not None]
     if not found:
         return "never"

@@ -1,5 +1,6 @@
 """Opens a task by its name."""
 
+from keras_fusion.errors import FusionError
 from keras_fusion.t5.builtin_task import builtin
 from keras_fusion.t5.glue import GLUE, glue
 from keras_fusion.t5.text_task import TextTask
@@ -19,7 +20,7 @@ def open_task(name: str) -> TextTask:
         A `TextTask`.
 
     Raises:
-        ValueError: if there is no such task.
+        FusionError: if there is no such task.
 
     Example:
 
@@ -27,8 +28,17 @@ def open_task(name: str) -> TextTask:
     >>> open_task("builtin").labels
     ('asyncio', 'email', 'http', 'logging', 'unittest', 'xml')
     """
+    check_name(name)
+    return builtin() if name == "builtin" else glue(name)
+
+
+def check_name(name: str) -> None:
+    """Checks that there is a task of this name.
+
+    Raises:
+        FusionError: listing those that there are.
+    """
     if name not in NAMES:
-        raise ValueError(
+        raise FusionError(
             f"A task is one of {', '.join(NAMES)}. Received: name={name!r}."
         )
-    return builtin() if name == "builtin" else glue(name)

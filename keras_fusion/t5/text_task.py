@@ -1,7 +1,9 @@
-"""What a text-to-text task is: texts in, texts out, and how to judge them."""
+"""A text-to-text task: texts in, texts out, and metrics of the answers."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+
+from keras_fusion.errors import FusionError
 
 Metric = Callable[[Sequence[str], Sequence[str]], float]
 
@@ -12,10 +14,10 @@ class Texts:
 
     Args:
         inputs: tuple of strings.
-        targets: tuple of strings, as many.
+        targets: tuple of as many strings.
 
     Raises:
-        ValueError: if there are more of one than of the other.
+        FusionError: if there are more of one than of the other.
     """
 
     inputs: tuple[str, ...]
@@ -23,8 +25,8 @@ class Texts:
 
     def __post_init__(self):
         if len(self.inputs) != len(self.targets):
-            raise ValueError(
-                "`inputs` and `targets` must be equally many. Received: "
+            raise FusionError(
+                "`inputs` and `targets` must have the same length. Received: "
                 f"{len(self.inputs)} inputs, {len(self.targets)} targets."
             )
 
@@ -40,13 +42,13 @@ class TextTask:
         name: string.
         training: `Texts`.
         validation: mapping from the names of the validation sets to their `Texts`.
-        labels: tuple of strings. The possible targets in their order; empty for a
-            regression, whose targets are numbers.
+        labels: tuple of strings. The possible targets in order; empty for a regression,
+            whose targets are numbers.
         metrics: mapping from a metric's name to a function of the true and the predicted
             targets, two sequences of strings, that returns a float.
-        unlabelled: mapping from the names of the sets whose targets nobody has published
-            to their inputs. A model is asked for its answers to them, and no metric is
-            computed. Defaults to none.
+        unlabelled: mapping from the names of the sets whose targets are not published to
+            their inputs. A model's answers to them are kept, and no metric is computed.
+            Defaults to none.
 
     Example:
 
@@ -66,10 +68,10 @@ class TextTask:
     unlabelled: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
 
     def score(self, name: str, predicted: Sequence[str]) -> dict[str, float]:
-        """Judges predictions for a validation set.
+        """Scores predictions for a validation set.
 
         Args:
-            name: string. Which set.
+            name: string. The set's name.
             predicted: sequence of strings, one for each of its inputs.
 
         Returns:

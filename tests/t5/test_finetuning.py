@@ -171,7 +171,7 @@ def test_target_that_does_not_fit(task, vocabulary):
     task = dataclasses.replace(task, labels=("blue", "the sky"))
     tokens = len(vocabulary.encode("the sky"))
     message = (
-        f"'the sky' of the task 'color' has {tokens} tokens and an end, more than "
+        f"'the sky' of the task 'color' has {tokens} tokens and the end token, more than "
         f"target_length={tokens}. Use target_length={tokens + 1} or more"
     )
     model = chain_model(np.arange(vocabulary.size))

@@ -9,33 +9,20 @@ import sys
 
 import keras
 import pytest
+from t5_stores import begin, write_recipe
 
 from keras_fusion.t5 import __main__ as command_line
-from keras_fusion.t5 import recipe
+from keras_fusion.t5.data import prepare
+from keras_fusion.t5.recipe import load
+from keras_fusion.t5.store import Store
 
 TREES = ["--tree", "M(S, S)", "--tree", "M(2*S)"]
-NUMBERS = {
-    "vocabulary_size": 400,
-    "sentinels": 16,
-    "input_length": 40,
-    "validation_batches": 2,
-    "batch_size": 4,
-    "evaluate_every": 10,
-    "checkpoint_every": 7,
-    "steps": 40,
-    "seeds": 1,
-}
 
 
 @pytest.fixture(scope="module")
 def scale(tmp_path_factory):
     """The tiny recipe with smaller numbers."""
-    text = (recipe.FOLDER / "tiny.toml").read_text()
-    for key, value in NUMBERS.items():
-        text = re.sub(rf"(?m)^{key} = \d+", f"{key} = {value}", text)
-    path = tmp_path_factory.mktemp("recipe") / "smoke.toml"
-    path.write_text(text)
-    return str(path)
+    return write_recipe(tmp_path_factory.mktemp("recipe") / "smoke.toml")
 
 
 def run(*words):
@@ -99,14 +86,29 @@ def test_a_killed_tree_ends_as_one_that_ran_through(tmp_path, scale):
 
 
 @pytest.mark.slow
+def test_a_state_of_another_model_is_refused(tmp_path, scale, capsys):
+    words = "pretrain", "--scale", scale, "--output", tmp_path / "out", "--tree", "S"
+    prepare(load(scale), tmp_path / "out" / "data")
+    entry = begin(Store(tmp_path / "out"), scale, "S")  # arrays of its own
+    assert run(*words) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "state.npz' cannot be used: ValueError" in line and "Remove it" in line
+    assert not entry.finished
+
+
+@pytest.mark.slow
 def test_from_a_tree_to_tables_and_curves(tmp_path, scale, capsys):
     output = "--scale", scale, "--output", tmp_path / "out"
-    assert run("pretrain", *output, "--tree", "M(S2, S1)", "--only") == 1
+    assert run("pretrain", *output, "--tree", "M(S2, S1)", "--only") == 2
     assert "starts from 'S2', which has not finished" in capsys.readouterr().err
     assert run("pretrain", *output, "--tree", "M(S, S)", "--dry-run") == 0
     assert "to do           40 steps  M(S1,S2)" in capsys.readouterr().out
     assert run("pretrain", *output, "--tree", "M", *TREES) == 0
     assert run("finetune", *output, "--tree", "M(S, S)") == 0
+    # A second time there is nothing to do; with another rate it would be another tuning.
+    capsys.readouterr()
+    assert run("finetune", *output, "--tree", "M(S, S)") == 0
+    assert capsys.readouterr().out == ""
     page = tmp_path / "page.md"
     page.write_text("<!-- tables begin -->\n<!-- tables end -->\n")
     assert run("table", *output, "--docs", page) == 0
@@ -119,15 +121,7 @@ def test_from_a_tree_to_tables_and_curves(tmp_path, scale, capsys):
     (folder,) = (tmp_path / "out" / "seed-0").glob("M-2-S1-*")
     result = json.loads((folder / "result.json").read_text())
     assert result["start"]["largest_change"] < 1e-5
+    assert result["fingerprint"]["recipe"]["steps"] == 40
+    assert set(result["fingerprint"]["parents"]) == {"S1"}
     model = keras.saving.load_model(folder / "model.keras", compile=False)
     assert model.count_params() == result["parameters"]
-
-
-def test_words_that_do_not_fit_are_refused(tmp_path, capsys):
-    for words, message in (
-        (["--scale", "huge"], "scale='huge'"),
-        (["--tree", "M(S"], "cannot be read at position 3"),
-        (["--source", "nowhere", "--output", str(tmp_path)], "source='nowhere'"),
-    ):
-        assert run("pretrain", *words) == 1
-        assert message in capsys.readouterr().err

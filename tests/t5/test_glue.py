@@ -258,5 +258,7 @@ def test_unknown_task():
 
 
 def test_texts_are_equally_many():
-    with pytest.raises(ValueError, match="equally many. Received: 2 inputs, 1 targets"):
+    with pytest.raises(
+        ValueError, match="the same length. Received: 2 inputs, 1 targets"
+    ):
         Texts(("a", "b"), ("c",))

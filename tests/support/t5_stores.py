@@ -1,0 +1,123 @@
+"""A small recipe, and output folders as trainings leave them, without the trainings."""
+
+import json
+import random
+import re
+
+import numpy as np
+
+from keras_fusion.t5 import fingerprint, recipe
+from keras_fusion.t5.store import Store
+from keras_fusion.t5.tree import parse, trainings
+
+NUMBERS = {
+    "vocabulary_size": 400,
+    "sentinels": 16,
+    "input_length": 40,
+    "validation_batches": 2,
+    "batch_size": 4,
+    "evaluate_every": 10,
+    "checkpoint_every": 7,
+    "steps": 40,
+    "seeds": 1,
+}
+
+
+def write_recipe(path, **changes):
+    """The tiny recipe with smaller numbers and some changes, as a file."""
+    text = (recipe.FOLDER / "tiny.toml").read_text()
+    for key, value in (NUMBERS | changes).items():
+        text, count = re.subn(rf"(?m)^{key} = .*", f"{key} = {json.dumps(value)}", text)
+        assert count, key
+    path.write_text(text)
+    return str(path)
+
+
+def write_texts(folder, count=60, text="This is the document number {}, a short one."):
+    """A folder of text files, some of which are held out by their names."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(count):
+        (folder / f"{number:03}.txt").write_text(text.format(number), encoding="utf-8")
+    return folder
+
+
+def figures(loss=2.0):
+    """The figures of a result, whatever was trained."""
+    return {
+        "parameters": 7,
+        "start": {},
+        "loss": loss,
+        "accuracy": 0.5,
+        "step_flops": 11,
+        "flops": 440,
+        "seconds": 60.0,
+        "devices": 1,
+        "points": [
+            {"step": s, "loss": 4.0 - s / 20, "accuracy": 0.5} for s in range(0, 41, 10)
+        ],
+    }
+
+
+def finish(store, scale, *trees, seed=0, fingerprints=True):
+    """Writes results for all trainings of some trees, as `pretrain` does."""
+    found = recipe.load(scale)
+    for node in trainings(map(parse, trees)):
+        result = figures() | {"node": node.name, "seed": seed}
+        if node.parents:
+            result["start"] = {"largest_change": 0.2, "mean_change": 0.1}
+        if fingerprints:
+            data = fingerprint.recorded(store.data)
+            made_from = fingerprint.of_training(node, seed, found, store, data)
+            result["fingerprint"] = made_from
+        store.entry(seed, node).write("result", result)
+
+
+def begin(store, scale, tree, seed=0, step=10):
+    """Writes a state for the root of a tree, as `pretrain` does."""
+    node, found = parse(tree), recipe.load(scale)
+    data = fingerprint.recorded(store.data)
+    made_from = fingerprint.of_training(node, seed, found, store, data)
+    entry = store.entry(seed, node)
+    entry.folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(0)
+    arrays = [rng.normal(size=(3, 4)).astype("float32") for _ in range(5)]
+    entry.save_state(arrays, {"fingerprint": made_from, "step": step})
+    return entry
+
+
+def finished_store(folder, scale, *trees, **options):
+    """A `Store` in which some trees have finished."""
+    store = Store(folder)
+    finish(store, scale, *trees, **options)
+    return store
+
+
+def damaged(content, rng):
+    """Bytes with one damage of a kind that disks and copies make."""
+    content = bytearray(content)
+    kind = rng.choice(["flip", "byte", "cut", "zeros", "gone", "garbage"])
+    place = rng.randrange(len(content))
+    if kind == "flip":
+        content[place] ^= 1 << rng.randrange(8)
+    elif kind == "byte":
+        content[place] = (content[place] + rng.randrange(1, 256)) % 256
+    elif kind == "cut":
+        del content[place:]
+    elif kind == "zeros":
+        content[place:] = bytes(len(content) - place)
+    elif kind == "gone":
+        del content[place : place + rng.randrange(1, 20)]
+    else:
+        content[:] = rng.randbytes(len(content))
+    return bytes(content)
+
+
+def damages(path, count, seed=0):
+    """Writes damaged versions of a file, one after the other, and then the file again."""
+    whole, rng = path.read_bytes(), random.Random(seed)
+    for _ in range(count):
+        broken = damaged(whole, rng)
+        if broken != whole:
+            path.write_bytes(broken)
+            yield broken
+    path.write_bytes(whole)
