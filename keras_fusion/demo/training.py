@@ -181,12 +181,14 @@ class Bar(keras.callbacks.Callback):
     def on_train_begin(self, logs=None):
         """Begins the bar."""
         self._bar = tqdm.tqdm(
-            desc=f"{self.title:<18}", total=self.params["steps"], unit="step"
+            desc=f"{self.title:<18}",
+            total=(self.params or {}).get("steps"),
+            unit="step",
         )
 
     def on_train_batch_end(self, batch, logs=None):
         """Moves it by a step."""
-        told = {"TFLOP": self.meter.flops / 1e12, "loss": logs["loss"]}
+        told = {"TFLOP": self.meter.flops / 1e12, "loss": (logs or {}).get("loss")}
         if self.meter.points:
             told["validation"] = self.meter.points[-1].loss
         self._bar.set_postfix(told, refresh=False)
