@@ -9,7 +9,7 @@ from experiments.harness.study import Study
 from keras_fusion.t5 import markdown
 
 COLOURS = {"scratch": "#000000", "small alone": "#999999"}
-# Okabe and Ito's palette, told apart by the colour-blind too.
+# Okabe and Ito's palette, which colour-blind readers can distinguish.
 PALETTE = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 DRAWN = 6  # grown settings in a picture, those with the most seeds first
 

@@ -259,7 +259,7 @@ def _rewired(model: keras.Model, config: dict) -> keras.Model:
 
 
 def _counts(model: keras.Model) -> dict[tuple[str, str], int]:
-    """How many blocks there are, by `(address, config key)` of where they are counted."""
+    """The numbers of blocks, by `(address, config key)` of where they are counted."""
     found = {}
     for address, layer in tree.by_attribute(model):
         rule = rules.find(layer)

@@ -70,7 +70,7 @@ def repeat(
             ends[last] = copies[last][-1].made(last)
 
     def move(key: Key) -> Key:
-        """What a run gave out is given out by its last repetition."""
+        """The tensor in the place of a run's output: that of its last repetition."""
         return ends.get(key, key)
 
     behind = {last[:2]: some for last, some in copies.items()}

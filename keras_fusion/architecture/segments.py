@@ -1,4 +1,4 @@
-"""Where a functional model repeats itself.
+"""The parts of a functional model that can be repeated.
 
 A deep network is a chain: tensors of one shape through which everything has to pass, and
 a segment of calls between each two of them. Whatever can be repeated is a run of segments,
@@ -49,7 +49,7 @@ class Segment:
 
     @property
     def kinds(self) -> list[Hashable]:
-        """What each call computes."""
+        """The signature of each call."""
         return [kind for kind, _ in self.form]
 
 

@@ -26,7 +26,7 @@ _FIXED = "fixed"
 
 @dataclasses.dataclass(frozen=True)
 class Placement:
-    """Where the parents' features lie on the last axis of a fused tensor."""
+    """The places of the parents' features on the last axis of a fused tensor."""
 
     size: int
     blocks: tuple[np.ndarray, ...]
@@ -40,7 +40,7 @@ class Placement:
 
 @dataclasses.dataclass
 class Widths:
-    """What was found, by the id of the first parent's layer.
+    """The widths that grow, by the id of the first parent's layer.
 
     Args:
         fixed: layers whose output must keep its size.

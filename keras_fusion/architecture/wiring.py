@@ -1,4 +1,4 @@
-"""How a model is wired: its graph without names and widths.
+"""The wiring of a model: its graph without names and widths.
 
 Two models are wired alike if the same operations, called with the same options, are
 joined in the same way.
@@ -27,7 +27,7 @@ class Wiring:
 
 
 def signature(call: Call) -> Hashable:
-    """What a call computes, apart from widths and weights."""
+    """The computation of a call, apart from widths and weights."""
     operation = call.operation
     if graphs.is_plain(operation):
         kind = wiring(graphs.read(operation)).form

@@ -11,7 +11,7 @@ FIXED_SECONDS = 90.0
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """What one training step costs.
+    """The cost of one training step.
 
     Attributes:
         flops: int.
@@ -24,7 +24,7 @@ class Cost:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """How many steps each run gets.
+    """The number of steps of each run.
 
     Attributes:
         budget: int. Training FLOPs for each side.

@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 
 from keras_fusion.demo.report import Report
 
-# Okabe and Ito's palette, told apart by the colour-blind too.
+# Okabe and Ito's palette, which colour-blind readers can distinguish.
 _BLUE, _SKY, _GREEN, _ORANGE = "#0072B2", "#56B4E9", "#009E73", "#D55E00"
 
 

@@ -110,7 +110,7 @@ class Report:
         return table(head, rows, aligned=True)
 
     def verdict(self) -> str:
-        """What the figures say, in a sentence or two, whichever way they fell."""
+        """The figures in a sentence or two, whichever way they fell."""
         fused, twin = self.after_growth[-1], self.twin.final
         difference = twin.loss - fused.loss
         outcome = "ahead of" if difference > 0 else "behind"

@@ -1,4 +1,4 @@
-"""What the demo trains, and how the budget of FLOPs is spent."""
+"""The models that the demo trains, and the split of its budget of FLOPs."""
 
 import dataclasses
 

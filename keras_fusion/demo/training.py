@@ -64,7 +64,7 @@ class Trainer:
         self.batch = data.batches(0)(0)
 
     def cost(self, architecture: Architecture, *, timed: bool) -> Cost:
-        """What a training step costs.
+        """The cost of a training step.
 
         Args:
             architecture: `Architecture` of the model.

@@ -127,7 +127,7 @@ class Graph:
         return tuple(self._made.get(call.key, ()))
 
     def consumers(self, key: Key) -> int:
-        """How often a tensor is used, as a model output too."""
+        """The number of uses of a tensor, as a model output too."""
         return self._uses[key]
 
     def config(self, origin: Mapping[str, str] = MappingProxyType({})) -> dict:
@@ -230,7 +230,7 @@ def read(model: keras.Model) -> Graph:
 
 
 def _own_nodes(operation):
-    """How many nodes a layer has before its first call.
+    """The number of nodes that a layer has before its first call.
 
     A functional model has one, from its inputs to its outputs. Keras counts it where a
     config names the outputs, and not where it names the tensors of a call.

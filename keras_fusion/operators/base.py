@@ -1,4 +1,4 @@
-"""How to grow: operators, of which `GrowModel` asks for a plan when the time comes."""
+"""Operators: the protocol of growth methods, and the table of those that exist."""
 
 import dataclasses
 import inspect

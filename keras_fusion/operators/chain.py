@@ -72,7 +72,7 @@ class Chain(GrowthOperator):
         return plans
 
     def __str__(self):
-        """What the operator does, for the console."""
+        """A short name of the operator, for the console."""
         return ", then ".join(map(str, self.operators))
 
     def get_config(self) -> dict:

@@ -300,7 +300,7 @@ class FusionOperator(GrowthOperator):
         }
 
     def __str__(self):
-        """What the operator does, for the console."""
+        """A short name of the operator, for the console."""
         if self.partners is None:
             return f"self-fusion x{self.factor}"
         return f"fusion with {len(self.partners)} partner(s)"

@@ -75,7 +75,7 @@ class HyperCloning(GrowthOperator):
         return draft.plan()
 
     def __str__(self):
-        """What the operator does, for the console."""
+        """A short name of the operator, for the console."""
         return f"HyperCloning x{self.factor}"
 
     def get_config(self) -> dict:

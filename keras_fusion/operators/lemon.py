@@ -102,7 +102,7 @@ class Lemon(GrowthOperator):
         return dataclasses.replace(widened, filler=filler).plan()
 
     def __str__(self):
-        """What the operator does, for the console."""
+        """A short name of the operator, for the console."""
         return f"LEMON x{self.factor}"
 
     def get_config(self) -> dict:

@@ -122,7 +122,7 @@ class Net2Net(GrowthOperator):
         return (units[:, None] * size + np.arange(size)).ravel()
 
     def __str__(self):
-        """What the operator does, for the console."""
+        """A short name of the operator, for the console."""
         return f"Net2Net x{self.factor}"
 
     def get_config(self) -> dict:

@@ -182,7 +182,7 @@ class DepthStacking(GrowthOperator):
         )
 
     def __str__(self):
-        """What the operator does, for the console."""
+        """A short name of the operator, for the console."""
         return (
             f"depth {'by identities' if self.identity else self.order} x{self.factor}"
         )

@@ -67,7 +67,7 @@ class StagedTraining(GrowthOperator):
         )
 
     def __str__(self):
-        """What the operator does, for the console."""
+        """A short name of the operator, for the console."""
         return "staged training x2"
 
     def get_config(self) -> dict:

@@ -61,7 +61,7 @@ class ZeroPadding(GrowthOperator):
         return plan_fusion(model, factor=self.factor, seed=seed, copies=1)
 
     def __str__(self):
-        """What the operator does, for the console."""
+        """A short name of the operator, for the console."""
         return f"zero padding x{self.factor}"
 
     def get_config(self) -> dict:

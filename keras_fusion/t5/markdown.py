@@ -94,7 +94,7 @@ def _marks(name):
 
 
 def _around(page, name):
-    """What comes before the marks of a page, and what after them."""
+    """The text before the marks of a page, and the text after them."""
     if not page.is_file():
         raise FusionError(f"There is no page {str(page)!r} to put {name} into.")
     try:

@@ -211,7 +211,7 @@ def _pieces(documents: Iterable[str]) -> Iterator[str]:
 
 
 def _reason(error, size, sentinels, byte_fallback):
-    """What SentencePiece says, in the words of `Vocabulary.train`."""
+    """The message of SentencePiece, in the words of `Vocabulary.train`."""
     if match := re.search(r"value <= (\d+)", error):
         return (
             f"the text is too short for size={size}. It allows at most "

@@ -1,4 +1,4 @@
-"""What a layer holds in its attributes, Keras's own lists among them."""
+"""The attributes of a layer, Keras's own lists among them."""
 
 import re
 from collections.abc import Iterator
