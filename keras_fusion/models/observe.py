@@ -1,13 +1,13 @@
 """Records the inputs and outputs of a model's layers during a call."""
 
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import keras
 import numpy as np
 
-from keras_fusion.models import host
+from keras_fusion.models import host, tree
 
 # The first input and the output of a layer's call; what is no single tensor is `None`.
 Pair = tuple[np.ndarray | None, np.ndarray | None]
@@ -61,6 +61,40 @@ class _Recorder:
             self._seen.order.append(self._id)
         self._seen[self._id].append((_array(first), _array(result)))
         return result
+
+
+@contextlib.contextmanager
+def checked_ids(model: keras.Model) -> Iterator[None]:
+    """A scope in which embeddings refuse ids that their tables do not have.
+
+    Backends need not: a GPU returns zeros or NaN for them, or aborts the process.
+    """
+    layers = {id(layer): layer for _, layer in tree.walk(model)}.values()
+    with contextlib.ExitStack() as restored:
+        for layer in layers:
+            if isinstance(layer, keras.layers.Embedding):
+                layer.call = _IdCheck(layer)
+                restored.callback(delattr, layer, "call")
+        yield
+
+
+class _IdCheck:
+    """Replacement for an embedding's `call`, as a temporary attribute of the instance."""
+
+    def __init__(self, layer: keras.layers.Embedding):
+        self._call, self._name, self._size = layer.call, layer.name, layer.input_dim
+        self.__wrapped__ = layer.call  # Keras reads the signature.
+
+    def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        is_reverse = kwargs.get("reverse") or True in args
+        if keras.ops.is_tensor(inputs) and not is_reverse:
+            largest = int(np.max(host.host(inputs), initial=0))
+            if largest >= self._size:
+                raise ValueError(
+                    f"Embedding {self._name!r} has {self._size} rows. Received: the id "
+                    f"{largest}."
+                )
+        return self._call(inputs, *args, **kwargs)
 
 
 def _array(value: Any) -> np.ndarray | None:

@@ -11,6 +11,7 @@ import numpy as np
 
 from keras_fusion.errors import FusionError
 from keras_fusion.models import host
+from keras_fusion.models.observe import checked_ids
 
 _LENGTHS = (8, 4, 2, 1)
 
@@ -32,7 +33,7 @@ def accepted(model: keras.Model, *, size: int = 2, seed: int = 0, ids: int = 2) 
     for length in _LENGTHS:
         inputs = batch(model, size=size, length=length, seed=seed, ids=ids)
         try:
-            with host.unchanging():
+            with checked_ids(model), host.unchanging():
                 model(inputs, training=False)
         except Exception as error:
             refused = error

@@ -1,0 +1,47 @@
+"""The probe: generated inputs that a model accepts, on every backend alike."""
+
+import keras
+import pytest
+from models import LENGTH, bert, functional
+
+from keras_fusion import FusionError
+from keras_fusion.models import probe
+
+
+@pytest.mark.core
+def test_ids_that_a_table_does_not_have_are_refused_and_not_looked_up():
+    with pytest.raises(
+        FusionError, match="(?s)accepts no generated inputs.* has 2 rows"
+    ):
+        probe.accepted(bert(), size=8, ids=20)
+    inputs = probe.accepted(bert(), size=8, ids=2)
+    assert {int(value.max()) for value in inputs.values()} == {1}
+
+
+@pytest.mark.core
+def test_a_checked_model_is_as_it_was():
+    model = functional()
+    inputs = probe.accepted(model)
+    assert inputs.shape == (2, LENGTH)
+    assert all("call" not in vars(layer) for layer in model.layers)
+
+
+class Noisy(keras.layers.Layer):
+    """Adds noise whenever it is called."""
+
+    def __init__(self):
+        super().__init__()
+        self.seeds = keras.random.SeedGenerator(1)
+
+    def call(self, x):
+        return x + keras.random.normal(keras.ops.shape(x), seed=self.seeds)
+
+
+@pytest.mark.core
+def test_random_models_are_recognized():
+    inputs = keras.Input((4,))
+    x = keras.layers.Dense(4)(inputs)
+    still = keras.Model(inputs, keras.layers.Dropout(0.5)(x))
+    noisy = keras.Model(inputs, Noisy()(x))
+    assert not probe.is_random(still, probe.batch(still))
+    assert probe.is_random(noisy, probe.batch(noisy))
