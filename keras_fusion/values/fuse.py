@@ -25,6 +25,7 @@ from keras_fusion.layout.axes import (
     is_view,
 )
 from keras_fusion.models.host import ALIGNMENT
+from keras_fusion.models.renamed import renamed
 from keras_fusion.values.noise import Noise
 
 OFF_DIAGONALS = ("zeros", "random", "paired")
@@ -59,6 +60,7 @@ def _zeros(shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
     return raw[start : start + count].view(dtype).reshape(shape)
 
 
+@renamed(off_diagonal_scale="noise_scale")
 def fuse_arrays(
     arrays: Sequence[np.ndarray],
     axes: Sequence[Axis],
