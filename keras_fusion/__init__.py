@@ -1,70 +1,48 @@
 """keras_fusion: train a big Keras network for less, by growing it out of small ones."""
 
-import importlib
-import sys
-from typing import TYPE_CHECKING, Any
-
-# Importing Keras takes seconds, and `python -m keras_fusion.t5 --help` is to answer at
-# once. While Python looks for a module to run, the first word is "-m" (so says its
-# documentation of that option); then everything below waits for its first use.
-_LOCATING = (
-    "_LOCATING" not in globals()  # the second time is the first use
-    and sys.argv[:1] == ["-m"]
-    and f"-m {__name__}." in " ".join(sys.orig_argv)
+from keras_fusion import dynamics, flops, layers, testing
+from keras_fusion.analysis.plotting import plot_dynamics, plot_fusion, plot_run
+from keras_fusion.analysis.report import FusionReport, fusion_report
+from keras_fusion.errors import (
+    FusionError,
+    GrowthError,
+    StructureError,
+    UnregisteredLayerError,
 )
-
-if TYPE_CHECKING or not _LOCATING:
-    from keras_fusion import dynamics, flops, layers, testing
-    from keras_fusion.analysis.plotting import plot_dynamics, plot_fusion, plot_run
-    from keras_fusion.analysis.report import FusionReport, fusion_report
-    from keras_fusion.errors import (
-        FusionError,
-        GrowthError,
-        StructureError,
-        UnregisteredLayerError,
-    )
-    from keras_fusion.layout.axes import Axis
-    from keras_fusion.layout.variables import VariableLayout
-    from keras_fusion.models.private import multi_worker_fit
-    from keras_fusion.models.rules import Norm, register, registered
-    from keras_fusion.operators.base import (
-        GrowthOperator,
-        known_operators,
-        register_operator,
-    )
-    from keras_fusion.operators.chain import Chain
-    from keras_fusion.operators.fusion import FusionOperator, fuse
-    from keras_fusion.operators.hypercloning import HyperCloning
-    from keras_fusion.operators.lemon import Lemon
-    from keras_fusion.operators.net2net import Net2Net
-    from keras_fusion.operators.plan import Plan, Plans, lay_out
-    from keras_fusion.operators.stacking import DepthStacking
-    from keras_fusion.operators.staged import StagedTraining
-    from keras_fusion.operators.zero_padding import ZeroPadding
-    from keras_fusion.training.anneal import AnnealBlockNorms
-    from keras_fusion.training.backup import BackupAndRestore
-    from keras_fusion.training.deep_fusion import DeepFusion
-    from keras_fusion.training.event import GrowthEvent
-    from keras_fusion.training.grow_model import GrowModel
-    from keras_fusion.training.learning_rate import GrownSchedule
-    from keras_fusion.training.schedules import (
-        AtEpoch,
-        AtStep,
-        GrowthSchedule,
-        Moment,
-        OnPlateau,
-    )
-    from keras_fusion.values.fillers import Filler
-    from keras_fusion.values.fuse import fuse_arrays
-    from keras_fusion.values.slots import Slot, register_optimizer
-else:
-
-    def __getattr__(name: str) -> Any:
-        """Imports everything when the first name is asked for."""
-        del globals()["__getattr__"]
-        importlib.reload(sys.modules[__name__])
-        return getattr(sys.modules[__name__], name)
-
+from keras_fusion.layout.axes import Axis
+from keras_fusion.layout.variables import VariableLayout
+from keras_fusion.models.private import multi_worker_fit
+from keras_fusion.models.rules import Norm, register, registered
+from keras_fusion.operators.base import (
+    GrowthOperator,
+    known_operators,
+    register_operator,
+)
+from keras_fusion.operators.chain import Chain
+from keras_fusion.operators.fusion import FusionOperator, fuse
+from keras_fusion.operators.hypercloning import HyperCloning
+from keras_fusion.operators.lemon import Lemon
+from keras_fusion.operators.net2net import Net2Net
+from keras_fusion.operators.plan import Plan, Plans, lay_out
+from keras_fusion.operators.stacking import DepthStacking
+from keras_fusion.operators.staged import StagedTraining
+from keras_fusion.operators.zero_padding import ZeroPadding
+from keras_fusion.training.anneal import AnnealBlockNorms
+from keras_fusion.training.backup import BackupAndRestore
+from keras_fusion.training.deep_fusion import DeepFusion
+from keras_fusion.training.event import GrowthEvent
+from keras_fusion.training.grow_model import GrowModel
+from keras_fusion.training.learning_rate import GrownSchedule
+from keras_fusion.training.schedules import (
+    AtEpoch,
+    AtStep,
+    GrowthSchedule,
+    Moment,
+    OnPlateau,
+)
+from keras_fusion.values.fillers import Filler
+from keras_fusion.values.fuse import fuse_arrays
+from keras_fusion.values.slots import Slot, register_optimizer
 
 __version__ = "0.1.0"
 

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 
 from keras_fusion.errors import FusionError
-from keras_fusion.models import host
+from keras_fusion.models import host, private
 from keras_fusion.models.observe import checked_ids
 
 _LENGTHS = (8, 4, 2, 1)
@@ -120,7 +120,7 @@ def outputs(model: keras.Model, inputs: Any) -> list[np.ndarray]:
 
 def is_random(model: keras.Model, inputs: Any) -> bool:
     """Whether a model is random in inference mode, judged by two calls."""
-    states = [v for v in model.variables if "int" in v.dtype]
+    states = private.seed_states(model)
     changed = [(v, host.read(v) + np.ones((), v.dtype)) for v in states]
     first = outputs(model, inputs)
     with host.assumed(changed):  # A call here does not change the seeds' states itself.

@@ -112,7 +112,18 @@ class Plan:
 
 
 class Plans(list):
-    """Plans of growths that follow each other, each from the model of the one before."""
+    """Plans of growths that follow each other, each from the model of the one before.
+
+    Example:
+
+    >>> import keras, keras_fusion
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8)])
+    >>> model.add(keras.layers.Dense(1))
+    >>> twice = keras_fusion.Chain([keras_fusion.HyperCloning()] * 2)
+    >>> plans = twice.plan(model, seed=0)
+    >>> len(plans), plans.exact, plans.fill().layers[0].units
+    (2, True, 32)
+    """
 
     @property
     def stages(self) -> "Plans":

@@ -104,6 +104,9 @@ def fuse_arrays(
     Returns:
         Array of shape `tuple(axis.size for axis in axes)`.
 
+    Raises:
+        FusionError: if an argument is given by its old name and its new one.
+
     Example: the kernels of two dense layers, and of their readout.
 
     >>> import keras_fusion, numpy as np

@@ -220,7 +220,9 @@ def test_any_shallower_model_is_aligned_with_a_deeper_one(spec, depth, more, enc
     shallow, more_encoder = read(spec, depth), encoder * bool(encoder_depth(spec))
     deep = read(spec, depth + more, encoder_depth(spec) + more_encoder, width=4)
     rows = align(shallow, deep)
-    assert rows is not None
+    if rows is None:  # Two streams of blocks that are alike may be refused.
+        assert encoder_depth(spec) and (more or more_encoder)
+        return
     kinds = {call.name: signature(call) for call in (*shallow.calls, *deep.calls)}
     layer = {c.name for c in deep.calls if isinstance(c.operation, keras.Layer)}
     assert {name for name, *_ in rows} == layer and len(rows) == len(layer)

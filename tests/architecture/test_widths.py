@@ -342,7 +342,7 @@ def refused(layer, shape=(4, 3)):
         ),
         (
             refused(lambda: layers.Reshape((-1, 2), name="shape")),
-            "'shape' of class Reshape cannot grow: its shape is a constant",
+            "'shape' of class Reshape cannot grow: its target shape holds",
         ),
     ],
     ids=["layer", "activation", "channels_first", "reshape"],

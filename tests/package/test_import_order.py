@@ -100,30 +100,15 @@ def _longest_known(target, sources):
     return next((name for name in names if name in sources), None)
 
 
-# The imports wait for their first use where Python only looks for a command to run.
-DEFERRED = "TYPE_CHECKING or not _LOCATING"
-
-
-def _defers_imports(node):
-    """Whether a statement holds the imports, and else what makes up for them."""
-    return (
-        isinstance(node, ast.If)
-        and ast.unparse(node.test) == DEFERRED
-        and all(isinstance(n, (ast.Import, ast.ImportFrom)) for n in node.body)
-        and [getattr(n, "name", None) for n in node.orelse] == ["__getattr__"]
-    )
-
-
 def init_errors(tree):
-    """Whatever `__init__.py` holds beside a docstring, imports and three names."""
+    """Whatever `__init__.py` holds beside a docstring, imports and two names."""
     errors = [] if ast.get_docstring(tree) else ["has no docstring."]
     for i, node in enumerate(tree.body):
         names = [getattr(t, "id", None) for t in getattr(node, "targets", [])]
         if not (
             (i == 0 and isinstance(node, ast.Expr))
             or isinstance(node, (ast.Import, ast.ImportFrom))
-            or _defers_imports(node)
-            or (names and set(names) <= {"__all__", "__version__", "_LOCATING"})
+            or (names and set(names) <= {"__all__", "__version__"})
         ):
             errors.append(f"line {node.lineno}: {ast.unparse(node).splitlines()[0]!r}.")
     return errors
@@ -222,22 +207,10 @@ def test_circle_is_found():
 
 @pytest.mark.parametrize(
     "statement",
-    [
-        "x = 1",
-        "def f(): pass",
-        "if x:\n    pass",
-        "print()",
-        "'a string'",
-        f"if {DEFERRED}:\n    import c",
-        f"if {DEFERRED}:\n    import c\nelse:\n    def f(): pass",
-        f"if {DEFERRED}:\n    x = 1\nelse:\n    def __getattr__(name): pass",
-        "if x:\n    import c\nelse:\n    def __getattr__(name): pass",
-    ],
+    ["x = 1", "def f(): pass", "if x:\n    pass", "print()", "'a string'"],
 )
 def test_code_in_init_is_found(statement):
     start = '"""Docs."""\nimport a\nfrom a import b\n__all__ = ["b"]\n'
     assert init_errors(ast.parse(start + '__version__ = "1"')) == []
-    deferred = f"if {DEFERRED}:\n    import c\nelse:\n    def __getattr__(name): pass"
-    assert init_errors(ast.parse(start + deferred)) == []
     assert init_errors(ast.parse(start + statement))
     assert init_errors(ast.parse("import a")) == ["has no docstring."]

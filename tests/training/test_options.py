@@ -38,7 +38,7 @@ CASES = {
     # GrowModel
     "no operator": (
         lambda: GrowModel("nonsense", AtStep(3)),
-        "`operator` must be a GrowthOperator.*operator='nonsense'",
+        "`operator` must be a growth operator.*operator='nonsense'",
     ),
     "a class": (
         lambda: GrowModel(FusionOperator, AtStep(3)),
@@ -113,11 +113,11 @@ CASES = {
     ),
     "paired partners": (
         lambda: fused(partners=[net()], off_diagonal="paired"),
-        "`off_diagonal` must be 'zeros' or 'random' with `partners`.*='paired'",
+        "`off_diagonal='paired'` is for copies of one model",
     ),
     "noise": (
-        lambda: fused(off_diagonal_scale=-1),
-        "`off_diagonal_scale` must be a finite number of at least 0.*scale=-1",
+        lambda: fused(noise_scale=-1),
+        "`noise_scale` must be a number of at least 0.*scale=-1",
     ),
     "into": (lambda: fused(into=3), "`into` must be a model, a function.*into=3"),
     "norms": (
@@ -126,7 +126,7 @@ CASES = {
     ),
     "calibrated": (
         lambda: fused(norms="calibrated"),
-        "`probe` must be a batch of inputs with norms='calibrated'.*probe=None",
+        "`norms='calibrated'` measures the norms on data.*probe=None",
     ),
     "seed": (
         lambda: fused(seed=-1),
@@ -195,8 +195,8 @@ def test_accepted(tmp_path):
     """Numbers of NumPy, paths, and an operator that is none of ours."""
 
     class Own:
-        def plan(self, model):
-            return FusionOperator().plan(model)
+        def plan(self, model, seed):
+            return FusionOperator().plan(model, seed)
 
     numbers = {"learning_rate_factor": np.float32(0.5), "rewarmup_steps": np.int64(3)}
     GrowModel(Own(), AtStep(np.int64(3)), record=tmp_path / "x.json", **numbers)
@@ -209,8 +209,8 @@ def test_an_operator_that_is_none_of_ours_grows_a_model():
     """`plan` alone is enough."""
 
     class Own:
-        def plan(self, model):
-            return FusionOperator(seed=0).plan(model)
+        def plan(self, model, seed):
+            return FusionOperator(seed=0).plan(model, seed)
 
     model = net()
     model.compile("adam", "mse")

@@ -69,16 +69,6 @@ BAD_RUNS = {
     ),
     "partner of other optimizer": (other_optimizer, r"partners\[0\]` has SGD"),
     "two optimizers": (two_optimizers, r"'critic_optimizer'"),
-    "paired partners": (
-        lambda live: DeepFusion(
-            at_step=2,
-            partners=[functional(seed=1)],
-            off_diagonal="paired",
-            optimizer_state="reset",
-        ),
-        r"'paired'",
-    ),
-    "factor": (lambda live: DeepFusion(at_step=2, factor=1), r"factor=1\."),
     "monitor": (
         lambda live: DeepFusion(schedule=OnPlateau("val_los")),
         r"monitor='val_los'.*\['loss'\]",

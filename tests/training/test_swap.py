@@ -1,13 +1,35 @@
 """A growth that fails leaves the live model training exactly as before."""
 
+import dataclasses
+
 import keras
 import numpy as np
 import pytest
 from models import data_for, functional, loss, numpy, values
 
+import keras_fusion
 from keras_fusion import DeepFusion, FusionOperator, GrowthError
 
 pytestmark = pytest.mark.core
+
+
+@dataclasses.dataclass(frozen=True)
+class Broken(keras_fusion.Filler):
+    """A filler that goes wrong at a chosen place."""
+
+    filler: keras_fusion.Filler
+    place: str
+    error: BaseException
+
+    def value(self, index, layout, arrays):
+        if self.place == "filling":
+            raise self.error
+        return self.filler.value(index, layout, arrays)
+
+    def moment(self, slot, layout, arrays, copies):
+        if self.place == "optimizer":
+            raise self.error
+        return self.filler.moment(slot, layout, arrays, copies)
 
 
 class Operator(FusionOperator):
@@ -17,20 +39,17 @@ class Operator(FusionOperator):
         super().__init__(seed=0)
         self.place, self.error, self.calls = place, error, 0
 
-    def plan(self, model):
+    def plan(self, model, seed=None):
         self.calls += 1
-        plan = super().plan(model)
+        plan = super().plan(model, seed)
         if self.calls == 1:
             return plan
         if self.place == "building":
             raise self.error
-        if self.place == "filling":
-            plan.fill = self._raise
-        if self.place == "optimizer":
-            plan.layouts[2] = None
         if self.place == "swapping":
             model.make_train_function = self._raise
-        return plan
+        filler = Broken(plan.filler, self.place, self.error)
+        return dataclasses.replace(plan, filler=filler)
 
     def _raise(self, **kwargs):
         raise self.error

@@ -51,5 +51,5 @@ def test_calibration_of_t5():
 
 
 def test_calibration_needs_a_batch():
-    with pytest.raises(FusionError, match="batch=None"):
+    with pytest.raises(FusionError, match="probe=None"):
         fuse([functional(), functional()], norms="calibrated")

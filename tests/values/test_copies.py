@@ -33,8 +33,8 @@ def test_a_kernel_of_copies_reads_copies_as_it_did():
     kernel, x = rng.standard_normal((5, 3)), rng.standard_normal((7, 5))
     sources = (np.array([0, 1, 2, 3, 4, 2, 2, 0]), np.array([0, 1, 2, 1]))
     axes = (
-        CopiedAxis(8, "in", (np.arange(5),), sources[0]),
-        CopiedAxis(4, "out", (np.arange(3),), sources[1]),
+        CopiedAxis(8, "in", (np.arange(5),), sources=sources[0]),
+        CopiedAxis(4, "out", (np.arange(3),), sources=sources[1]),
     )
     for options in ({}, {"noise_scale": 0.3}, {"spread": 0.6}):
         wide = copies.copy_array(kernel, axes, rng=rng, **options)

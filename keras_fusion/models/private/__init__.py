@@ -10,6 +10,7 @@ from keras_fusion.models.private.deferral import (
 from keras_fusion.models.private.loading import load_safely
 from keras_fusion.models.private.multi_worker import multi_worker_fit
 from keras_fusion.models.private.names import keep_names
+from keras_fusion.models.private.seeds import seed_states
 from keras_fusion.models.private.trainer import scope, start_at_epoch, sync
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "load_safely",
     "multi_worker_fit",
     "scope",
+    "seed_states",
     "start_at_epoch",
     "sync",
     "without_values",
