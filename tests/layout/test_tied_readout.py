@@ -240,7 +240,9 @@ def test_a_readout_behind_no_layer_that_can_carry_the_factor_is_refused(between)
     keras.utils.clear_session()
     models = [tied(seed=seed, between=between) for seed in range(2)]
     name = re.escape(models[0].layers[1].name)
-    message = f"readout '{name}' is tied to its embedding, and it has no norm.*tie_weights=False"
+    message = (
+        f"'{name}' is tied to its embedding, and it has no norm.*tie_weights=False"
+    )
     with pytest.raises(FusionError, match=message):
         factors(models, tied(16, between=between))
 

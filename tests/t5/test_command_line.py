@@ -1,9 +1,6 @@
 """The T5 command line refuses in one line, with exit code 2, and before it has begun."""
 
 import importlib.util
-import os
-import subprocess
-import sys
 
 import pytest
 from t5_stores import finished_store, write_recipe
@@ -30,16 +27,6 @@ def refused(capsys):
         return line
 
     return run
-
-
-def in_a_process(*words, backend="tensorflow", **options):
-    return subprocess.run(
-        [sys.executable, *words],
-        env=os.environ | {"KERAS_BACKEND": backend},
-        capture_output=True,
-        text=True,
-        **options,
-    )
 
 
 # Words.
