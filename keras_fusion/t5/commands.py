@@ -136,14 +136,17 @@ def finetune(options: Options) -> None:
     vocabulary = data.load_vocabulary(recipe, store.data)
     for name in tasks:
         task = open_task(name)
+        texts = (task.training, *task.validation.values())
+        digest = records.digest([dataclasses.asdict(text) for text in texts])
         for seed, node in rows:
-            _finetune_node(seed, node, task, vocabulary, recipe, store)
+            _finetune_node(seed, node, task, digest, vocabulary, recipe, store)
 
 
 def _finetune_node(
     seed: int,
     node: Node,
     task: "TextTask",
+    digest: str,
     vocabulary: "Vocabulary",
     recipe: Recipe,
     store: Store,
@@ -151,11 +154,7 @@ def _finetune_node(
     from keras_fusion.t5 import finetuning
 
     entry, settings = store.entry(seed, node), recipe.finetuning
-    texts = (task.training, *task.validation.values())
-    known = {
-        "model": entry.result().get("model_sha256"),
-        "text": records.digest([dataclasses.asdict(t) for t in texts]),
-    }
+    known = {"model": entry.result().get("model_sha256"), "text": digest}
     name = f"finetuned-{task.name}"
     with entry.claimed(name) as mine:
         if not mine:

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import tensorflow as tf
-from filelock import FileLock
 
 from keras_fusion.errors import FusionError
 from keras_fusion.t5 import fingerprint, records, token_files
@@ -74,7 +73,7 @@ def prepare(
     source = source or open_source(recipe.text.source)
     fingerprint.claim(recipe, source, folder)
     # Of several processes one trains the vocabulary, and the others wait for it.
-    with FileLock(folder / "data.lock"):
+    with fingerprint.data_lock(folder):
         vocabulary = _kept_vocabulary(recipe, source, folder)
     wrote = token_files.prepare(
         source,
@@ -124,8 +123,9 @@ def _vocabulary(recipe, source: Source):
 
 def _summary(vocabulary, counts):
     """A line about the vocabulary, which tells whether it fits the text."""
+    whole_text = max(counts.tokens, 1)
     unknown, in_bytes = (
-        100 * count / max(counts.tokens, 1) for count in (counts.unknown, counts.bytes)
+        100 * count / whole_text for count in (counts.unknown, counts.bytes)
     )
     return (
         f"vocabulary of {vocabulary.size:,} ids: of {counts.tokens:,} tokens "

@@ -5,12 +5,13 @@ result, size and digest of the text, a digest of the vocabulary, and digests of 
 parents' fingerprints. Two are compared value by value, and a difference is named.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from keras_fusion.errors import FusionError
 from keras_fusion.t5 import records
@@ -143,7 +144,7 @@ def recorded(folder: Path) -> dict:
     path = folder / "vocabulary.json"
     if made is None or not path.exists():
         return {}
-    vocabulary = records.read(path, _REMADE)["fingerprint"]
+    vocabulary = records.fingerprint(path, _REMADE)
     return {"source": made["source"], "vocabulary": vocabulary}
 
 
@@ -156,7 +157,7 @@ def of_data(folder: Path) -> dict | None:
     path = folder / "fingerprint.json"
     if not path.exists():
         return None
-    return records.read(path, _REMADE)["fingerprint"]
+    return records.fingerprint(path, _REMADE)
 
 
 def claim(recipe: Recipe, source: Source, folder: Path) -> None:
@@ -179,7 +180,7 @@ def claim(recipe: Recipe, source: Source, folder: Path) -> None:
     }
     what = f"The data in {str(folder)!r}"
     folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / "data.lock"):
+    with data_lock(folder):
         made = of_data(folder)
         if made is None and _has_data(folder):
             raise FusionError(
@@ -192,6 +193,25 @@ def claim(recipe: Recipe, source: Source, folder: Path) -> None:
             check(what, made, wanted, way_out)
         else:
             records.write(folder / "fingerprint.json", {"fingerprint": wanted})
+
+
+@contextlib.contextmanager
+def data_lock(folder: Path) -> Iterator[None]:
+    """Holds a folder's data against other processes, and waits for them.
+
+    Args:
+        folder: `Path`, see `Store.data`.
+    """
+    lock = FileLock(folder / "data.lock")
+    try:
+        lock.acquire(timeout=1)
+    except Timeout:
+        print(f"waiting for the process that prepares {folder}", flush=True)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _has_data(folder):

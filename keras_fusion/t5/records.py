@@ -79,6 +79,27 @@ def read(path: Path, way_out: str) -> dict:
     return content
 
 
+def fingerprint(path: Path, way_out: str) -> dict:
+    """Reads the fingerprint of a file that holds nothing else.
+
+    Args:
+        path: `Path` of a file that exists.
+        way_out: string. See `read`.
+
+    Returns:
+        Dict.
+
+    Raises:
+        FusionError: as `read`, and if there is no fingerprint.
+    """
+    found = read(path, way_out).get("fingerprint")
+    if not isinstance(found, dict):
+        raise FusionError(
+            f"The file {str(path)!r} cannot be used: it has no fingerprint. {way_out}"
+        )
+    return found
+
+
 def _sha256(content):
     text = json.dumps(content, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()

@@ -159,6 +159,17 @@ def test_fingerprint_of_the_data(prepared):
     all_refused(path, lambda: fingerprint.recorded(folder), equal)
 
 
+@pytest.mark.parametrize("content", ["", "{}", "[]", '{"fingerprint": {}}'])
+@pytest.mark.parametrize(
+    "name", ["fingerprint.json", "vocabulary.json", "training-00000.json"]
+)
+def test_records_of_the_data_that_are_none(prepared, name, content):
+    recipe, folder = prepared
+    (folder / name).write_text(content)
+    with pytest.raises(FusionError, match=f"{name}' cannot be used: "):
+        data.load(recipe, folder)
+
+
 def test_token_files(prepared):
     folder = prepared[1]
 
