@@ -1,5 +1,10 @@
 """The errors of keras_fusion, which name the argument, the value and the fix."""
 
+import math
+import numbers
+import os
+from typing import Any
+
 
 class FusionError(ValueError):
     """A model, partner or option cannot be fused; nothing was changed.
@@ -59,3 +64,39 @@ class GrowthError(RuntimeError):
     ...         except keras_fusion.GrowthError as error:
     ...             print(f"Not grown: {error}")
     """
+
+
+# Arguments, refused by name.
+
+
+def require(fits: bool, name: str, value: Any, expected: str) -> None:
+    """Refuses an argument.
+
+    Args:
+        fits: bool. Whether the argument can be used.
+        name: string. The argument's name.
+        value: what the user passed.
+        expected: string. What the argument must be.
+
+    Raises:
+        FusionError: if it does not fit.
+    """
+    if not fits:
+        raise FusionError(f"`{name}` must be {expected}. Received: {name}={value!r}.")
+
+
+def is_integer(value: Any, least: int = 0) -> bool:
+    """Whether a value is an integer of at least `least`; a bool is none."""
+    integer = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    return integer and int(value) >= least
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a finite number; a bool is none."""
+    real = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    return real and math.isfinite(value)
+
+
+def is_path(value: Any) -> bool:
+    """Whether a value can be a path."""
+    return isinstance(value, (str, os.PathLike)) and bool(os.fspath(value))

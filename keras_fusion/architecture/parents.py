@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import keras
 
 from keras_fusion.architecture.wiring import wiring
-from keras_fusion.errors import FusionError, StructureError
+from keras_fusion.errors import FusionError, StructureError, is_number, require
 from keras_fusion.models import graph as graphs
 from keras_fusion.models import private, rules, tree
 from keras_fusion.models.rules import Rule
@@ -152,11 +152,7 @@ def check_factor(factor: float) -> None:
     Raises:
         FusionError: if it is not a finite number above 1.
     """
-    number = isinstance(factor, (int, float)) and not isinstance(factor, bool)
-    if not number or not 1 < factor < float("inf"):
-        raise FusionError(
-            f"`factor` must be a number above 1. Received: factor={factor!r}."
-        )
+    require(is_number(factor) and factor > 1, "factor", factor, "a number above 1")
 
 
 def _check_count(models):

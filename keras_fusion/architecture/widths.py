@@ -155,9 +155,8 @@ def analyse(parents: Parents, capacity: float = 1.0) -> Widths:
 
 def _tie(graph, path, classes, pending):
     """Ties the tensors of a graph that must be equally wide."""
-    made = _made_by_call(graph)
     for call in graph.calls:
-        for output in made.get((call.name, call.index), ()):
+        for output in graph.made_by(call):
             key = (path, output.key)
             if is_reverse(call):
                 classes.tie(_FIXED, key)
@@ -170,16 +169,6 @@ def _tie(graph, path, classes, pending):
                     continue
                 for tensor in _tied_inputs(call, rule, output):
                     classes.tie((path, tensor.key), key)
-
-
-def _made_by_call(graph):
-    """The tensors that are used, by the name and index of the call that makes them."""
-    tensors = {t.key: t for call in graph.calls for t in call.inputs}
-    tensors |= {t.key: t for t in graph.outputs}
-    made = {}
-    for tensor in tensors.values():
-        made.setdefault(tensor.key[:2], []).append(tensor)
-    return made
 
 
 def _tied_inputs(call, rule, output):
@@ -221,7 +210,6 @@ def _place(graph, path, parents, classes, known, widths):
     `known` maps tensors to placements; a tensor that is not in it did not grow.
     """
     siblings, capacity = siblings_of(parents), widths.capacity
-    made = _made_by_call(graph)
     for call in graph.calls:
         placed = [known.get((path, t.key)) for t in call.features]
         layers = siblings.get(id(call.operation)) if _is_layer(call) else None
@@ -230,7 +218,7 @@ def _place(graph, path, parents, classes, known, widths):
             _check_allowed(call)
         if layers and entry is not None:
             widths.entries[id(layers[0])] = entry
-        for output in made.get((call.name, call.index), ()):
+        for output in graph.made_by(call):
             key = (path, output.key)
             if _plain_nested(call):
                 known[key] = _place_nested(

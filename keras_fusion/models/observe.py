@@ -1,7 +1,7 @@
 """Records the inputs and outputs of a model's layers during a call."""
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import keras
@@ -37,13 +37,22 @@ def observe(
         is `None`.
     """
     seen = Observation()
-    with contextlib.ExitStack() as restored:
-        for layer in {id(layer): layer for layer in layers}.values():
-            layer.call = _Recorder(layer, seen)
-            restored.callback(delattr, layer, "call")
-        with host.unchanging():
-            model(keras.tree.map_structure(keras.ops.convert_to_tensor, inputs))
+    recorders = {id(layer): (layer, _Recorder(layer, seen)) for layer in layers}
+    with _calling(recorders.values()), host.unchanging():
+        model(keras.tree.map_structure(keras.ops.convert_to_tensor, inputs))
     return seen
+
+
+@contextlib.contextmanager
+def _calling(
+    replacements: Iterable[tuple[keras.Layer, Callable[..., Any]]],
+) -> Iterator[None]:
+    """A scope in which layers call replacements of their `call`."""
+    with contextlib.ExitStack() as restored:
+        for layer, replacement in replacements:
+            layer.call = replacement
+            restored.callback(delattr, layer, "call")
+        yield
 
 
 class _Recorder:
@@ -63,19 +72,14 @@ class _Recorder:
         return result
 
 
-@contextlib.contextmanager
-def checked_ids(model: keras.Model) -> Iterator[None]:
+def checked_ids(model: keras.Model) -> contextlib.AbstractContextManager[None]:
     """A scope in which embeddings refuse ids that their tables do not have.
 
     Backends need not: a GPU returns zeros or NaN for them, or aborts the process.
     """
     layers = {id(layer): layer for _, layer in tree.walk(model)}.values()
-    with contextlib.ExitStack() as restored:
-        for layer in layers:
-            if isinstance(layer, keras.layers.Embedding):
-                layer.call = _IdCheck(layer)
-                restored.callback(delattr, layer, "call")
-        yield
+    tables = [x for x in layers if isinstance(x, keras.layers.Embedding)]
+    return _calling((table, _IdCheck(table)) for table in tables)
 
 
 class _IdCheck:
@@ -86,15 +90,23 @@ class _IdCheck:
         self.__wrapped__ = layer.call  # Keras reads the signature.
 
     def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        is_reverse = kwargs.get("reverse") or True in args
+        is_reverse = kwargs.get("reverse") or any(x is True for x in args)
         if keras.ops.is_tensor(inputs) and not is_reverse:
-            largest = int(np.max(host.host(inputs), initial=0))
+            largest = _largest(inputs)
             if largest >= self._size:
                 raise ValueError(
                     f"Embedding {self._name!r} has {self._size} rows. Received: the id "
                     f"{largest}."
                 )
         return self._call(inputs, *args, **kwargs)
+
+
+def _largest(ids: Any) -> int:
+    """The largest id; 0 in a call that is traced, where ids have no values yet."""
+    try:
+        return int(np.max(host.host(ids), initial=0))
+    except (NotImplementedError, RuntimeError, TypeError):
+        return 0
 
 
 def _array(value: Any) -> np.ndarray | None:

@@ -1,4 +1,4 @@
-"""Runs of several processes: which one is the chief, and a number that all agree on."""
+"""Runs of several processes: which one is the chief, and a seed that all agree on."""
 
 from typing import Any
 
@@ -33,12 +33,13 @@ def is_alone() -> bool:
     return _workers() is None
 
 
-def agreed(number: int) -> int:
-    """The first process's number, returned in all processes.
+def drawn_seed() -> int:
+    """Draws a seed from the generator that `keras.utils.set_random_seed` governs.
 
-    Args:
-        number: int below 2**31, such as a seed that each process has drawn itself.
+    Returns:
+        int below 2**31: the first process's, in all processes.
     """
+    number = int(np.random.randint(2**31))
     if keras.config.backend() == "jax":
         import jax
         from jax.experimental import multihost_utils

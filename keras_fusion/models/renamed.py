@@ -3,9 +3,12 @@
 import functools
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 
 from keras_fusion.errors import FusionError
+
+# Arguments of operators, by their names in files of version 0.1.0.
+OLD_NAMES = {"noise": "noise_scale", "off_diagonal_scale": "noise_scale"}
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -56,6 +59,6 @@ def _in_old_words(message: str, old: Mapping[str, str]) -> str:
     return message
 
 
-def in_new_names(config: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
-    """A config that an earlier version has saved, with today's names of the arguments."""
-    return {names.get(name, name): value for name, value in config.items()}
+def in_new_names(config: dict) -> dict:
+    """A config that an earlier version has saved, under the arguments' current names."""
+    return {OLD_NAMES.get(name, name): value for name, value in config.items()}

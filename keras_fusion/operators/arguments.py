@@ -1,63 +1,15 @@
 """The arguments that methods of growth share, checked when an operator is made."""
 
-import math
-import numbers
-import os
 from collections.abc import Sequence
 from typing import Any
 
 import keras
-import numpy as np
 
-from keras_fusion.errors import FusionError
+from keras_fusion.errors import FusionError, is_integer, is_number, is_path, require
 from keras_fusion.models import processes
 from keras_fusion.values.fuse import OFF_DIAGONALS
 
 NORMS = ("joint", "block", "calibrated")
-# Of the noise that breaks the symmetry of copies, until version 0.1.
-OLD_NAMES = {"noise": "noise_scale", "off_diagonal_scale": "noise_scale"}
-
-
-def require(fits: bool, name: str, value: Any, expected: str) -> None:
-    """Refuses an argument.
-
-    Args:
-        fits: bool. Whether the argument can be used.
-        name: string. The argument's name.
-        value: what the user passed.
-        expected: string. What the argument must be.
-
-    Raises:
-        FusionError: if it does not fit.
-    """
-    if not fits:
-        raise FusionError(f"`{name}` must be {expected}. Received: {name}={value!r}.")
-
-
-def is_integer(value: Any, least: int = 0) -> bool:
-    """Whether a value is an integer of at least `least`; a bool is none."""
-    integer = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-    return integer and int(value) >= least
-
-
-def is_number(value: Any) -> bool:
-    """Whether a value is a finite number; a bool is none."""
-    real = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    return real and math.isfinite(value)
-
-
-def is_path(value: Any) -> bool:
-    """Whether a value can be a path."""
-    return isinstance(value, (str, os.PathLike)) and bool(os.fspath(value))
-
-
-def check_factor(factor: float) -> None:
-    """Checks how many times as wide a model is to become.
-
-    Raises:
-        FusionError: naming the argument.
-    """
-    require(is_number(factor) and factor > 1, "factor", factor, "a number above 1")
 
 
 def check_off_diagonal(off_diagonal: str, *, copies: bool) -> None:
@@ -155,7 +107,7 @@ def chosen_seed(own: int | None, given: int | None) -> int:
         return own
     if given is not None:
         return given
-    return processes.agreed(int(np.random.randint(2**31)))
+    return processes.drawn_seed()
 
 
 def check_norms(norms: str, probe) -> None:

@@ -8,7 +8,6 @@ import keras
 
 from keras_fusion.errors import FusionError
 from keras_fusion.models.renamed import in_new_names
-from keras_fusion.operators.arguments import OLD_NAMES
 from keras_fusion.operators.plan import Plan, Plans
 
 
@@ -124,7 +123,7 @@ class GrowthOperator:
     @classmethod
     def from_config(cls, config):
         """Rebuilds the operator from `get_config`, that of an earlier version too."""
-        return cls(**in_new_names(config, OLD_NAMES))
+        return cls(**in_new_names(config))
 
 
 def check_operator(operator: object, name: str) -> None:

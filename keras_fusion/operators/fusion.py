@@ -6,7 +6,7 @@ from collections.abc import Callable
 import keras
 
 from keras_fusion.architecture import depth
-from keras_fusion.architecture.parents import Parents, load, resolved
+from keras_fusion.architecture.parents import Parents, check_factor, load, resolved
 from keras_fusion.errors import FusionError
 from keras_fusion.layout import parent_blocks
 from keras_fusion.models import host
@@ -52,7 +52,12 @@ def plan_fusion(
     corrections = {}
     if norms == "calibrated" and not matched.copies:
         corrections = calibration.corrections(draft.matches, draft.layouts, probe)
-    filler = FusionFiller(off_diagonal, noise_scale, seed, corrections)
+    filler = FusionFiller(
+        off_diagonal=off_diagonal,
+        noise_scale=noise_scale,
+        seed=seed,
+        corrections=corrections,
+    )
     if matched.copies:
         filler = new_capacity.settled(
             filler, draft.matches, draft.layouts, count=len(models)
@@ -229,7 +234,7 @@ class FusionOperator(GrowthOperator):
         arguments.check_partners(partners)
         arguments.check_into(into)
         if partners is None:
-            arguments.check_factor(factor)
+            check_factor(factor)
         if off_diagonal is not None:
             arguments.check_off_diagonal(off_diagonal, copies=partners is None)
         arguments.check_noise_scale(noise_scale)

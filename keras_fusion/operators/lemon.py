@@ -4,6 +4,7 @@ import dataclasses
 
 import keras
 
+from keras_fusion.architecture.parents import check_factor
 from keras_fusion.errors import FusionError
 from keras_fusion.models.renamed import renamed
 from keras_fusion.operators import arguments, widening
@@ -65,7 +66,7 @@ class Lemon(GrowthOperator):
         noise_scale: float = 0.01,
         seed: int | None = None,
     ):
-        arguments.check_factor(factor)
+        check_factor(factor)
         arguments.check_noise_scale(noise_scale)
         arguments.check_seed(seed)
         if not 0 <= spread < 1:

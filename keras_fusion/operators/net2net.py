@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 
+from keras_fusion.architecture.parents import check_factor
 from keras_fusion.errors import FusionError
 from keras_fusion.models.renamed import renamed
 from keras_fusion.operators import arguments, widening
@@ -74,7 +75,7 @@ class Net2Net(GrowthOperator):
             raise FusionError(
                 f"`draw` must be one of {DRAWS}. Received: draw={draw!r}."
             )
-        arguments.check_factor(factor)
+        check_factor(factor)
         arguments.check_noise_scale(noise_scale)
         arguments.check_seed(seed)
         self.factor = factor

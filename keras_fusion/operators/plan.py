@@ -2,7 +2,9 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
 
 import keras
 import numpy as np
@@ -229,6 +231,32 @@ class Draft:
     matches: tuple[Match, ...]
     layouts: tuple[VariableLayout, ...]
 
+    @classmethod
+    def of(
+        cls,
+        parents: Parents,
+        fused: keras.Model,
+        widths: Widths,
+        *,
+        initializers: Mapping[int, Any] = MappingProxyType({}),
+        seed: int = 0,
+        must_grow: bool = True,
+    ) -> "Draft":
+        """Lays the parents out in a bigger model, which adopts what they share.
+
+        Args:
+            parents: the `Parents`.
+            fused: the bigger model.
+            widths: the `Widths` of its layers.
+            initializers: what `without_values` gave for it.
+            seed: int. Seed of the new capacity's initial values.
+            must_grow: bool. Whether equal widths are refused.
+        """
+        matches = parents.matched_with(fused)
+        layouts = variables.lay_out(matches, widths, must_grow=must_grow)
+        pairs = [(match.layers[0], match.grown) for match in matches]
+        return cls(parents, matches, adopted(layouts, pairs, initializers, seed))
+
     def plan(self, filler: Filler, *, exact: bool) -> Plan:
         """The plan with a filler."""
         models, fused = self.parents.models, self.matches[0].grown
@@ -252,26 +280,20 @@ def build_and_lay_out(
     """
     with private.without_values() as initializers:
         fused, widths = build.build(parents, into, **options)
-    matches = parents.matched_with(fused)
-    layouts = variables.lay_out(matches, widths)
-    pairs = [(match.layers[0], match.grown) for match in matches]
-    return Draft(parents, matches, adopted(layouts, pairs, initializers, seed))
+    return Draft.of(parents, fused, widths, initializers=initializers, seed=seed)
 
 
 def replacement(model: keras.Model, twin: keras.Model) -> Plan:
     """Lays out a twin of equal widths, which takes a model's values over as they are."""
     parents = Parents.of([model])
-    matches = parents.matched_with(twin)
-    layouts = variables.lay_out(matches, Widths(), must_grow=False)
-    pairs = [(match.layers[0], match.grown) for match in matches]
-    layouts = adopted(layouts, pairs, {}, 0)
-    return Draft(parents, matches, layouts).plan(FusionFiller(), exact=True)
+    draft = Draft.of(parents, twin, Widths(), must_grow=False)
+    return draft.plan(FusionFiller(), exact=True)
 
 
 def adopted(
     layouts: Sequence[VariableLayout],
     pairs: Iterable[tuple[keras.Layer, keras.Layer]],
-    initializers: dict,
+    initializers: Mapping[int, Any],
     seed: int,
     trained_like: Iterable[tuple[keras.Layer, keras.Layer]] | None = None,
 ) -> tuple[VariableLayout, ...]:

@@ -77,7 +77,8 @@ def lay_out(
     mapping = choose(draft)
     layouts = tuple(_copied(layout, mapping) for layout in draft.layouts)
     draft = dataclasses.replace(draft, layouts=layouts)
-    return Widening(draft, CopiesFiller(noise_scale, spread, seed))
+    filler = CopiesFiller(noise_scale=noise_scale, spread=spread, seed=seed)
+    return Widening(draft, filler)
 
 
 def _copied(layout, mapping):
@@ -87,6 +88,8 @@ def _copied(layout, mapping):
     axes = tuple(copies.copied_axis(axis, mapping) for axis in layout.axes)
     ratios = (axis.size / len(axis.positions(0)) for axis in axes if axis.grown)
     layout = dataclasses.replace(layout, axes=axes, copies=max(ratios))
+    if not layout.has_new:
+        layout = dataclasses.replace(layout, initial=None)
     if layout.before_tied_readout:
         # The readout's factor lies here, as in a fusion.
         scales = (layout.scales[0] / layout.copies,)

@@ -2,6 +2,7 @@
 
 import keras
 
+from keras_fusion.architecture.parents import check_factor
 from keras_fusion.operators import arguments
 from keras_fusion.operators.base import GrowthOperator, register_operator
 from keras_fusion.operators.fusion import plan_fusion
@@ -52,7 +53,7 @@ class ZeroPadding(GrowthOperator):
     """
 
     def __init__(self, factor: float = 2):
-        arguments.check_factor(factor)
+        check_factor(factor)
         self.factor = factor
 
     def plan(self, model: keras.Model, seed: int | None = None) -> Plan:

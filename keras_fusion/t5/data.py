@@ -15,7 +15,7 @@ from keras_fusion.t5.recipe import Recipe
 from keras_fusion.t5.rows import Rows
 from keras_fusion.t5.span_corruption import SpanCorruption
 from keras_fusion.t5.vocabulary import EOS_ID, Vocabulary
-from keras_fusion.training.files import whole
+from keras_fusion.training.files import sha256, whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,7 +151,7 @@ def load_vocabulary(recipe: Recipe, folder: Path) -> Vocabulary:
         )
     # An earlier version has no record.
     expected = fingerprint.recorded(folder).get("vocabulary", {}).get("sha256")
-    if expected not in (None, hashlib.sha256(path.read_bytes()).hexdigest()):
+    if expected not in (None, sha256(path)):
         raise FusionError(
             f"The vocabulary {str(path)!r} has been changed or damaged. Bring it again "
             "from where it was made, or remove the folder to make its data again."
@@ -200,7 +200,6 @@ def load(recipe: Recipe, folder: Path) -> PretrainingData:
         batch_size=batch_size,
         fingerprint=fingerprint.recorded(folder),
     )
-    found.batches(
-        seed=0
-    )  # a text too short for one is refused before any model is built
+    # A text too short for a batch is refused before any model is built.
+    found.batches(seed=0)
     return found

@@ -7,7 +7,6 @@ parents' fingerprints. Two are compared value by value, and a difference is name
 
 import contextlib
 import dataclasses
-import hashlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from keras_fusion.t5.documents import Source
 from keras_fusion.t5.recipe import Recipe
 from keras_fusion.t5.store import Entry, Store
 from keras_fusion.t5.tree import Node
+from keras_fusion.training import files
 
 _SHOWN = 4  # differences in a message
 
@@ -37,7 +37,7 @@ def of_text(recipe: Recipe) -> dict:
     text = recipe.text
     if text.vocabulary:
         path = Path(text.vocabulary)
-        known = {"sha256": _sha256(path)} if path.is_file() else {}
+        known = {"sha256": files.sha256(path)} if path.is_file() else {}
         vocabulary = {"trained": False} | known
     else:
         vocabulary = {
@@ -355,8 +355,3 @@ def check_scores(task: str, recipe: Recipe, entry: Entry, **known: object) -> No
             {"recipe": of_finetuning(task, recipe), **known},
             "Remove the file to fine-tune again, or choose another --output.",
         )
-
-
-def _sha256(path):
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -9,7 +9,6 @@ A node can be trained on any machine that has the folders of its parents.
 """
 
 import contextlib
-import hashlib
 import json
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,7 +21,7 @@ from filelock import FileLock, Timeout
 from keras_fusion.errors import FusionError
 from keras_fusion.t5 import records
 from keras_fusion.t5.tree import Node
-from keras_fusion.training.files import whole
+from keras_fusion.training.files import sha256, whole
 
 if TYPE_CHECKING:
     import keras  # Takes seconds; the functions that need it import it.
@@ -177,7 +176,7 @@ class Entry:
         """Keeps the trained model and its figures; the state is no longer needed."""
         with whole(self.model_path) as path:
             model.save(path)
-            checksum = _checksum(path)
+            checksum = sha256(path)
         self.write("result", {**result, "model_sha256": checksum})
         self._state.unlink(missing_ok=True)
 
@@ -193,7 +192,7 @@ class Entry:
         expected = self.result().get("model_sha256")
         if not path.is_file():
             raise self._unusable_model("it is missing")
-        if expected is not None and expected != _checksum(path):
+        if expected is not None and expected != sha256(path):
             raise self._unusable_model("it has been changed or damaged")
         with warnings.catch_warnings():
             # keras-hub's tasks compile themselves, with another optimizer than the file's.
@@ -286,8 +285,3 @@ def _in_words(reason):
         return reason
     lines = str(reason).splitlines() or [""]
     return f"{type(reason).__name__}: {lines[0][:200]}".rstrip(" .:")
-
-
-def _checksum(path):
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

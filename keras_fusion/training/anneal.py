@@ -5,9 +5,9 @@ from typing import Any, cast
 import keras
 
 from keras_fusion import graft
+from keras_fusion.errors import is_integer, require
 from keras_fusion.models import host, private, tree
 from keras_fusion.models.block_norms import is_block_norm
-from keras_fusion.operators import arguments
 from keras_fusion.training import journal, swap
 from keras_fusion.training.matching import shapes_of
 from keras_fusion.training.record import STOCK_NORMS, Change
@@ -64,8 +64,8 @@ class AnnealBlockNorms(keras.callbacks.Callback):
 
     def __init__(self, steps: int):
         super().__init__()
-        fits = arguments.is_integer(steps, 1)
-        arguments.require(fits, "steps", steps, "an integer of at least 1")
+        fits = is_integer(steps, 1)
+        require(fits, "steps", steps, "an integer of at least 1")
         self.steps = steps
         # How far the norms are is a weight of theirs, so that a backup has it.
         self._author = journal.Author(self, self._change_if_due)

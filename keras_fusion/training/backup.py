@@ -1,6 +1,5 @@
 """`BackupAndRestore`: resumes a run with growths, whenever it was killed."""
 
-import hashlib
 import math
 import os
 import shutil
@@ -11,9 +10,8 @@ from typing import Any, cast
 import keras
 import numpy as np
 
-from keras_fusion.errors import FusionError
+from keras_fusion.errors import FusionError, is_integer, is_path, require
 from keras_fusion.models import host, private, processes
-from keras_fusion.operators import arguments
 from keras_fusion.training import files, journal, matching
 from keras_fusion.training.journal import Entry
 from keras_fusion.training.record import Change
@@ -74,14 +72,14 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
         double_checkpoint: bool = False,
         delete_checkpoint: bool = True,
     ):
-        arguments.require(
-            arguments.is_path(backup_dir) and "://" not in str(backup_dir),
+        require(
+            is_path(backup_dir) and "://" not in str(backup_dir),
             "backup_dir",
             backup_dir,
             "the path of a folder on a local disk, where a rename is one step",
         )
-        arguments.require(
-            save_freq == "epoch" or arguments.is_integer(save_freq, 1),
+        require(
+            save_freq == "epoch" or is_integer(save_freq, 1),
             "save_freq",
             save_freq,
             "'epoch' or a positive integer",
@@ -90,7 +88,7 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
             ("double_checkpoint", double_checkpoint),
             ("delete_checkpoint", delete_checkpoint),
         ):
-            arguments.require(isinstance(value, bool), name, value, "True or False")
+            require(isinstance(value, bool), name, value, "True or False")
         super().__init__(
             os.fspath(backup_dir),
             # Keras knows no other integers than Python's.
@@ -196,7 +194,7 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
         entries = journal.of(self.model).entries
         return {
             "epoch": epoch,
-            "sha256": _digest(folder / _WEIGHTS),
+            "sha256": files.sha256(folder / _WEIGHTS),
             "random": [host.read(v).tolist() for v in _random(self.model)],
             "callbacks": [
                 {"script": author.script(), "progress": author.get_state()}
@@ -255,7 +253,7 @@ def _number(folder: Path) -> int:
 def _read(folder: Path) -> dict[str, Any]:
     """The state of a backup whose files are as they were written."""
     state = files.read_json(folder / _STATE)
-    if _digest(folder / _WEIGHTS) != state["sha256"]:
+    if files.sha256(folder / _WEIGHTS) != state["sha256"]:
         raise FusionError(
             f"{folder / _WEIGHTS} is damaged: its checksum is wrong. Restore it from a "
             f"copy, or delete {folder} to resume from the backup before, if there is one."
@@ -280,8 +278,3 @@ def _random(model: keras.Model) -> list:
     """The states of dropout and its like, which a file of weights does not hold."""
     held = {id(v) for v in (*model.weights, *model.metrics_variables)}
     return [v for v in model.variables if id(v) not in held]
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

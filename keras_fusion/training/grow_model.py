@@ -7,10 +7,9 @@ from typing import Any, cast
 
 import keras
 
-from keras_fusion.errors import FusionError, GrowthError
+from keras_fusion.errors import FusionError, GrowthError, require
 from keras_fusion.layout.parent_blocks import Blocks
 from keras_fusion.models import private, processes
-from keras_fusion.operators import arguments
 from keras_fusion.operators.base import check_operator
 from keras_fusion.training import journal, options, ramps
 from keras_fusion.training.event import GrowthEvent
@@ -101,7 +100,7 @@ class GrowModel(keras.callbacks.Callback):
     ):
         super().__init__()
         check_operator(operator, "operator")
-        arguments.require(
+        require(
             isinstance(schedule, GrowthSchedule),
             "schedule",
             schedule,

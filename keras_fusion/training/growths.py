@@ -5,7 +5,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import keras
-import numpy as np
 
 from keras_fusion import graft
 from keras_fusion.errors import FusionError
@@ -53,9 +52,8 @@ class Growths(journal.Author):
     def draw_seed(self) -> None:
         """Draws the run's seed, unless it was resumed with one."""
         # Drawn in any case, so that the generator continues as in a resumed run.
-        drawn = int(np.random.randint(2**31))
         with private.scope(self.callback.model):
-            drawn = processes.agreed(drawn)
+            drawn = processes.drawn_seed()
         self._seed = drawn if self._seed is None else self._seed
 
     def check(self) -> None:

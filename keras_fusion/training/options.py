@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from keras_fusion.operators.arguments import is_integer, is_number, is_path, require
+from keras_fusion.errors import is_integer, is_number, is_path, require
 
 
 def positive_integers(name: str, value: Any) -> list[int]:

@@ -90,9 +90,8 @@ def start(model: keras.Model, ramps: list[Ramp]) -> None:
             continue
         follower = private.attached(optimizer, RateFollower)
         if follower is not None:
-            follower.put_back(
-                optimizer
-            )  # The growth came while a batch was trained on.
+            # The growth came while a batch was trained on.
+            follower.put_back(optimizer)
         optimizer.learning_rate = rate_of(optimizer) * ramp.factor
         _follow(optimizer, ramp)
 

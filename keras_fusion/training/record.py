@@ -7,15 +7,13 @@ from typing import Any
 import numpy as np
 
 from keras_fusion.errors import FusionError
+from keras_fusion.models.renamed import OLD_NAMES
 from keras_fusion.training import files
 from keras_fusion.training.event import GrowthEvent
 from keras_fusion.training.learning_rate import Ramp
 
 GROWTH = "growth"
 STOCK_NORMS = "stock norms"  # `AnnealBlockNorms` has replaced the block norms
-
-# Arguments of operators that were renamed, by their names in files of version 0.1.0.
-RENAMED = {"noise": "noise_scale", "off_diagonal_scale": "noise_scale"}
 
 _NOT_FINITE = ("nan", "inf", "-inf")
 
@@ -106,7 +104,7 @@ class SavedGrowths:
 
 
 def upgraded(script: Any) -> Any:
-    """A script's description, or a config, under the names of today.
+    """A script's description, or a config, under the current names.
 
     Arguments that were renamed get their new names. Where the class of a serialized
     object lies is left out: its registered name tells which class it is.
@@ -122,7 +120,7 @@ def upgraded(script: Any) -> Any:
     if not isinstance(script, dict):
         return script
     moved = "module" if "class_name" in script else None
-    names = {old: new for old, new in RENAMED.items() if new not in script}
+    names = {old: new for old, new in OLD_NAMES.items() if new not in script}
     return {
         names.get(name, name): upgraded(value)
         for name, value in script.items()

@@ -5,13 +5,8 @@ import math
 
 import keras
 
-from keras_fusion.errors import FusionError
-from keras_fusion.training.options import (
-    is_integer,
-    is_number,
-    positive_integers,
-    require,
-)
+from keras_fusion.errors import FusionError, is_integer, is_number, require
+from keras_fusion.training.options import positive_integers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +31,24 @@ class Moment:
     epoch: int
     growths: int
     logs: dict | None = None
+
+
+def monitored(logs: dict, monitor: str) -> float:
+    """The value of an epoch that a schedule watches.
+
+    Args:
+        logs: dict of metrics at the end of the epoch.
+        monitor: string. The name of one of them.
+
+    Raises:
+        FusionError: if there is none of that name.
+    """
+    if monitor not in logs:
+        raise FusionError(
+            f"`monitor={monitor!r}` is not among the epoch's values {sorted(logs)}. Name "
+            "one of them (val_... needs validation_data)."
+        )
+    return logs[monitor]
 
 
 class GrowthSchedule:
@@ -279,13 +292,8 @@ class OnPlateau(GrowthSchedule):
         """Whether the value has been flat for `patience` epochs."""
         if moment.logs is None or self.is_done(moment.growths):
             return False
-        if self.monitor not in moment.logs:
-            raise FusionError(
-                f"`monitor={self.monitor!r}` is not among the epoch's values "
-                f"{sorted(moment.logs)}. Name one of them (val_... needs "
-                "validation_data)."
-            )
-        value = moment.logs[self.monitor] * (1 if self.mode == "min" else -1)
+        value = monitored(moment.logs, self.monitor)
+        value *= 1 if self.mode == "min" else -1
         if value < self._best - self.min_delta:
             self._best, self._waited = value, 0
             return False

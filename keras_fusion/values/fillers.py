@@ -97,28 +97,39 @@ class Filler:
         return fuse_arrays(arrays, layout.axes, scales=layout.scales)
 
 
-@dataclasses.dataclass(frozen=True)
-class FusionFiller(Filler):
-    """Fills with the parents' blocks, by the FUSION operator.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WidthFiller(Filler):
+    """Base class of the fillers that grow widths, with noise and new capacity.
 
     Args:
-        off_diagonal: one of `fuse.OFF_DIAGONALS`.
         noise_scale: float. Standard deviation of the noise relative to the kernel's.
-        seed: int. Seed of the noise.
+        seed: int. Seed of all that is drawn.
         corrections: dict from the indices of a layout and of a parent to the
             `Correction` of that parent's value.
         fresh_roles: dict from the index of a layout to the roles of its axes whose new
-            capacity starts from initial values; `("out",)` for layouts that it lacks.
+            capacity starts from initial values.
         mean_outputs: indices of the layouts whose other new outputs are the mean of the
             old ones instead of zeros.
     """
 
-    off_diagonal: str = "zeros"
     noise_scale: float = 0.0
     seed: int = 0
     corrections: Corrections = dataclasses.field(default_factory=dict)
     fresh_roles: Mapping[int, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     mean_outputs: frozenset[int] = frozenset()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FusionFiller(WidthFiller):
+    """Fills with the parents' blocks, by the FUSION operator.
+
+    Layouts that `fresh_roles` lacks start from initial values in the role `"out"`.
+
+    Args:
+        off_diagonal: one of `fuse.OFF_DIAGONALS`.
+    """
+
+    off_diagonal: str = "zeros"
 
     def value(
         self, index: int, layout: VariableLayout, arrays: Sequence[np.ndarray]
@@ -161,25 +172,17 @@ def _scaled(array: np.ndarray, layout: VariableLayout, scale: float) -> np.ndarr
     return (array + layout.offset) * scale - layout.offset
 
 
-@dataclasses.dataclass(frozen=True)
-class CopiesFiller(Filler):
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CopiesFiller(WidthFiller):
     """Fills with copies of the units of one parent, given by the layout's axes.
 
+    Layouts that `fresh_roles` lacks start from initial values in no role.
+
     Args:
-        noise_scale: float, see `copies.copy_array`.
         spread: float. Unevenness of the copies' shares, see `copies.uneven_shares`.
-        seed: int. Seed of the shares and the noise.
-        corrections: see `FusionFiller`.
-        fresh_roles: see `FusionFiller`; no roles for layouts that it lacks.
-        mean_outputs: see `FusionFiller`.
     """
 
-    noise_scale: float = 0.0
     spread: float = 0.0
-    seed: int = 0
-    corrections: Corrections = dataclasses.field(default_factory=dict)
-    fresh_roles: Mapping[int, tuple[str, ...]] = dataclasses.field(default_factory=dict)
-    mean_outputs: frozenset[int] = frozenset()
 
     def value(
         self, index: int, layout: VariableLayout, arrays: Sequence[np.ndarray]
@@ -198,7 +201,7 @@ class CopiesFiller(Filler):
             rng=np.random.default_rng([self.seed, index]),
         )
         value = value - layout.offset
-        if layout.initial is None or not layout.has_new:
+        if layout.initial is None:
             return value
         return filled(
             value,

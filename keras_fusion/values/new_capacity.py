@@ -22,15 +22,15 @@ from keras_fusion.errors import FusionError
 from keras_fusion.layout.variables import VariableLayout
 from keras_fusion.models import host, probe, tree
 from keras_fusion.values import calibration
-from keras_fusion.values.fillers import CopiesFiller, FusionFiller
+from keras_fusion.values.fillers import WidthFiller
 
 
 def settled(
-    filler: FusionFiller | CopiesFiller,
+    filler: WidthFiller,
     matches: Sequence[Match],
     layouts: Sequence[VariableLayout],
     count: int,
-) -> FusionFiller | CopiesFiller:
+) -> WidthFiller:
     """The filler with initial values of new capacity that have no influence.
 
     Args:
@@ -58,18 +58,18 @@ class _Trial:
 
     def __init__(
         self,
-        filler: FusionFiller | CopiesFiller,
+        filler: WidthFiller,
         matches: Sequence[Match],
         layouts: Sequence[VariableLayout],
         new: Sequence[int],
     ):
         self._filler = dataclasses.replace(filler, fresh_roles=dict.fromkeys(new, ()))
         self._matches, self._layouts, self._new = matches, layouts, new
-        self._model, self._fused = matches[0].layers[0], matches[0].grown
-        self._inputs = varied_inputs(self._model, layouts)
-        self._expected = probe.outputs(self._model, self._inputs)
+        model, self._fused = matches[0].layers[0], matches[0].grown
+        self._inputs = varied_inputs(model, layouts)
+        self._expected = probe.outputs(model, self._inputs)
 
-    def run(self) -> FusionFiller | CopiesFiller:
+    def run(self) -> WidthFiller:
         """Runs the trials; returns the filler with `fresh_roles` and `mean_outputs`."""
         with contextlib.ExitStack() as assumed:
             unused = self._without_use(assumed)
@@ -127,8 +127,8 @@ class _Trial:
 
 
 def _with_roles(
-    filler: FusionFiller | CopiesFiller, roles: Mapping[int, tuple[str, ...]]
-) -> FusionFiller | CopiesFiller:
+    filler: WidthFiller, roles: Mapping[int, tuple[str, ...]]
+) -> WidthFiller:
     """The filler with other roles whose new capacity starts from initial values."""
     return dataclasses.replace(filler, fresh_roles={**filler.fresh_roles, **roles})
 

@@ -26,6 +26,27 @@ def test_a_checked_model_is_as_it_was():
     assert all("call" not in vars(layer) for layer in model.layers)
 
 
+class Mapped(keras.layers.Layer):
+    """Looks ids up row by row, in a call that the backend traces."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = keras.layers.Embedding(2, 4)
+
+    def build(self, shape):
+        self.table.build(shape)
+
+    def call(self, ids):
+        return keras.ops.vectorized_map(self.table, ids)
+
+
+@pytest.mark.core
+def test_ids_without_values_are_not_checked():
+    inputs = keras.Input((LENGTH,), dtype="int32")
+    model = keras.Model(inputs, Mapped()(inputs))
+    assert probe.accepted(model).shape == (2, LENGTH)
+
+
 class Noisy(keras.layers.Layer):
     """Adds noise whenever it is called."""
 

@@ -17,7 +17,8 @@ import keras
 import numpy as np
 import processes
 import pytest
-from models import data_for, functional, loss, values
+from fitting import fit, live_model
+from models import values
 from repository import ROOT
 
 import keras_fusion
@@ -26,18 +27,6 @@ from keras_fusion.training import swap
 from keras_fusion.training.files import whole
 
 KILLER = ROOT / "experiments" / "kill_resume.py"
-
-
-def live_model():
-    model = functional()
-    model.compile("adam", loss(), jit_compile=False)
-    return model
-
-
-def fit(model, *callbacks, **options):
-    x, y = data_for("functional")
-    options = {"batch_size": 8, "shuffle": False, "verbose": 0, "epochs": 2} | options
-    return model.fit(x, y, callbacks=list(callbacks), **options)
 
 
 class Before(keras.callbacks.Callback):

@@ -15,7 +15,7 @@ import keras
 import numpy as np
 
 from keras_fusion.errors import FusionError
-from keras_fusion.training.schedules import GrowthSchedule, Moment
+from keras_fusion.training.schedules import GrowthSchedule, Moment, monitored
 
 # Kaplan et al., Scaling Laws for Neural Language Models, 2020: the loss after unlimited
 # training falls with the number of parameters to this power, and the rest of the loss is
@@ -310,13 +310,8 @@ class WhenItPays(GrowthSchedule):
         """Whether a FLOP is better spent on the bigger model from now on."""
         if moment.logs is None or self.is_done(moment.growths):
             return False
-        if self.monitor not in moment.logs:
-            raise FusionError(
-                f"`monitor={self.monitor!r}` is not among the epoch's values "
-                f"{sorted(moment.logs)}. Name one of them (val_... needs "
-                "validation_data)."
-            )
-        self._points.append((moment.step, moment.logs[self.monitor]))
+        loss = monitored(moment.logs, self.monitor)
+        self._points.append((moment.step, loss))
         if len(self._points) < self.min_epochs:
             return False
         self.curve = small = LossCurve.fit(
