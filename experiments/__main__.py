@@ -1,6 +1,7 @@
 """Trains studies and tabulates them.
 
 python -m experiments run STUDY      # trains what is missing, run by run
+python -m experiments together STUDY   # the same, many at a time, on an accelerator
 python -m experiments status STUDY   # says what has finished
 python -m experiments table STUDY    # prints the tables
 
@@ -63,6 +64,16 @@ def _run(options):
         return
     results = Results(options.results / study.name)
     worker = Worker(study, results, options.work)
+    if options.command == "together":
+        from experiments.harness import together
+
+        together.run(
+            study,
+            results,
+            options.work,
+            seconds=3600 * options.hours,
+            processes=options.processes,
+        )
     if options.command == "run":
         worker.work(options.runs, options.hours)
     for course in study.courses(results.loss):
@@ -76,9 +87,10 @@ def _parser():
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("command", choices=("run", "status", "table"))
+    parser.add_argument("command", choices=("run", "together", "status", "table"))
     parser.add_argument("study")
     parser.add_argument("--threads", type=int, help="of this process")
+    parser.add_argument("--processes", type=int, default=2, help="that grow models")
     parser.add_argument("--runs", type=float, default=float("inf"), help="at most")
     parser.add_argument(
         "--hours", type=float, default=float("inf"), help="begin no run after"

@@ -54,16 +54,20 @@ def _deviation(variable, options):
     return 1 / math.sqrt(math.prod(shape[:-1]) if joined else shape[0])
 
 
-def renew_blocks(model: keras.Model, fresh: keras.Model, old_layers: int) -> None:
+def renew_blocks(model: keras.Model, optimizer, fresh: keras.Model, old_layers: int):
     """Gives the blocks that a growth in depth has added the values of a fresh model.
 
     Their first moments, the copied blocks', become zero; the second moments stay, since
     zeros would make the first updates too large.
 
     Args:
-        model: the grown model, compiled.
+        model: the grown model.
+        optimizer: its optimizer.
         fresh: a model of the same size, whose optimizer need not be built.
         old_layers: int. How many layers each stack had; new ones lie behind.
+
+    Raises:
+        ValueError: if no block lies behind them.
     """
 
     def is_new(variable):
@@ -78,7 +82,38 @@ def renew_blocks(model: keras.Model, fresh: keras.Model, old_layers: int) -> Non
     if not renewed:
         raise ValueError(f"The model has no block behind the first {old_layers}.")
     new = {v.path.replace("/", "_") for v in model.trainable_variables if is_new(v)}
-    for slot in model.optimizer.variables:
+    for slot in optimizer.variables:
         owner = slot.path.split("/", 1)[-1].removesuffix("_momentum")
         if slot.path.endswith("_momentum") and owner in new:
-            slot.assign(keras.ops.zeros_like(slot))
+            slot.assign(keras.ops.zeros(slot.shape, slot.dtype))
+
+
+def renew_features(plan, fresh: keras.Model) -> None:
+    """Gives the features that a growth in width has added the values of a fresh model.
+
+    Old features keep their values and read old features alone; new ones read all; output
+    heads read new ones with zeros. The columns of an embedding get the deviation of the
+    old ones, so that a norm over all features finds the same scale in both.
+
+    Args:
+        plan: a filled `Plan` of `keras_fusion.ZeroPadding`, whose optimizer states suit.
+        fresh: a model of the grown size.
+    """
+    values = {
+        id(variable): keras.ops.convert_to_numpy(new)
+        for variable, new in zip(plan.fused.weights, fresh.weights, strict=True)
+    }
+    for layout in plan.layouts:
+        if layout.grown:
+            old = keras.ops.convert_to_numpy(layout.sources[0])
+            value = np.array(values[id(layout.target)])
+            if layout.target.path.endswith("/embeddings"):
+                value *= old.std() / value.std()
+            value[_mesh(layout.axes, "out")] = 0
+            value[_mesh(layout.axes, "in", "out")] = old
+            layout.target.assign(value)
+
+
+def _mesh(axes, *roles):
+    """Selects the old positions along axes of some roles, and all along others."""
+    return np.ix_(*(a.positions(0) if a.role in roles else range(a.size) for a in axes))

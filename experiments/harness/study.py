@@ -12,6 +12,7 @@ from pathlib import Path
 STUDIES = Path(__file__).parents[1] / "studies"
 CLOCKS = ("flops", "steps")
 PARENTS = ("counted", "free")
+NEW = ("operator", "random")
 NEW_BLOCKS = ("copies", "random")
 
 
@@ -120,6 +121,9 @@ class Growth:
             `False`.
         new_blocks: `"copies"` leaves the operator's values; `"random"` gives added
             layers those of a fresh model. Defaults to `"copies"`.
+        new_features: `"operator"` leaves the operator's values; `"random"` gives added
+            features those of a fresh model, see `initialization.renew_features`. Defaults
+            to `"operator"`.
         training: dict of arguments of `GrowModel`, such as `learning_rate_factor`.
     """
 
@@ -130,10 +134,12 @@ class Growth:
     parents: int = 1
     annealed: bool = False
     new_blocks: str = "copies"
+    new_features: str = "operator"
     training: dict = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         _one_of("new_blocks", self.new_blocks, NEW_BLOCKS)
+        _one_of("new_features", self.new_features, NEW)
 
 
 @dataclasses.dataclass(frozen=True)

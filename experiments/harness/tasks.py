@@ -2,22 +2,24 @@
 
 import dataclasses
 import functools
+from typing import TYPE_CHECKING
 
 import keras
 import keras_hub
 import numpy as np
-import tensorflow as tf
 
 from experiments.harness.initialization import initialize
 from experiments.harness.study import Course, Model, Size
 from experiments.harness.text import Tokens
 from keras_fusion.flops import training_step_flops
-from keras_fusion.t5 import batches
 from keras_fusion.t5.model import Architecture
 from keras_fusion.t5.model import build as build_t5
 from keras_fusion.t5.rows import Rows
 from keras_fusion.t5.span_corruption import SpanCorruption
 from keras_fusion.t5.vocabulary import EOS_ID
+
+if TYPE_CHECKING:
+    import tensorflow as tf
 
 GLANCES = 4  # batches of validation for a curve's point; a final loss takes all
 
@@ -78,7 +80,8 @@ class Task:
         return model
 
     @functools.cached_property
-    def _rows(self):
+    def rows(self) -> tuple[Rows, Rows]:
+        """The rows to train on and those held out."""
         return self.tokens.rows(self.row_length)
 
     @property
@@ -86,28 +89,39 @@ class Task:
         """Tokens of the text in a row."""
         return self.settings.row_length
 
-    def batches(self, seed: int, start: int) -> tf.data.Dataset:
+    def batches(self, seed: int, start: int) -> "tf.data.Dataset":
         """Endless batches from a step on; every epoch has another order."""
+        from keras_fusion.t5 import batches  # It needs TensorFlow; a fleet does not.
+
         return batches.streamed(self._batches(seed), start)
 
+    def starts(self, seed: int, step: int) -> np.ndarray:
+        """Where the rows of a batch begin in the joined text."""
+        return self._batches(seed).starts(step)
+
+    @functools.cache  # noqa: B019, a task lives as long as its process
     def _batches(self, seed):
         limit = self.tokens.limit
         rows = None if limit is None else max(limit // self.row_length, 1)
-        return _Batches(self, self._rows[0], seed, rows)
+        return _Batches(self, self.rows[0], seed, rows)
+
+    def validation_rows(self) -> np.ndarray:
+        """The rows that all runs are validated with, from all over the held-out text."""
+        rows = self.rows[1]
+        count = min(self.settings.validation_batches * 32, len(rows) // 32 * 32)
+        taken = rows.take(np.linspace(0, len(rows) - 1, count).astype(int))
+        return np.random.default_rng(0).permutation(taken)
 
     @functools.cached_property
-    def validation(self) -> tf.data.Dataset:
+    def validation(self) -> "tf.data.Dataset":
         """The same batches for all runs."""
-        rows = self._rows[1]
-        count = min(self.settings.validation_batches * 32, len(rows) // 32 * 32)
-        # From all over the held-out text.
-        taken = rows.take(np.linspace(0, len(rows) - 1, count).astype(int))
-        taken = np.random.default_rng(0).permutation(taken)
-        example = self.example(taken, np.random.default_rng(0))
+        import tensorflow as tf
+
+        example = self.example(self.validation_rows(), np.random.default_rng(0))
         return tf.data.Dataset.from_tensor_slices(example).batch(32).cache()
 
     @functools.cached_property
-    def glance(self) -> tf.data.Dataset:
+    def glance(self) -> "tf.data.Dataset":
         """Some of the validation's batches."""
         return self.validation.take(GLANCES).cache()
 
@@ -140,14 +154,20 @@ class _Batches:
     limit: int | None  # of rows, the same in all epochs
 
     def __call__(self, step):
+        taken = self.rows.take(*self._taken(step))
+        return self.task.example(taken, np.random.default_rng([self.seed, 1, step]))
+
+    def starts(self, step):
+        return self.rows.starts(*self._taken(step))
+
+    def _taken(self, step):
         size, count = self.task.settings.batch_size, self.limit or len(self.rows)
         epoch, place = divmod(step, max(count // size, 1))
         shift, order = _order(self.rows, self.seed, epoch, self.limit)
-        taken = self.rows.take(order[place * size :][:size], shift)
-        return self.task.example(taken, np.random.default_rng([self.seed, 1, step]))
+        return order[place * size :][:size], shift
 
 
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=64)
 def _order(rows, seed, epoch, limit):
     """Where the rows of an epoch begin, and their order."""
     rng = np.random.default_rng([seed, 0, epoch])
@@ -212,6 +232,8 @@ class T5(Task):
 
     def example(self, rows, rng):
         """Span corruption."""
+        from keras_fusion.t5 import batches
+
         return batches.examples(rows, self._corruption, rng)
 
 

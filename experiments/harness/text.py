@@ -4,19 +4,22 @@ import dataclasses
 import functools
 import hashlib
 import itertools
+import os
 from pathlib import Path
 
 import numpy as np
 
 from experiments.harness import study
 from keras_fusion.t5 import token_files
-from keras_fusion.t5.documents import Source, open_source
+from keras_fusion.t5.documents import Listed, Source, open_source
 from keras_fusion.t5.rows import Rows
 from keras_fusion.t5.vocabulary import Vocabulary
 from keras_fusion.training.files import whole
 
 SENTINELS = 16  # more than a row of span corruption has
 VOCABULARY_DOCUMENTS = 12_000
+NOVELS = "novels"  # the text of this name
+HELD_OUT_AUTHORS = 11  # one of so many
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -67,10 +70,12 @@ def prepare(text: study.Text, folder: Path, source: Source | None = None) -> Tok
     Returns:
         The `Tokens`.
     """
-    folder = folder / study.digest(text.source, text.vocabulary_size)
+    texts, folder = folder, folder / study.digest(text.source, text.vocabulary_size)
     path = folder / "vocabulary.model"
     if not path.exists() or not list(folder.glob("validation-*.npy")):
-        source = source or open_source(text.source)
+        named = text.source == NOVELS
+        opened = novels(texts / NOVELS) if named else open_source(text.source)
+        source = source or opened
         with whole(path) as unfinished:
             _vocabulary(source, text.vocabulary_size).save(unfinished)
         vocabulary = Vocabulary.load(path, sentinels=SENTINELS)
@@ -80,6 +85,37 @@ def prepare(text: study.Text, folder: Path, source: Source | None = None) -> Tok
         token_files.read(folder, "training"),
         token_files.read(folder, "validation"),
         text.tokens,
+    )
+
+
+def novels(folder: Path) -> Source:
+    """English novels, of which whole authors are held out.
+
+    Args:
+        folder: `Path` of the files of computationalstylistics/100_english_novels on GitHub,
+            called `Author_Title_Year.txt`.
+
+    Returns:
+        A `Source`.
+
+    Raises:
+        FileNotFoundError: if there are none.
+    """
+    authors = {}
+    for path in sorted(folder.glob("*_*_*.txt")):
+        authors.setdefault(path.name.split("_")[0], []).append(os.fsencode(path))
+    if not authors:
+        raise FileNotFoundError(
+            f"There are no novels in {str(folder)!r}. Put the files of the repository "
+            "computationalstylistics/100_english_novels there."
+        )
+    names = sorted(authors)
+    held_out = names[HELD_OUT_AUTHORS // 2 :: HELD_OUT_AUTHORS]
+    kept = [path for name in names if name not in held_out for path in authors[name]]
+    return Source(
+        NOVELS,
+        (Listed(kept, are_files=True),),
+        (Listed([p for name in held_out for p in authors[name]], are_files=True),),
     )
 
 

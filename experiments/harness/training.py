@@ -261,7 +261,7 @@ class _NewBlocks:
 
     def after_growth(self, callback):
         fresh = self.run.task.fresh(self.growth.to, self.run.course.seed + 1)
-        renew_blocks(callback.model, fresh, self._layers)
+        renew_blocks(callback.model, callback.model.optimizer, fresh, self._layers)
 
 
 def _versions():

@@ -65,11 +65,28 @@ class Rows:
         Returns:
             `int32` array of shape `(rows, length)`.
         """
-        ends = self._ends
         taken = np.empty((len(indices), self.length), "int32")
-        for row, index in zip(taken, indices, strict=True):
-            number = int(np.searchsorted(ends, index, side="right"))
-            first = ends[number - 1] if number else 0
-            begin = int(index - first) * self.length + shift
+        numbers, begins = self._places(indices, shift)
+        for row, number, begin in zip(taken, numbers, begins, strict=True):
             row[:] = self.streams[number][begin : begin + self.length]
         return taken
+
+    def starts(self, indices: np.ndarray, shift: int = 0) -> np.ndarray:
+        """Where some rows begin when the streams are joined.
+
+        Args:
+            indices: integer array of shape `(rows,)`.
+            shift: int, as for `take`.
+
+        Returns:
+            Integer array of shape `(rows,)`.
+        """
+        numbers, begins = self._places(indices, shift)
+        firsts = np.cumsum([0, *map(len, self.streams)])
+        return firsts[numbers] + begins
+
+    def _places(self, indices, shift):
+        """The stream of each row, and where it begins in that."""
+        numbers = np.searchsorted(self._ends, indices, side="right")
+        firsts = np.concatenate([[0], self._ends])[numbers]
+        return numbers, (np.asarray(indices) - firsts) * self.length + shift

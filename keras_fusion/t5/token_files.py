@@ -11,15 +11,18 @@ import time
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import tensorflow as tf
 
 from keras_fusion.errors import FusionError
 from keras_fusion.t5 import records
 from keras_fusion.t5.documents import Source, texts
 from keras_fusion.t5.vocabulary import UNKNOWN_ID, Vocabulary
 from keras_fusion.training.files import whole
+
+if TYPE_CHECKING:
+    import tensorflow as tf
 
 _DOCUMENTS_AT_ONCE = 256
 
@@ -114,7 +117,7 @@ def _crc32(stream):
 
 
 def tokens(
-    documents: tf.data.Dataset,
+    documents: "tf.data.Dataset",
     vocabulary: Vocabulary,
     most: int | None = None,
     *,
@@ -134,6 +137,8 @@ def tokens(
     Raises:
         FusionError: if a document is not UTF-8.
     """
+    import tensorflow as tf  # Reading tokens does without it.
+
     dtype = np.uint16 if vocabulary.size <= 2**16 else np.int32
     parts, count = [np.zeros(0, dtype)], 0
     decoded = texts(documents.prefetch(tf.data.AUTOTUNE), name)

@@ -259,9 +259,9 @@ def test_only_new_blocks_are_renewed():
     model, fresh = task.compiled(Size(32, 3), 0, 1e-3), task.fresh(Size(32, 3), 1)
     model.optimizer.build(model.trainable_variables)
     for slot in model.optimizer.variables[2:]:
-        slot.assign(keras.ops.ones_like(slot))
+        slot.assign(keras.ops.ones(slot.shape, slot.dtype))
     before, new = by_name(model), by_name(fresh)
-    initialization.renew_blocks(model, fresh, old_layers=1)
+    initialization.renew_blocks(model, model.optimizer, fresh, old_layers=1)
     for name, value in by_name(model).items():
         renewed = "transformer_layer_1/" in name or "transformer_layer_2/" in name
         np.testing.assert_array_equal(value, (new if renewed else before)[name])
@@ -270,7 +270,7 @@ def test_only_new_blocks_are_renewed():
         expected = 0.0 if renewed and slot.path.endswith("momentum") else 1.0
         assert np.all(keras.ops.convert_to_numpy(slot) == expected), slot.path
     with pytest.raises(ValueError, match="behind the first 3"):
-        initialization.renew_blocks(model, fresh, old_layers=3)
+        initialization.renew_blocks(model, model.optimizer, fresh, old_layers=3)
 
 
 # The concluded study.

@@ -1,0 +1,251 @@
+"""Runs the courses of a study together: fleets on the accelerator, growths on the CPU.
+
+Small models come first, since bigger ones are grown from them.
+"""
+
+import collections
+import concurrent.futures
+import dataclasses
+import multiprocessing
+import os
+import time
+from collections.abc import Callable
+
+import jax
+import keras
+import keras_hub
+import numpy as np
+
+from experiments.harness import jobs, text
+from experiments.harness.fleet import Fleet, Stretch, Text
+from experiments.harness.graph import ALONE, Graph, Node
+from experiments.harness.results import Results
+from experiments.harness.study import Course, Model, Size, Study
+from experiments.harness.tasks import Task, open_task
+
+LOAD = 2**14  # lanes x width x layers of a fleet that keeps the accelerator busy
+LEAST_LANES, MOST_LANES = 8, 64
+PAUSE = 20.0  # seconds between two lines about what is going on
+
+
+def run(study: Study, results: Results, folder, *, seconds: float, processes: int):
+    """Trains what is missing of a study, as far as the time suffices.
+
+    Args:
+        study: `Study`.
+        results: `Results`.
+        folder: `Path` of the tokens.
+        seconds: float.
+        processes: int. How many grow models.
+    """
+    end = time.monotonic() + seconds
+    tasks = _Tasks(folder / "tokens")
+    with Machine(processes) as machine:
+        while time.monotonic() < end:
+            courses = [c for c in study.courses(results.loss) if not results.read(c)]
+            if not courses:
+                break
+            graph = Graph(courses, tasks)
+            report = _Report(graph, courses, tasks, results)
+            if not machine.run(graph, end, report):
+                break
+
+
+class _Tasks:
+    """The task of a course, the same for courses that are alike in all that it holds."""
+
+    def __init__(self, folder):
+        self._folder, self._texts, self._tasks = folder, {}, {}
+
+    def __call__(self, course: Course) -> Task:
+        source = repr(course.text)
+        if source not in self._texts:
+            self._texts[source] = text.prepare(course.text, self._folder)
+        settings = _shared(course.model)
+        if (source, repr(settings)) not in self._tasks:
+            task = open_task(settings, self._texts[source])
+            self._tasks[source, repr(settings)] = task
+        return self._tasks[source, repr(settings)]
+
+
+def _shared(model: Model) -> Model:
+    """The settings without those that every training has for itself."""
+    return dataclasses.replace(
+        model, optimizer=model.optimizer | dict.fromkeys(ALONE, 0.5)
+    )
+
+
+class _Report:
+    """Writes the result of a course once all of its ends are there."""
+
+    def __init__(self, graph: Graph, courses: list[Course], tasks, results: Results):
+        self.graph, self.courses, self.tasks = graph, courses, tasks
+        self.results, self.began = results, time.monotonic()
+        self._left = {
+            number: {id(node) for node in (*ends, *graph.grown[number])}
+            for number, ends in graph.ends.items()
+        }
+
+    def __call__(self, node: Node) -> None:
+        """Takes note of a node that is done."""
+        for number, left in list(self._left.items()):
+            left.discard(id(node))
+            if not left:
+                del self._left[number]
+                self._write(number)
+
+    def _write(self, number):
+        course, clock = self.courses[number], self.graph.clocks[number]
+        nodes, last = self.graph.ends[number], clock.phases[-1]
+        result = {
+            "course": course.to_dict(),
+            "text": self.tasks(course).tokens.describe(),
+            "budget": clock.budget,
+            "costs": {str(p.size): p.cost for p in clock.phases},
+            "parents_share": last.spent / clock.budget,
+            "own_share": last.own / clock.budget,
+            "params": self.tasks(course).parameters(last.size),
+            "events": [node.told for node in self.graph.grown[number]],
+            "curve": [
+                [clock.spent(step), loss]
+                for node in self.graph.paths[number]
+                for step, loss in node.losses
+            ],
+            "finals": [
+                {
+                    "budget": branch.budget,
+                    "spent": clock.spent(branch.end),
+                    "loss": node.loss,
+                }
+                for branch, node in zip(clock.branches, nodes, strict=True)
+            ],
+            "seconds": time.monotonic() - self.began,
+            "versions": {m.__name__: m.__version__ for m in (keras, keras_hub, jax)},
+            "device": jax.devices()[0].device_kind,
+        }
+        self.results.write(course, result)
+        ends = ", ".join(f"{f['spent']:.2f}: {f['loss']:.4f}" for f in result["finals"])
+        name = f"{course.setting} (rate {course.rate:g}, seed {course.seed})"
+        print(f"  {name} {ends}", flush=True)
+
+
+class Machine:
+    """The fleets, one per size, and the processes that grow models.
+
+    Args:
+        processes: int.
+    """
+
+    def __init__(self, processes: int):
+        jax.devices()  # This process has its device; the others get the CPU.
+        os.environ["JAX_PLATFORMS"] = "cpu"
+        self.pool = concurrent.futures.ProcessPoolExecutor(
+            processes, multiprocessing.get_context("spawn")
+        )
+        self.jobs: dict[concurrent.futures.Future, Node] = {}
+        self.fleets: dict[Size, Fleet] = {}
+        self.began = self.spoke = time.monotonic()
+
+    def __enter__(self) -> "Machine":
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.pool.shutdown(wait=False, cancel_futures=True)
+
+    def run(self, graph: Graph, end: float, finished: Callable[[Node], None]) -> bool:
+        """Does what a graph says until all is done or the time is over.
+
+        Args:
+            graph: `Graph`.
+            end: float, of `time.monotonic()`.
+            finished: function that is called with each node that is done.
+
+        Returns:
+            Whether anything was done.
+        """
+        self.finished, done = finished, False
+        for node in graph.nodes.values():
+            if not node.needs:
+                self._start(node)
+        self._open(graph)
+        while time.monotonic() < end and (self.jobs or self._busy()):
+            done |= self._work()
+            if time.monotonic() - self.spoke > PAUSE:
+                self._say("; ".join(map(str, self.fleets.values())))
+        return done
+
+    def _busy(self):
+        """The fleets that have something to do, the cheapest first."""
+        busy = [fleet for fleet in self.fleets.values() if fleet.busy]
+        return sorted(busy, key=lambda f: f.size.width**2 * f.size.layers)
+
+    def _work(self):
+        done = [job for job in self.jobs if job.done()]
+        for job in done:
+            node = self.jobs.pop(job)
+            node.state, node.told = job.result()
+            self._done(node)
+        if busy := self._busy():
+            ended = busy[0].advance()
+            for stretch, state in ended:
+                stretch.tag.state, stretch.tag.losses = state, stretch.losses
+                self._done(stretch.tag)
+            return bool(done or ended)
+        concurrent.futures.wait(self.jobs, 1.0, concurrent.futures.FIRST_COMPLETED)
+        return bool(done)
+
+    def _open(self, graph):
+        """Builds and compiles fleets of sizes that have none, side by side."""
+        counts, tasks = collections.Counter(), {}
+        for node in graph.nodes.values():
+            if node.kind == "train":
+                counts[node.size] += 1
+                tasks[node.size] = node.arguments["task"]
+        new = []
+        for size in counts.keys() - self.fleets.keys():
+            most = max(LOAD // (size.width * size.layers), LEAST_LANES)
+            lanes = min(most, MOST_LANES, counts[size])
+            task = tasks[size]
+            new.append(Fleet(task, size, lanes, _text(task)))
+            self.fleets[size] = new[-1]
+        with concurrent.futures.ThreadPoolExecutor() as threads:
+            list(threads.map(Fleet.compile, new))
+        self._say(f"{len(new)} fleets are compiled")
+
+    def _say(self, words):
+        self.spoke = time.monotonic()
+        print(f"{self.spoke - self.began:6.1f} s  {words}", flush=True)
+
+    def _start(self, node):
+        if node.kind == "train":
+            stretch = Stretch(state=node.needs[0].state, tag=node, **node.arguments)
+            self.fleets[node.size].ask(node.priority, stretch)
+            return
+        states = [jax.tree.map(np.asarray, tuple(n.state)) for n in node.needs]
+        job = self.pool.submit(
+            getattr(jobs, node.kind), **node.arguments, states=states
+        )
+        self.jobs[job] = node
+
+    def _done(self, node):
+        if node.validated:
+            node.loss = self.fleets[node.size].validate(node.state)
+        node.done = True
+        self.finished(node)
+        for other in node.wanted_by:
+            if all(need.done for need in other.needs):
+                self._start(other)
+        for one in (node, *node.needs):
+            if all(other.done for other in one.wanted_by):
+                one.state = None  # Nobody needs it any more.
+
+
+_TEXTS: dict[str, Text] = {}
+
+
+def _text(task):
+    """The text on the accelerator, once."""
+    checksum = task.tokens.checksum
+    if checksum not in _TEXTS:
+        _TEXTS[checksum] = Text.of(task)
+    return _TEXTS[checksum]
