@@ -67,12 +67,12 @@ def _run(options):
     if options.command == "together":
         from experiments.harness import together
 
+        named = [studies.load(name) for name in (options.study, *options.beside)]
         together.run(
-            study,
-            results,
+            [(one, Results(options.results / one.name)) for one in named],
             options.work,
-            seconds=3600 * options.hours,
-            processes=options.processes,
+            3600 * options.hours,
+            options.processes,
         )
     if options.command == "run":
         worker.work(options.runs, options.hours)
@@ -89,6 +89,7 @@ def _parser():
     )
     parser.add_argument("command", choices=("run", "together", "status", "table"))
     parser.add_argument("study")
+    parser.add_argument("--beside", nargs="*", default=(), help="further studies")
     parser.add_argument("--threads", type=int, help="of this process")
     parser.add_argument("--processes", type=int, default=2, help="that grow models")
     parser.add_argument("--runs", type=float, default=float("inf"), help="at most")

@@ -214,6 +214,12 @@ class Fleet:
         """Whether there is anything to train."""
         return bool(self.waiting) or any(s is not None for s in self.stretches)
 
+    @property
+    def urgency(self) -> float:
+        """The lowest priority of what is trained or waits."""
+        training = [s.tag.priority for s in self.stretches if s is not None]
+        return min([*training, *(s.tag.priority for _, s in self.waiting[:1])])
+
     def __str__(self):
         """The fleet's size and how full it is."""
         full = sum(stretch is not None for stretch in self.stretches)
@@ -288,9 +294,9 @@ class Fleet:
         for number, stretch in enumerate(self.stretches):
             if stretch is not None:
                 begin = int(self._lane[number, 0])
-                for step in range(begin, min(begin + CHUNK, stretch.end)):
-                    found = stretch.task.starts(stretch.seed, step)
-                    starts[step - begin, number] = found
+                end = min(begin + CHUNK, stretch.end)
+                found = stretch.task.starts(stretch.seed, begin, end)
+                starts[: end - begin, number] = found
         return starts
 
 

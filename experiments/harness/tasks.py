@@ -95,9 +95,18 @@ class Task:
 
         return batches.streamed(self._batches(seed), start)
 
-    def starts(self, seed: int, step: int) -> np.ndarray:
-        """Where the rows of a batch begin in the joined text."""
-        return self._batches(seed).starts(step)
+    def starts(self, seed: int, begin: int, end: int) -> np.ndarray:
+        """Where the rows of some steps' batches begin in the joined text.
+
+        Args:
+            seed: int.
+            begin: int. The first step.
+            end: int. The step behind the last.
+
+        Returns:
+            Integer array of shape `(end - begin, batch_size)`.
+        """
+        return self._batches(seed).starts(begin, end)
 
     @functools.cache  # noqa: B019, a task lives as long as its process
     def _batches(self, seed):
@@ -154,17 +163,29 @@ class _Batches:
     limit: int | None  # of rows, the same in all epochs
 
     def __call__(self, step):
-        taken = self.rows.take(*self._taken(step))
+        taken = self.rows.take(*self._taken(*divmod(step, self._steps), 1))
         return self.task.example(taken, np.random.default_rng([self.seed, 1, step]))
 
-    def starts(self, step):
-        return self.rows.starts(*self._taken(step))
+    def starts(self, begin, end):
+        found = []
+        while begin < end:
+            epoch, place = divmod(begin, self._steps)
+            steps = min(end - begin, self._steps - place)
+            found.append(self.rows.starts(*self._taken(epoch, place, steps)))
+            begin += steps
+        return np.concatenate(found).reshape(-1, self.task.settings.batch_size)
 
-    def _taken(self, step):
-        size, count = self.task.settings.batch_size, self.limit or len(self.rows)
-        epoch, place = divmod(step, max(count // size, 1))
+    @property
+    def _steps(self):
+        """Those of an epoch."""
+        count = self.limit or len(self.rows)
+        return max(count // self.task.settings.batch_size, 1)
+
+    def _taken(self, epoch, place, steps):
+        """The rows of some steps of one epoch, and their shift."""
+        size = self.task.settings.batch_size
         shift, order = _order(self.rows, self.seed, epoch, self.limit)
-        return order[place * size :][:size], shift
+        return order[place * size :][: steps * size], shift
 
 
 @functools.lru_cache(maxsize=64)

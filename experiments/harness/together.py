@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import jax
 import keras
@@ -28,36 +29,47 @@ LEAST_LANES, MOST_LANES = 8, 64
 PAUSE = 20.0  # seconds between two lines about what is going on
 
 
-def run(study: Study, results: Results, folder, *, seconds: float, processes: int):
-    """Trains what is missing of a study, as far as the time suffices.
+def run(
+    studies: list[tuple[Study, Results]], folder: Path, seconds: float, processes: int
+) -> None:
+    """Trains what is missing of some studies, as far as the time suffices.
 
     Args:
-        study: `Study`.
-        results: `Results`.
+        studies: list of pairs of a `Study` and its `Results`; the first comes first.
         folder: `Path` of the tokens.
         seconds: float.
         processes: int. How many grow models.
     """
     end = time.monotonic() + seconds
-    tasks = _Tasks(folder / "tokens")
+    tasks = Tasks(folder / "tokens")
     with Machine(processes) as machine:
-        while time.monotonic() < end:
-            courses = [c for c in study.courses(results.loss) if not results.read(c)]
-            if not courses:
-                break
-            graph = Graph(courses, tasks)
-            report = _Report(graph, courses, tasks, results)
-            if not machine.run(graph, end, report):
+        while time.monotonic() < end and (missing := _missing(studies)):
+            graph = Graph([course for course, _ in missing], tasks)
+            report = _Report(graph, missing, tasks)
+            machine.run(graph, end, report)
+            report.rest()
+            if machine.failed:
                 break
 
 
-class _Tasks:
+def _missing(studies):
+    """The runs that can be said so far and have not finished, with their results."""
+    return [
+        (course, results)
+        for study, results in studies
+        for course in study.courses(results.loss)
+        if results.read(course) is None
+    ]
+
+
+class Tasks:
     """The task of a course, the same for courses that are alike in all that it holds."""
 
     def __init__(self, folder):
         self._folder, self._texts, self._tasks = folder, {}, {}
 
     def __call__(self, course: Course) -> Task:
+        """The task of a course."""
         source = repr(course.text)
         if source not in self._texts:
             self._texts[source] = text.prepare(course.text, self._folder)
@@ -78,9 +90,11 @@ def _shared(model: Model) -> Model:
 class _Report:
     """Writes the result of a course once all of its ends are there."""
 
-    def __init__(self, graph: Graph, courses: list[Course], tasks, results: Results):
+    def __init__(
+        self, graph: Graph, courses: list[tuple[Course, Results]], tasks: Tasks
+    ):
         self.graph, self.courses, self.tasks = graph, courses, tasks
-        self.results, self.began = results, time.monotonic()
+        self.began = time.monotonic()
         self._left = {
             number: {id(node) for node in (*ends, *graph.grown[number])}
             for number, ends in graph.ends.items()
@@ -94,8 +108,16 @@ class _Report:
                 del self._left[number]
                 self._write(number)
 
-    def _write(self, number):
-        course, clock = self.courses[number], self.graph.clocks[number]
+    def rest(self) -> None:
+        """Writes what there is of courses that have not come to their ends, apart."""
+        for number in self._left:
+            if any(node.done for node in self.graph.ends[number]):
+                self._write(number, Results(self.courses[number][1].folder / "cut_off"))
+
+    def _write(self, number, results=None):
+        course, whole = self.courses[number]
+        results = results or whole
+        clock = self.graph.clocks[number]
         nodes, last = self.graph.ends[number], clock.phases[-1]
         result = {
             "course": course.to_dict(),
@@ -118,12 +140,13 @@ class _Report:
                     "loss": node.loss,
                 }
                 for branch, node in zip(clock.branches, nodes, strict=True)
+                if node.done
             ],
             "seconds": time.monotonic() - self.began,
             "versions": {m.__name__: m.__version__ for m in (keras, keras_hub, jax)},
             "device": jax.devices()[0].device_kind,
         }
-        self.results.write(course, result)
+        results.write(course, result)
         ends = ", ".join(f"{f['spent']:.2f}: {f['loss']:.4f}" for f in result["finals"])
         name = f"{course.setting} (rate {course.rate:g}, seed {course.seed})"
         print(f"  {name} {ends}", flush=True)
@@ -144,58 +167,66 @@ class Machine:
         )
         self.jobs: dict[concurrent.futures.Future, Node] = {}
         self.fleets: dict[Size, Fleet] = {}
+        self.threads = concurrent.futures.ThreadPoolExecutor()
+        self.compiled: dict[Fleet, concurrent.futures.Future] = {}
+        self.failed = False
         self.began = self.spoke = time.monotonic()
 
     def __enter__(self) -> "Machine":
         return self
 
     def __exit__(self, *error) -> None:
+        self.threads.shutdown(wait=False, cancel_futures=True)
         self.pool.shutdown(wait=False, cancel_futures=True)
 
-    def run(self, graph: Graph, end: float, finished: Callable[[Node], None]) -> bool:
+    def run(self, graph: Graph, end: float, finished: Callable[[Node], None]) -> None:
         """Does what a graph says until all is done or the time is over.
 
         Args:
             graph: `Graph`.
             end: float, of `time.monotonic()`.
             finished: function that is called with each node that is done.
-
-        Returns:
-            Whether anything was done.
         """
-        self.finished, done = finished, False
+        self.finished = finished
         for node in graph.nodes.values():
             if not node.needs:
                 self._start(node)
         self._open(graph)
         while time.monotonic() < end and (self.jobs or self._busy()):
-            done |= self._work()
+            self._work()
             if time.monotonic() - self.spoke > PAUSE:
                 self._say("; ".join(map(str, self.fleets.values())))
-        return done
 
     def _busy(self):
-        """The fleets that have something to do, the cheapest first."""
-        busy = [fleet for fleet in self.fleets.values() if fleet.busy]
-        return sorted(busy, key=lambda f: f.size.width**2 * f.size.layers)
+        """The fleets that have something to do: small ones first, then the first asked."""
+        costs = {f: f.size.width**2 * f.size.layers for f in self.fleets.values()}
+        big = max(costs.values(), default=0) / 2
+
+        def order(fleet):
+            is_big = costs[fleet] > big
+            return is_big, fleet.urgency if is_big else costs[fleet]
+
+        return sorted((fleet for fleet in costs if fleet.busy), key=order)
 
     def _work(self):
-        done = [job for job in self.jobs if job.done()]
-        for job in done:
+        for job in [job for job in self.jobs if job.done()]:
             node = self.jobs.pop(job)
-            node.state, node.told = job.result()
-            self._done(node)
-        if busy := self._busy():
-            ended = busy[0].advance()
-            for stretch, state in ended:
+            try:
+                node.state, node.told = job.result()
+            except Exception as error:  # Of what depends on it nothing is done.
+                self.failed = True
+                self._say(f"{node.kind} {node.size} failed: {error!r}"[:400])
+            else:
+                self._done(node)
+        if ready := [fleet for fleet in self._busy() if self.compiled[fleet].done()]:
+            for stretch, state in ready[0].advance():
                 stretch.tag.state, stretch.tag.losses = state, stretch.losses
                 self._done(stretch.tag)
-            return bool(done or ended)
-        concurrent.futures.wait(self.jobs, 1.0, concurrent.futures.FIRST_COMPLETED)
-        return bool(done)
+        else:
+            time.sleep(0.1)
 
     def _open(self, graph):
-        """Builds and compiles fleets of sizes that have none, side by side."""
+        """Builds fleets of sizes that have none, and lets threads compile them."""
         counts, tasks = collections.Counter(), {}
         for node in graph.nodes.values():
             if node.kind == "train":
@@ -208,9 +239,8 @@ class Machine:
             task = tasks[size]
             new.append(Fleet(task, size, lanes, _text(task)))
             self.fleets[size] = new[-1]
-        with concurrent.futures.ThreadPoolExecutor() as threads:
-            list(threads.map(Fleet.compile, new))
-        self._say(f"{len(new)} fleets are compiled")
+        self.compiled |= {f: self.threads.submit(f.compile) for f in new}
+        self._say(f"{len(new)} fleets are built")
 
     def _say(self, words):
         self.spoke = time.monotonic()
@@ -229,7 +259,9 @@ class Machine:
 
     def _done(self, node):
         if node.validated:
-            node.loss = self.fleets[node.size].validate(node.state)
+            fleet = self.fleets[node.size]
+            self.compiled[fleet].result()
+            node.loss = fleet.validate(node.state)
         node.done = True
         self.finished(node)
         for other in node.wanted_by:
