@@ -10,6 +10,7 @@ It needs the JAX backend, and a decoder's task (next tokens).
 
 import dataclasses
 import functools
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -22,7 +23,8 @@ from experiments.harness.study import Size
 from experiments.harness.tasks import Task
 
 CHUNK = 128  # steps in one call
-VALIDATION_ROWS = 256  # in a batch
+FEWER = 4  # a call for this fraction of the lanes is compiled, too
+VALIDATION_ROWS = 256  # in a batch, at most
 
 
 class State(NamedTuple):
@@ -83,10 +85,10 @@ class Text(NamedTuple):
     def of(cls, task: Task) -> "Text":
         """The text of a task."""
         rows = task.validation_rows()
-        rows = rows[: len(rows) // VALIDATION_ROWS * VALIDATION_ROWS]
+        size = math.gcd(len(rows), VALIDATION_ROWS)
         return cls(
             jnp.asarray(np.concatenate(task.rows[0].streams).astype("int16")),
-            jnp.asarray(rows.reshape(-1, VALIDATION_ROWS, rows.shape[1])),
+            jnp.asarray(rows.reshape(-1, size, rows.shape[1])),
         )
 
 
@@ -108,6 +110,12 @@ class Fleet:
         self.waiting: list[tuple[Any, Stretch]] = []
         self._lane = np.zeros((lanes, 8), "float32")
         self._states = None
+        self._run: dict[int, Any] = {}
+
+    def _count(self, wanted):
+        """The lanes of the call that has room for so many."""
+        few = max(self.lanes // FEWER, 1)
+        return few if wanted <= few else self.lanes
 
     # -- the program ------------------------------------------------------------------
 
@@ -153,14 +161,17 @@ class Fleet:
         rate = self.model.optimizer._learning_rate
         return [v is rate for v in self.model.optimizer.variables].index(True)
 
-    def _chunk(self, states, lanes, starts):
+    def _chunk(self, states, places, lanes, starts):
+        """Some steps of the lanes at some places; all others wait."""
+
         def body(carry, starts):
             states, lanes = carry
             states, lanes, losses = jax.vmap(self._step)(states, lanes, starts)
             return (states, lanes), losses
 
-        (states, _), losses = jax.lax.scan(body, (states, lanes), starts)
-        return states, losses
+        some = jax.tree.map(lambda all_: all_[places], states)
+        (some, _), losses = jax.lax.scan(body, (some, lanes), starts)
+        return jax.tree.map(lambda a, b: a.at[places].set(b), states, some), losses
 
     def _validation_loss(self, trainable, others):
         def of_batch(rows):
@@ -176,11 +187,13 @@ class Fleet:
             return jax.ShapeDtypeStruct((self.lanes, *s.shape), s.dtype)
 
         states = jax.tree.map(stacked, one)
-        lanes = jax.ShapeDtypeStruct(self._lane.shape, "float32")
-        shape = CHUNK, self.lanes, self.task.settings.batch_size
-        starts = jax.ShapeDtypeStruct(shape, "int32")
         chunk = jax.jit(self._chunk, donate_argnums=0)
-        self._run = chunk.lower(states, lanes, starts).compile()
+        for count in {self.lanes, self._count(1)}:
+            places = jax.ShapeDtypeStruct((count,), "int32")
+            lanes = jax.ShapeDtypeStruct((count, self._lane.shape[1]), "float32")
+            shape = CHUNK, count, self.task.settings.batch_size
+            starts = jax.ShapeDtypeStruct(shape, "int32")
+            self._run[count] = chunk.lower(states, places, lanes, starts).compile()
         validate = jax.jit(self._validation_loss)
         self._validate = validate.lower(one.trainable, one.others).compile()
         self._put = (
@@ -220,6 +233,13 @@ class Fleet:
         training = [s.tag.priority for s in self.stretches if s is not None]
         return min([*training, *(s.tag.priority for _, s in self.waiting[:1])])
 
+    @property
+    def fullness(self) -> float:
+        """The share of a call's lanes that would train, now."""
+        training = sum(stretch is not None for stretch in self.stretches)
+        wanted = min(training + len(self.waiting), self.lanes)
+        return wanted / self._count(wanted)
+
     def __str__(self):
         """The fleet's size and how full it is."""
         full = sum(stretch is not None for stretch in self.stretches)
@@ -257,16 +277,22 @@ class Fleet:
         for number, stretch in enumerate(self.stretches):
             if stretch is None and self.waiting:
                 self._load(number, self.waiting.pop(0)[1])
+        # Those that train come first; the rest of the call's lanes are at their end.
+        order = sorted(range(self.lanes), key=lambda n: self.stretches[n] is None)
+        count = self._count(sum(stretch is not None for stretch in self.stretches))
+        places = np.array(order[:count], "int32")
         began = self._lane[:, 0].copy()
-        self._states, losses = self._run(self._states, self._lane, self._starts())
+        self._states, losses = self._run[count](
+            self._states, places, self._lane[places], self._starts(places)
+        )
         losses, ended = np.asarray(losses), []
-        for number, stretch in enumerate(self.stretches):
-            if stretch is None:
+        for column, number in enumerate(places):
+            if (stretch := self.stretches[number]) is None:
                 continue
             taken = int(min(CHUNK, stretch.end - began[number]))
             step = int(began[number]) + taken
             self._lane[number, 0] = step
-            stretch.losses.append((step, float(losses[:taken, number].mean())))
+            stretch.losses.append((step, float(losses[:taken, column].mean())))
             if step == stretch.end:
                 state = self._get(self._states, np.int32(number))
                 ended.append((stretch, state))
@@ -287,16 +313,16 @@ class Fleet:
         self._lane[number] = [stretch.begin, stretch.end, *rate, *fall, *alone]
         self.stretches[number] = stretch
 
-    def _starts(self):
+    def _starts(self, places):
         """Where the rows of each batch begin in the text."""
-        size = self.task.settings.batch_size
-        starts = np.zeros((CHUNK, self.lanes, size), "int32")
-        for number, stretch in enumerate(self.stretches):
-            if stretch is not None:
+        shape = CHUNK, len(places), self.task.settings.batch_size
+        starts = np.zeros(shape, "int32")
+        for column, number in enumerate(places):
+            if (stretch := self.stretches[number]) is not None:
                 begin = int(self._lane[number, 0])
                 end = min(begin + CHUNK, stretch.end)
                 found = stretch.task.starts(stretch.seed, begin, end)
-                starts[: end - begin, number] = found
+                starts[: end - begin, column] = found
         return starts
 
 

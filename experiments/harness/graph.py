@@ -8,11 +8,33 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import keras
+
 from experiments.harness.clock import Clock
-from experiments.harness.study import Course, Size
+from experiments.harness.study import Course, Model, Size
 from experiments.harness.tasks import Task
 
 ALONE = ("weight_decay", "beta_2")  # settings of an optimizer that each training has
+
+
+def alone(model: Model) -> dict[str, float]:
+    """What each training has for itself.
+
+    Args:
+        model: `study.Model`.
+
+    Raises:
+        ValueError: if it is no decoder, or its optimizer has no such settings.
+    """
+    options = dict(model.optimizer)
+    optimizer = getattr(keras.optimizers, options.pop("name"))(**options)
+    found = {name: getattr(optimizer, name, None) for name in ALONE}
+    if model.kind != "decoder" or None in found.values():
+        raise ValueError(
+            f"Decoders whose optimizer has {ALONE} train together, such as AdamW. "
+            f"Received: {model.kind!r}, {model.optimizer}. `run` trains any, one by one."
+        )
+    return found
 
 
 @dataclasses.dataclass(eq=False)
@@ -137,8 +159,7 @@ class Graph:
     def _first(self, course, other, task):
         """The line of a small model, or of another parent."""
         seed = course.seed + 100 * other
-        alone = {n: course.model.optimizer[n] for n in ALONE}
-        settings = {"rate": course.rate, **alone}
+        settings = {"rate": course.rate, **alone(course.model)}
         key = ("line", id(task), str(course.size), seed, *settings.values())
         line = self._line(key, course.size, settings, seed, 0)
         if line.origin is None:
@@ -180,7 +201,7 @@ class Graph:
 
     def _train(self, key, line, last, begin, end, fall, number):
         rate = line.settings["rate"]
-        alone = {name: line.settings[name] for name in ALONE}
+        own = {name: line.settings[name] for name in ALONE}
         arguments = {
             "task": line.task,
             "seed": line.seed,
@@ -188,7 +209,7 @@ class Graph:
             "end": end,
             "rate": rate,
             "fall": fall,
-            "alone": alone,
+            "alone": own,
         }
         return self._node(
             (*key, begin, end), "train", line.size, [last], arguments, number

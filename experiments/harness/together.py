@@ -1,7 +1,4 @@
-"""Runs the courses of a study together: fleets on the accelerator, growths on the CPU.
-
-Small models come first, since bigger ones are grown from them.
-"""
+"""Runs the courses of a study together: fleets on the accelerator, growths on the CPU."""
 
 import collections
 import concurrent.futures
@@ -198,15 +195,13 @@ class Machine:
                 self._say("; ".join(map(str, self.fleets.values())))
 
     def _busy(self):
-        """The fleets that have something to do: small ones first, then the first asked."""
-        costs = {f: f.size.width**2 * f.size.layers for f in self.fleets.values()}
-        big = max(costs.values(), default=0) / 2
+        """The fleets that have something to do, the fullest first.
 
-        def order(fleet):
-            is_big = costs[fleet] > big
-            return is_big, fleet.urgency if is_big else costs[fleet]
-
-        return sorted((fleet for fleet in costs if fleet.busy), key=order)
+        A call takes as long for few trainings as for many, so that those of which there
+        are few wait until there are more, or nothing else is left.
+        """
+        busy = [fleet for fleet in self.fleets.values() if fleet.busy]
+        return sorted(busy, key=lambda f: (-round(2 * f.fullness), f.urgency))
 
     def _work(self):
         for job in [job for job in self.jobs if job.done()]:

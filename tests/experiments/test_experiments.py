@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import pytest
 from repository import ROOT
+from studies import TINY, prose
 
 pytest.importorskip("keras_hub")
 pytest.importorskip("sentencepiece")
@@ -302,79 +303,11 @@ def test_the_savings_are_those_of_the_page():
 
 # A study from end to end.
 
-TINY = """
-title = "A tiny study"
-
-[text]
-source = "TEXT"
-vocabulary_size = 400
-
-[model]
-kind = "decoder"
-head_size = 8
-row_length = 24
-batch_size = 8
-warmup_steps = 4
-validation_batches = 1
-optimizer = { name = "AdamW", beta_2 = 0.95, weight_decay = 0.1, global_clipnorm = 1.0 }
-initialization = { kernels = "fan_in", residual = "by_depth" }
-
-[budget]
-size = "16x1"
-steps = 24
-clock = "steps"
-
-[[runs]]
-name = "scratch"
-size = "16x1"
-rates = [0.01]
-ends = [0.5, 1.0]
-
-[[runs]]
-name = "two parents, annealed, free"
-size = "8x1"
-rates = [0.01]
-ends = [0.5]
-parents = "free"
-[[runs.growths]]
-to = "16x1"
-at = 0.5
-parents = 2
-annealed = true
-training = { learning_rate_factor = 0.5 }
-
-[[runs]]
-name = "width, then depth"
-size = "8x1"
-rates = [0.01]
-[[runs.growths]]
-to = "16x1"
-at = 0.25
-operator = "HyperCloning"
-[[runs.growths]]
-to = "16x2"
-at = 0.5
-operator = "DepthStacking"
-new_blocks = "random"
-"""
-
-
-@pytest.fixture
-def prose(tmp_path):
-    """A folder of text: the paragraphs of the documentation."""
-    pages = sorted((ROOT / "docs").glob("*.md"))
-    text = "\n\n".join(page.read_text(encoding="utf-8") for page in pages)
-    folder = tmp_path / "prose"
-    folder.mkdir()
-    for number, paragraph in enumerate(re.findall(r"(?ms)^\w.*?^$", text)):
-        (folder / f"{number}.txt").write_text(paragraph)
-    return folder
-
 
 @pytest.mark.slow
-def test_a_tiny_study_goes_on_after_a_stop(prose, tmp_path, capsys):
+def test_a_tiny_study_goes_on_after_a_stop(tmp_path, capsys):
     path = tmp_path / "tiny.toml"
-    path.write_text(TINY.replace("TEXT", str(prose)))
+    path.write_text(TINY.replace("TEXT", str(prose(tmp_path))))
     folder = tmp_path / "results" / "tiny"
 
     def command(name, *options):
