@@ -121,7 +121,7 @@ def settings(results: list[dict]) -> dict[str, list[dict]]:
 
 
 def tuned(runs: list[dict]) -> list[dict]:
-    """Of runs at several rates those at the best one, by the first seed.
+    """Of runs at several rates and weight decays those at the best, by the first seed.
 
     Args:
         runs: list of results of one setting.
@@ -130,11 +130,11 @@ def tuned(runs: list[dict]) -> list[dict]:
     for run in runs:
         if _seed(run) == first:
             for end in run["finals"]:
-                least.setdefault(end["budget"], []).append((end["loss"], _rate(run)))
-    # At the largest of the budgets that most rates have been tried at.
-    tried = max(least, key=lambda b: (len({rate for _, rate in least[b]}), b))
+                least.setdefault(end["budget"], []).append((end["loss"], _choice(run)))
+    # At the largest of the budgets that most of them have been tried at.
+    tried = max(least, key=lambda b: (len({choice for _, choice in least[b]}), b))
     best = min(least[tried])[1]
-    return [run for run in runs if _rate(run) == best]
+    return [run for run in runs if _choice(run) == best]
 
 
 def is_grown(runs: list[dict]) -> bool:
@@ -142,8 +142,13 @@ def is_grown(runs: list[dict]) -> bool:
     return bool(runs[0]["course"]["growths"])
 
 
-def _rate(run):
-    return run["course"]["rate"]
+def _choice(run):
+    return run["course"]["rate"], weight_decay(run)
+
+
+def weight_decay(run: dict) -> float:
+    """That of a result's optimizer, 0 if it has none."""
+    return run["course"].get("model", {}).get("optimizer", {}).get("weight_decay", 0.0)
 
 
 def _seed(run):

@@ -188,27 +188,41 @@ class Course:
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
-    """A setting at several rates and with several seeds.
+    """A setting at several rates and weight decays, and with several seeds.
 
-    The first seed tries all rates; the others run at the one that ends lowest.
+    The first seed tries all of them; the others run at the pair that ends lowest.
 
     Args:
         course: `Course`, at any rate and seed.
         rates: tuple of floats.
         seeds: tuple of ints.
+        weight_decays: tuple of floats. Defaults to the optimizer's own.
     """
 
     course: Course
     rates: tuple[float, ...]
     seeds: tuple[int, ...]
+    weight_decays: tuple[float, ...] = ()
 
     def tries(self) -> list[Course]:
-        """The first seed at all rates."""
+        """The first seed at all rates and weight decays."""
         first = dataclasses.replace(self.course, seed=self.seeds[0])
-        return [dataclasses.replace(first, rate=rate) for rate in self.rates]
+        models = [first.model]
+        if self.weight_decays:
+            models = [
+                dataclasses.replace(
+                    first.model,
+                    optimizer=first.model.optimizer | {"weight_decay": decay},
+                )
+                for decay in self.weight_decays
+            ]
+        return [
+            dataclasses.replace(first, rate=rate, model=model)
+            for model, rate in itertools.product(models, self.rates)
+        ]
 
     def others(self, best: Course) -> list[Course]:
-        """The other seeds at the best rate."""
+        """The other seeds at the best rate and weight decay."""
         return [dataclasses.replace(best, seed=seed) for seed in self.seeds[1:]]
 
 
@@ -301,6 +315,7 @@ def _sweeps(common, run):
     growths = [_with_size(growth, "to") for growth in run.pop("growths", [])]
     moments = [g["at"] if isinstance(g["at"], list) else [g["at"]] for g in growths]
     setting, rates, seeds = run.pop("name"), run.pop("rates"), run.pop("seeds", [0])
+    decays = tuple(run.pop("weight_decays", ()))
     fixed = {
         "text": Text(**parts["text"]),
         "model": Model(**parts["model"]),
@@ -315,7 +330,7 @@ def _sweeps(common, run):
             Growth(**g | {"at": at}) for g, at in zip(growths, chosen, strict=True)
         )
         course = Course(setting + words, rate=rates[0], growths=grown, **fixed)
-        yield Sweep(course, tuple(rates), tuple(seeds))
+        yield Sweep(course, tuple(rates), tuple(seeds), decays)
 
 
 def _changed(common, own):

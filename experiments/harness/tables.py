@@ -62,24 +62,24 @@ def summary(results: list[dict]) -> str:
 
 def rates(results: list[dict]) -> str:
     """The sweep of rates of the runs that do not grow, of one seed."""
+    decays = len({analysis.weight_decay(run) for run in results}) > 1
     rows = []
     for run in sorted(analysis.merged(results), key=_by_rate):
         course = run["course"]
         if not course["growths"] and course["seed"] == 0:
+            first = course["setting"], f"{course['rate']:g}"
+            first += (f"{analysis.weight_decay(run):g}",) * decays
             rows += [
-                (
-                    course["setting"],
-                    f"{course['rate']:g}",
-                    f"{end['spent']:.2g}",
-                    f"{end['loss']:.3f}",
-                )
+                (*first, f"{end['spent']:.2g}", f"{end['loss']:.3f}")
                 for end in run["finals"]
             ]
-    return markdown.table(("no growth", "rate", "FLOPs", "final loss"), rows)
+    head = "no growth", "rate", *("weight decay",) * decays, "FLOPs", "final loss"
+    return markdown.table(head, rows)
 
 
 def _by_rate(run):
-    return run["course"]["setting"], run["course"]["rate"]
+    course = run["course"]
+    return course["setting"], course["rate"], analysis.weight_decay(run)
 
 
 def losses(results: list[dict], study: Study) -> str:
