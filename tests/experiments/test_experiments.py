@@ -15,6 +15,7 @@ pytest.importorskip("keras_hub")
 pytest.importorskip("sentencepiece")
 
 import experiments.__main__ as command_line  # noqa: E402
+from experiments import growth_limit  # noqa: E402
 from experiments.harness import analysis, initialization, study, tables  # noqa: E402
 from experiments.harness.analysis import Interval, Reached, reached  # noqa: E402
 from experiments.harness.clock import Clock  # noqa: E402
@@ -362,3 +363,26 @@ def test_results_of_different_texts_are_not_mixed(tmp_path):
         (tmp_path / f"{name}.json").write_text(json.dumps(result))
     with pytest.raises(ValueError, match=r"different texts 'novels'.*'12', '34'"):
         Results(tmp_path).all()
+
+
+def test_the_limit_of_a_growth_is_that_of_the_law():
+    law, ratio, tokens = (0.34, 0.28), 3.0, 0.7
+    skipped = growth_limit.skipped(law, ratio, tokens)
+
+    def loss(parameters, tokens):
+        # At N = D = 1 the model is compute-optimal.
+        return law[1] * parameters ** -law[0] + law[0] * tokens ** -law[1]
+
+    assert loss(1.0, skipped) == pytest.approx(loss(1 / ratio, tokens))
+    around = [loss(c, 1 / c) for c in (0.98, 1.0, 1.02)]
+    assert min(around) == around[1]
+    # Whatever the moment, no growth is cheaper.
+    for read in (0.1, 0.5, 2.0):
+        left = max(1.0 - growth_limit.skipped(law, ratio, read), 0.0)
+        assert growth_limit.counted(law, 1.0) <= read / ratio + left + 1e-4
+    assert growth_limit.free(law, ratio) > growth_limit.free(law, ratio, 10.0)
+
+
+def test_the_limit_is_that_of_the_page():
+    page = (ROOT / "docs" / "savings.md").read_text(encoding="utf-8")
+    assert growth_limit.text().strip() in page
