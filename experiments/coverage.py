@@ -15,7 +15,7 @@ import numpy as np
 
 import keras_fusion
 from experiments import families
-from keras_fusion.models import probe
+from keras_fusion.models import probe, samples
 from keras_fusion.t5 import markdown
 
 PAGE = pathlib.Path(__file__).parents[1] / "docs" / "coverage.md"
@@ -73,7 +73,7 @@ def row(family, name, parents):
 
 def measure(model, other):
     """Figures of one kind of model, as text."""
-    inputs = probe.accepted(model)
+    inputs = samples.accepted(model)
     before = probe.outputs(model, inputs)
     fused = keras_fusion.fuse(model, factor=2, off_diagonal="paired", seed=0)
     own = probe.change(before, probe.outputs(fused, inputs))

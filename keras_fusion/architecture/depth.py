@@ -23,7 +23,7 @@ from keras_fusion.architecture.stacks import stacks
 from keras_fusion.architecture.widths import Widths
 from keras_fusion.errors import FusionError, StructureError
 from keras_fusion.models import graph as graphs
-from keras_fusion.models import host, probe, rules, tree
+from keras_fusion.models import host, probe, rules, samples, tree
 from keras_fusion.models.graph import Graph
 
 
@@ -148,7 +148,7 @@ def quiet(
         FusionError: if the blocks change the stream even when all of them are zero.
     """
     initial = [(v, host.read(v)) for v in variables]
-    inputs = probe.accepted(model)
+    inputs = samples.accepted(model)
     expected = probe.outputs(model, inputs)
 
     def change():

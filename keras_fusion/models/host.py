@@ -216,6 +216,21 @@ def check_sharding(
             )
 
 
+def constrained(variable: keras.Variable, value: np.ndarray) -> np.ndarray:
+    """What an update of a variable makes of a value: its constraint is applied."""
+    tensor = keras.ops.convert_to_tensor(value, variable.dtype)
+    return host(variable.constraint(tensor))
+
+
+def obeys(variable: keras.Variable, value: np.ndarray) -> bool:
+    """Whether a value is what the variable's constraint leaves as it is."""
+    if variable.constraint is None:
+        return True
+    size = np.max(np.abs(value), initial=0.0)
+    left = constrained(variable, value)
+    return bool(np.allclose(left, value, rtol=1e-5, atol=1e-6 * size))
+
+
 def weights_digest(model: keras.Model) -> str:
     """The SHA-256 digest of a model's weights, in order."""
     digest = hashlib.sha256()

@@ -1,6 +1,7 @@
 """Records the inputs and outputs of a model's layers during a call."""
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -41,6 +42,124 @@ def observe(
     with _calling(recorders.values()), host.unchanging():
         model(keras.tree.map_structure(keras.ops.convert_to_tensor, inputs))
     return seen
+
+
+# What `watch` keeps of one tensor; of larger ones it keeps each so many-th position.
+_LARGE = 2**18
+
+
+@dataclasses.dataclass(frozen=True)
+class Seen:
+    """One call of a layer: its first input, its activation's input, and its output.
+
+    What is no single tensor of floating point is `None`.
+    """
+
+    input: np.ndarray | None
+    inner: np.ndarray | None
+    output: np.ndarray | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Watched:
+    """A call of a model.
+
+    Args:
+        outputs: the model's outputs, a flat list.
+        floats: for each output whether it is of floating point.
+        calls: by a layer's id its calls; in the order in which layers first finished.
+    """
+
+    outputs: list[np.ndarray]
+    floats: list[bool]
+    calls: dict[int, list[Seen]]
+
+
+def watch(
+    model: keras.Model,
+    inputs: Any,
+    layers: Iterable[keras.Layer],
+    *,
+    training: bool = False,
+) -> Watched:
+    """Calls a model, and records its outputs and those of its layers.
+
+    Args:
+        model: a built model.
+        inputs: a batch in the structure of the model's inputs.
+        layers: the layers to record.
+        training: bool. Whether the call is one of training.
+
+    Returns:
+        A `Watched`. Of large tensors it has some positions of axis 1, always the same.
+    """
+    calls: dict[int, list[Seen]] = {}
+    watchers = {id(layer): (layer, _Watcher(layer, calls)) for layer in layers}
+    inputs = keras.tree.map_structure(keras.ops.convert_to_tensor, inputs)
+    with _calling(watchers.values()), host.unchanging():
+        results: Any = keras.tree.flatten(model(inputs, training=training))
+    outputs = [host.host(keras.ops.cast(y, _wide(y))) for y in results]
+    return Watched(outputs, [_is_float(y) for y in results], calls)
+
+
+class _Watcher:
+    """Replacement for a layer's `call`, which looks behind its activation as well."""
+
+    def __init__(self, layer: keras.Layer, calls: dict[int, list[Seen]]):
+        self._call, self._layer, self._calls = layer.call, layer, calls
+        self.__wrapped__ = layer.call  # Keras reads the signature.
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        inner: list[Any] = []
+        with _behind_activation(self._layer, inner):
+            result = self._call(*args, **kwargs)
+        first = args[0] if args else next(iter(kwargs.values()), None)
+        before = inner[0] if len(inner) == 1 else None
+        seen = Seen(_features(first), _features(before), _features(result))
+        self._calls.setdefault(id(self._layer), []).append(seen)
+        return result
+
+
+@contextlib.contextmanager
+def _behind_activation(layer: keras.Layer, inner: list[Any]) -> Iterator[None]:
+    """A scope in which what a layer's activation gets is recorded."""
+    function = vars(layer).get("activation")
+    if not callable(function) or isinstance(function, keras.Layer):
+        yield
+        return
+
+    def recorded(x, *args, **kwargs):
+        inner.append(x)
+        return function(x, *args, **kwargs)
+
+    layer.activation = recorded
+    try:
+        yield
+    finally:
+        layer.activation = function
+
+
+def _features(value: Any) -> np.ndarray | None:
+    """A tensor of features in the host's memory, or some of its positions."""
+    if not keras.ops.is_tensor(value):
+        return None
+    if not _is_float(value):
+        return None
+    rank, size = len(value.shape), int(np.prod(value.shape))
+    if rank > 2 and size > _LARGE:
+        value = value[:, :: -(-size // _LARGE)]
+    return _array(value)
+
+
+def _is_float(value: Any) -> bool:
+    return keras.backend.is_float_dtype(keras.backend.standardize_dtype(value.dtype))
+
+
+def _wide(value: Any) -> str:
+    """Floating point of 32 bits, or of more where the value has them."""
+    if not _is_float(value):
+        return "float32"
+    return keras.backend.result_type(value.dtype, "float32")
 
 
 @contextlib.contextmanager
@@ -112,7 +231,4 @@ def _largest(ids: Any) -> int:
 def _array(value: Any) -> np.ndarray | None:
     if not keras.ops.is_tensor(value):
         return None
-    if keras.backend.is_float_dtype(keras.backend.standardize_dtype(value.dtype)):
-        wide = keras.backend.result_type(value.dtype, "float32")
-        value = keras.ops.cast(value, wide)
-    return host.host(value)
+    return host.host(keras.ops.cast(value, _wide(value)) if _is_float(value) else value)

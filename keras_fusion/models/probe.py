@@ -1,61 +1,85 @@
 """Probes: small batches on which functions of models are compared."""
 
+import contextlib
+import contextvars
 import dataclasses
 import functools
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 
 from keras_fusion.errors import FusionError
-from keras_fusion.models import host, private
-from keras_fusion.models.observe import checked_ids
+from keras_fusion.models import host, private, tree
 
-_LENGTHS = (8, 4, 2, 1)
+# 8 is cheap and fits most models.
+_LENGTHS = (8, 4, 2, 1, 16, 32, 64, 128, 256)
 
 
 # A variable, and an array of its shape.
 Value = tuple[keras.Variable, np.ndarray]
 
 
-def accepted(model: keras.Model, *, size: int = 2, seed: int = 0, ids: int = 2) -> Any:
-    """Makes a probe that a model accepts, see `batch`.
+_GIVEN: contextvars.ContextVar[Any] = contextvars.ContextVar("given", default=None)
 
-    Unknown lengths are 8, or less where the model allows no more (its table of positions
-    may be short).
 
-    Raises:
-        FusionError: if the model refuses all lengths.
+@contextlib.contextmanager
+def given(inputs: Any) -> Iterator[None]:
+    """Opens a scope in which a user's batch takes the place of made-up ones.
+
+    Args:
+        inputs: a batch in the structure of the model's inputs; `None` for no change.
     """
-    refused = None
-    for length in _LENGTHS:
-        inputs = batch(model, size=size, length=length, seed=seed, ids=ids)
-        try:
-            with checked_ids(model), host.unchanging():
-                model(inputs, training=False)
-        except Exception as error:
-            refused = error
-        else:
-            return inputs
-    raise FusionError(
-        f"{type(model).__name__} {model.name!r} accepts no generated inputs ({refused}). "
-        "Pass a batch of your data as `probe`."
-    ) from refused
+    token = _GIVEN.set(_GIVEN.get() if inputs is None else inputs)
+    try:
+        yield
+    finally:
+        _GIVEN.reset(token)
+
+
+def is_given() -> bool:
+    """Whether there is a user's batch, which `batch` returns."""
+    return _GIVEN.get() is not None
+
+
+def lengths(model: keras.Model) -> tuple[int, ...]:
+    """The lengths to try for the axes that a model leaves open, likely ones first.
+
+    A table of positions may be short; what makes images smaller needs large ones.
+    """
+    return _LENGTHS if _has_open_axes(model) else _LENGTHS[:1]
+
+
+def _has_open_axes(model: keras.Model) -> bool:
+    if getattr(model, "inputs", None):
+        return any(None in t.shape[1:] for t in model.inputs)
+    return True
+
+
+def knows_dtypes(model: keras.Model) -> bool:
+    """Whether a model says which of its inputs are features, and which ids or masks."""
+    return bool(getattr(model, "inputs", None))
 
 
 def batch(
-    model: keras.Model, *, size: int = 2, length: int = 8, seed: int = 0, ids: int = 2
+    model: keras.Model,
+    *,
+    size: int | None = 2,
+    length: int = 8,
+    seed: int = 0,
+    ids: int = 2,
 ) -> Any:
     """Makes random inputs for a model, for use without real data.
 
     Features are standard normal. Ids and masks are 0 or 1, which every vocabulary and
-    every mask allows. Axes of unknown length get `length`.
+    every mask allows. Words are some that the model knows. Axes of unknown length get
+    `length`. In a scope of `given` these are the first 8 rows of the given batch.
 
     Args:
         model: a built model.
-        size: int. Number of examples.
+        size: int. Number of examples; `None` for all that are given.
         length: int. Length of the axes that the model leaves open.
         seed: int. Seed of the values.
         ids: int. Number of different ids.
@@ -66,12 +90,17 @@ def batch(
     Raises:
         FusionError: if the model does not know its input shape.
     """
-    rng = np.random.default_rng(seed)
-    if getattr(model, "inputs", None):
+    if is_given():
+        rows = None if size is None else max(size, 8)
+        return keras.tree.map_structure(lambda x: x[:rows], _GIVEN.get())
+    rng, size = np.random.default_rng(seed), size or 2
+    if knows_dtypes(model):
+        is_text = any(t.dtype == "string" for t in model.inputs)
+        words = _words(model) if is_text else ()
         # A Sequential model has no `input` of its own.
         single = isinstance(model, keras.Sequential)
         return keras.tree.map_structure(
-            lambda t: _values(rng, t.shape, t.dtype, size, length, ids),
+            lambda t: _values(rng, t.shape, t.dtype, size, length, ids, words),
             model.inputs[0] if single else model.input,
         )
     config = model.get_build_config() or {}
@@ -103,11 +132,26 @@ def _values(
     size: int,
     length: int,
     ids: int,
+    words: Sequence[str] = (),
 ) -> np.ndarray:
+    # What a functional model says of its batch holds; a class tells its first one's.
+    size = shape[0] if shape[0] and dtype is not None else size
     shape = (size, *(length if d is None else d for d in shape[1:]))
+    if dtype == "string":
+        return rng.choice(np.array(words, object), shape)
     if dtype is not None and keras.backend.is_float_dtype(dtype):
         return rng.standard_normal(shape).astype("float32")
     return rng.integers(0, ids, shape).astype(dtype or keras.config.floatx())
+
+
+def _words(model: keras.Model) -> list[str]:
+    """Some words that a model knows."""
+    found = ["a", "b"]
+    for _, layer in tree.walk(model):
+        vocabulary = getattr(layer, "get_vocabulary", None)
+        if callable(vocabulary):
+            found += [str(word) for word in vocabulary()][:100]
+    return found
 
 
 def outputs(model: keras.Model, inputs: Any) -> list[np.ndarray]:
@@ -116,6 +160,12 @@ def outputs(model: keras.Model, inputs: Any) -> list[np.ndarray]:
     with host.unchanging():
         results: Any = keras.tree.flatten(model(inputs, training=False))
     return [host.host(keras.ops.cast(y, "float32")) for y in results]
+
+
+def random_value(variable: keras.Variable, rng: np.random.Generator) -> np.ndarray:
+    """A random value for a weight, with which nothing is too small to count."""
+    scale = 2.0 / np.sqrt(variable.shape[-2]) if len(variable.shape) > 1 else 0.5
+    return (scale * rng.standard_normal(variable.shape)).astype(variable.dtype)
 
 
 def is_random(model: keras.Model, inputs: Any) -> bool:

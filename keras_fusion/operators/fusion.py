@@ -9,12 +9,13 @@ from keras_fusion.architecture import depth
 from keras_fusion.architecture.parents import Parents, check_factor, load, resolved
 from keras_fusion.errors import FusionError
 from keras_fusion.layout import parent_blocks
-from keras_fusion.models import host
+from keras_fusion.models import host, samples
 from keras_fusion.models import probe as probes
 from keras_fusion.models.renamed import renamed
 from keras_fusion.operators import arguments
 from keras_fusion.operators.base import GrowthOperator, register_operator
-from keras_fusion.operators.plan import Plan, build_and_lay_out, verify
+from keras_fusion.operators.plan import Plan, build_and_lay_out
+from keras_fusion.operators.verification import verify
 from keras_fusion.values import calibration, new_capacity
 from keras_fusion.values.fillers import FusionFiller
 
@@ -62,9 +63,14 @@ def plan_fusion(
         filler = new_capacity.settled(
             filler, draft.matches, draft.layouts, count=len(models)
         )
-    block_wise = norms == "block" and off_diagonal == "zeros"
-    exact = off_diagonal != "random" if matched.copies else block_wise
-    return draft.plan(filler, exact=exact)
+    return draft.plan(filler, exact=_is_exact(draft, off_diagonal))
+
+
+def _is_exact(draft, off_diagonal):
+    """Whether the fusion is the parents' mean: of copies, and where no norm is joint."""
+    if off_diagonal == "random":
+        return False
+    return draft.parents.copies or not any(map(calibration.is_joint, draft.matches))
 
 
 def _check_block_norms(matches):
@@ -168,20 +174,10 @@ def fuse(
     )
     plan.fill()
     if plan.exact:
-        _check_function(plan)
+        with probes.given(probe):
+            verify(plan, samples.sample(plan.parents[0]))
     parent_blocks.remember(plan.layouts, plan.fused)
     return plan.fused
-
-
-def _check_function(plan):
-    """Refuses what should be exact and is not, as far as a made-up batch shows it."""
-    first = plan.parents[0]
-    try:
-        inputs = probes.accepted(first)
-    except FusionError:
-        return  # `fusion_report` takes a real one.
-    if not probes.is_random(first, inputs):
-        verify(plan, inputs, tolerance=probes.tolerance(first))
 
 
 @register_operator(

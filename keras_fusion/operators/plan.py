@@ -12,12 +12,11 @@ import numpy as np
 from keras_fusion.architecture import build
 from keras_fusion.architecture.parents import Match, Parents, resolved
 from keras_fusion.architecture.widths import Widths
-from keras_fusion.errors import FusionError
 from keras_fusion.layout import variables
 from keras_fusion.layout.variables import VariableLayout
-from keras_fusion.models import host, private, probe, tree
+from keras_fusion.models import host, private, tree
 from keras_fusion.operators import earlier_weights
-from keras_fusion.values.fillers import Filler, FusionFiller
+from keras_fusion.values.fillers import Filler, FusionFiller, WidthFiller
 
 
 @dataclasses.dataclass(frozen=True)
@@ -260,6 +259,8 @@ class Draft:
     def plan(self, filler: Filler, *, exact: bool) -> Plan:
         """The plan with a filler."""
         models, fused = self.parents.models, self.matches[0].grown
+        if isinstance(filler, WidthFiller):
+            filler = filler.obeying(self.layouts)
         return Plan(models, fused, self.layouts, filler, exact, self.parents.copies)
 
 
@@ -341,33 +342,3 @@ def _with_initial(layout, initializers, seed):
     return dataclasses.replace(
         layout, initial=lambda: private.initial_value(initializer, shape, dtype, seed)
     )
-
-
-def verify(plan: Plan | Plans, inputs, *, tolerance: float) -> probe.Difference:
-    """Measures the grown model against the mean of its parents.
-
-    Args:
-        plan: a filled `Plan`, or several.
-        inputs: a batch in the structure of the model's inputs.
-        tolerance: float. The largest change that a growth which should be exact may
-            show.
-
-    Returns:
-        The `probe.Difference` of the outputs.
-
-    Raises:
-        FusionError: if the growth should be exact, and yet the outputs changed.
-    """
-    parents = list(plan.parents[:1] if plan.copies else plan.parents)
-    before = probe.mean_outputs(parents, inputs)
-    difference = probe.difference(before, probe.outputs(plan.fused, inputs))
-    change = difference.largest
-    if plan.exact and change > tolerance:
-        raise FusionError(
-            f"The fused {plan.fused.name!r} should compute what its parents do, but its "
-            f"outputs changed by {change:.1e} (more than the tolerance {tolerance:.0e}). "
-            "Some layer mixes features in a way that its rule does not tell: a softmax "
-            "over features, a constant that depends on a width, or a readout tied to an "
-            "embedding (see `tied_readout` of keras_fusion.register)."
-        )
-    return difference

@@ -17,7 +17,7 @@ from keras_fusion.architecture.widths import Widths
 from keras_fusion.layout import variables
 from keras_fusion.layout.axes import CopiedAxis
 from keras_fusion.layout.variables import VariableLayout
-from keras_fusion.models import host, private, probe
+from keras_fusion.models import host, private, probe, samples
 from keras_fusion.operators.plan import Draft, Plan, build_and_lay_out
 from keras_fusion.values import calibration, copies
 from keras_fusion.values.fillers import CopiesFiller
@@ -177,8 +177,10 @@ def free_sizes(draft: Draft) -> set[int]:
     targets = {id(pair.sources[0]): pair.target for pair in pairs}
     rows = [(targets[id(x.sources[0])], x.axes) for x in draft.layouts]
     rng = np.random.default_rng(0)
-    with host.assumed([(v, _random(v, rng)) for v in twin.trainable_variables]):
-        inputs = probe.accepted(twin)
+    with host.assumed(
+        [(v, probe.random_value(v, rng)) for v in twin.trainable_variables]
+    ):
+        inputs = samples.accepted(twin)
         expected = probe.outputs(twin, inputs)
         sizes = {old for x in draft.layouts for _, old, _, _ in _stretches(x)}
 
@@ -188,11 +190,6 @@ def free_sizes(draft: Draft) -> set[int]:
             return change <= probe.tolerance(twin) / 10
 
         return {size for size in sorted(sizes) if is_free(size)}
-
-
-def _random(variable, rng):
-    scale = 2.0 / np.sqrt(variable.shape[-2]) if len(variable.shape) > 1 else 0.5
-    return (scale * rng.standard_normal(variable.shape)).astype(variable.dtype)
 
 
 def _moved(

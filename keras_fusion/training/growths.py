@@ -68,7 +68,14 @@ class Growths(journal.Author):
                 f"Model {model.name!r} has no optimizer to grow. Compile it with one "
                 "before fit()."
             )
-        swap.check(model, grow.operator, self._next_seed(), grow.optimizer_state)
+        swap.check(
+            model,
+            grow.operator,
+            self._next_seed(),
+            grow.optimizer_state,
+            inputs=grow.probe,
+            tolerance=grow.tolerance,
+        )
         for optimizer in graft.leaves(model.optimizer):
             if grow.learning_rate_factor != 1 or grow.rewarmup_steps:
                 slots.check_rate_may_change(optimizer)

@@ -5,6 +5,7 @@ Nothing else in this room deals with plans.
 
 import contextlib
 import dataclasses
+import gc
 import signal
 import threading
 from collections.abc import Iterator
@@ -17,10 +18,14 @@ from keras_fusion import graft
 from keras_fusion.architecture import build
 from keras_fusion.errors import FusionError, GrowthError
 from keras_fusion.layout import parent_blocks
-from keras_fusion.models import private, probe
-from keras_fusion.operators.plan import Plan, replacement, verify
+from keras_fusion.models import memory, private, probe, samples
+from keras_fusion.operators.plan import Plan, replacement
+from keras_fusion.operators.verification import verify
 from keras_fusion.training.matching import check_shapes, shapes_of
 from keras_fusion.training.record import Change
+
+# Bytes of a model from which on its memory is freed at once.
+_LARGE = 2**26
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,16 +57,51 @@ def nth_seed(seed: int, n: int) -> int:
     return int(np.random.SeedSequence([seed, n]).generate_state(1)[0])
 
 
-def check(model: keras.Model, operator: Any, seed: int, optimizer_state: str) -> None:
-    """Lays a growth out and drops it, so that what cannot work is refused now.
+def check(
+    model: keras.Model,
+    operator: Any,
+    seed: int,
+    optimizer_state: str,
+    *,
+    inputs: Any = None,
+    tolerance: float | None = None,
+) -> None:
+    """Tries a growth and drops it, so that what cannot work is refused now.
+
+    Where the memory holds the bigger model as well, its weights are filled and its
+    function is measured; else it is only laid out.
 
     Raises:
         FusionError: if the growth is refused.
     """
-    plan(model, operator, seed)
+    try:
+        with private.scope(model), probe.given(inputs):
+            planned = operator.plan(model, seed)
+            if memory.holds(planned.fused):
+                _measured(planned, model, tolerance)
+            is_large = memory.size_of(planned.fused) > _LARGE
+            del planned
+        if is_large:
+            gc.collect()  # Models hold themselves; training needs the memory.
+    except FusionError:
+        raise
+    except Exception as error:
+        if not memory.is_exhausted(error):
+            raise FusionError(
+                f"The growth of {model.name!r} fails ({type(error).__name__}: {error}). "
+                "Nothing has changed."
+            ) from error
     parents = getattr(operator, "parents", None)
     models = parents(model) if parents is not None else [model]
     graft.check_optimizers(models, optimizer_state)
+
+
+def _measured(
+    planned: Plan, model: keras.Model, tolerance: float | None
+) -> probe.Difference:
+    """Fills the bigger model, and verifies its function."""
+    planned.fill()
+    return verify(planned, samples.sample(model), tolerance=tolerance)
 
 
 def prepare(
@@ -93,12 +133,9 @@ def prepare(
         GrowthError: if it failed.
     """
     try:
-        with private.scope(model):
-            planned = plan(model, operator, seed)
-            planned.fill()
-            inputs = probe.accepted(model) if inputs is None else inputs
-            tolerance = probe.tolerance(model) if tolerance is None else tolerance
-            difference = verify(planned, inputs, tolerance=tolerance)
+        with private.scope(model), probe.given(inputs):
+            planned = operator.plan(model, seed)
+            difference = _measured(planned, model, tolerance)
             optimizer = graft.grown_optimizer(planned, optimizer_state, multipliers)
     except FusionError:
         raise

@@ -21,7 +21,7 @@ import numpy as np
 from keras_fusion.architecture.parents import Match
 from keras_fusion.errors import FusionError
 from keras_fusion.layout.variables import VariableLayout
-from keras_fusion.models import host, probe, tree
+from keras_fusion.models import host, probe, samples, tree
 from keras_fusion.models.block_norms import is_block_norm
 from keras_fusion.models.observe import Pair, observe
 from keras_fusion.models.rules import Norm
@@ -99,7 +99,7 @@ def for_new_capacity(
     joint = _joint_norms(matches)
     model = matches[0].layers[0]
     norms = [match.layers[0] for match, _ in joint]
-    seen = observe(model, probe.accepted(model), norms)
+    seen = observe(model, samples.accepted(model), norms)
     found = {}
     for match, norm in joint:
         layer = match.layers[0]

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from keras_fusion.layout.variables import VariableLayout
+from keras_fusion.models import host
 from keras_fusion.values.calibration import Correction, Corrections
 from keras_fusion.values.copies import copy_array, copy_slot, filled
 from keras_fusion.values.fuse import fuse_arrays, fuse_slot
@@ -110,6 +111,7 @@ class WidthFiller(Filler):
             capacity starts from initial values.
         mean_outputs: indices of the layouts whose other new outputs are the mean of the
             old ones instead of zeros.
+        noiseless: indices of the layouts that get no noise.
     """
 
     noise_scale: float = 0.0
@@ -117,6 +119,28 @@ class WidthFiller(Filler):
     corrections: Corrections = dataclasses.field(default_factory=dict)
     fresh_roles: Mapping[int, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     mean_outputs: frozenset[int] = frozenset()
+    noiseless: frozenset[int] = frozenset()
+
+    def obeying(self, layouts: Sequence[VariableLayout]) -> "WidthFiller":
+        """The filler without noise where that would break the variable's constraint.
+
+        The next update would undo it, and change the function.
+
+        Args:
+            layouts: the layouts of the growth.
+        """
+        broken = {
+            index
+            for index, layout in enumerate(layouts)
+            if layout.target.trainable and layout.target.constraint is not None
+            if not self._obeys(index, layout)
+        }
+        return dataclasses.replace(self, noiseless=self.noiseless | broken)
+
+    def _obeys(self, index: int, layout: VariableLayout) -> bool:
+        arrays = [host.read(source) for source in layout.sources]
+        value = self.value(index, layout, arrays)
+        return host.obeys(layout.target, value)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -140,7 +164,7 @@ class FusionFiller(WidthFiller):
         return fuse_arrays(
             self._prepared(index, layout, arrays),
             layout.axes,
-            off_diagonal=self.off_diagonal,
+            off_diagonal="zeros" if index in self.noiseless else self.off_diagonal,
             noise_scale=self.noise_scale,
             rng=[self.seed, index],
             fresh=layout.initial() if layout.initial else None,
@@ -197,7 +221,7 @@ class CopiesFiller(WidthFiller):
             layout.axes,
             split_outputs=split,
             spread=self.spread,
-            noise_scale=self.noise_scale,
+            noise_scale=0.0 if index in self.noiseless else self.noise_scale,
             rng=np.random.default_rng([self.seed, index]),
         )
         value = value - layout.offset

@@ -20,7 +20,7 @@ import numpy as np
 from keras_fusion.architecture.parents import Match
 from keras_fusion.errors import FusionError
 from keras_fusion.layout.variables import VariableLayout
-from keras_fusion.models import host, probe, tree
+from keras_fusion.models import host, probe, samples, tree
 from keras_fusion.values import calibration
 from keras_fusion.values.fillers import WidthFiller
 
@@ -142,12 +142,12 @@ def varied_inputs(model: keras.Model, layouts: Sequence[VariableLayout]) -> Any:
     ]
     for ids in (max(tables, default=2), min(tables, default=2)):
         try:
-            inputs = probe.accepted(model, size=8, ids=ids)
+            inputs = samples.accepted(model, size=8, ids=ids)
         except FusionError:
             continue
         if all(np.isfinite(y).all() for y in probe.outputs(model, inputs)):
             return inputs
-    return probe.accepted(model, size=8)
+    return samples.accepted(model, size=8)
 
 
 def _norm_weights(matches: Sequence[Match]) -> set[int]:

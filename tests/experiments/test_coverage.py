@@ -10,7 +10,7 @@ from models import perturbed
 from rule_samples import SAMPLES
 
 from keras_fusion import FusionError, fuse, registered
-from keras_fusion.models import probe, tree
+from keras_fusion.models import probe, samples, tree
 
 families = pytest.importorskip("experiments.families")
 
@@ -30,7 +30,7 @@ def test_family(family):
             with pytest.raises(FusionError, match=REFUSED[family]):
                 fuse(model, factor=2)
             continue
-        inputs = probe.accepted(model)
+        inputs = samples.accepted(model)
         before = probe.outputs(model, inputs)
         fused = fuse(model, factor=2, off_diagonal="paired", seed=0)
         assert probe.change(before, probe.outputs(fused, inputs)) < 1e-5, name
@@ -60,7 +60,7 @@ def test_a_tied_gemma_of_unequal_widths():
         signs = np.sign(keras.ops.convert_to_numpy(table))
         # Of one size after the multiplication: then one norm is as good as two.
         table.assign(signs / np.sqrt(model.backbone.hidden_dim))
-    inputs = probe.accepted(small)
+    inputs = samples.accepted(small)
     (mean,) = probe.mean_outputs([small, wide], inputs)
     (fused,) = probe.outputs(fuse([small, wide]), inputs)
     np.testing.assert_allclose(fused, mean, atol=1e-4 * np.max(np.abs(mean)))

@@ -5,7 +5,7 @@ import pytest
 from models import LENGTH, bert, functional
 
 from keras_fusion import FusionError
-from keras_fusion.models import probe
+from keras_fusion.models import probe, samples
 
 
 @pytest.mark.core
@@ -13,15 +13,15 @@ def test_ids_that_a_table_does_not_have_are_refused_and_not_looked_up():
     with pytest.raises(
         FusionError, match="(?s)accepts no generated inputs.* has 2 rows"
     ):
-        probe.accepted(bert(), size=8, ids=20)
-    inputs = probe.accepted(bert(), size=8, ids=2)
+        samples.accepted(bert(), size=8, ids=20)
+    inputs = samples.accepted(bert(), size=8, ids=2)
     assert {int(value.max()) for value in inputs.values()} == {1}
 
 
 @pytest.mark.core
 def test_a_checked_model_is_as_it_was():
     model = functional()
-    inputs = probe.accepted(model)
+    inputs = samples.accepted(model)
     assert inputs.shape == (2, LENGTH)
     assert all("call" not in vars(layer) for layer in model.layers)
 
@@ -44,7 +44,7 @@ class Mapped(keras.layers.Layer):
 def test_ids_without_values_are_not_checked():
     inputs = keras.Input((LENGTH,), dtype="int32")
     model = keras.Model(inputs, Mapped()(inputs))
-    assert probe.accepted(model).shape == (2, LENGTH)
+    assert samples.accepted(model).shape == (2, LENGTH)
 
 
 class Noisy(keras.layers.Layer):

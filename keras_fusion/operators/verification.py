@@ -1,0 +1,356 @@
+"""Verification: that a grown model computes what its parents do.
+
+It is measured where it can be seen. A function that is NaN, zero, constant or saturated
+on a batch tells nothing, so the inputs have several scales, tensors inside the model are
+compared as well, and where the model's own weights show nothing random ones do. What
+cannot be verified is refused.
+"""
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+import keras
+import numpy as np
+
+from keras_fusion.errors import FusionError
+from keras_fusion.models import host, private, probe
+from keras_fusion.models.observe import Watched, watch
+from keras_fusion.models.samples import Sample
+from keras_fusion.operators import correspondence, departures, in_training
+from keras_fusion.operators.correspondence import Change
+from keras_fusion.operators.plan import Plan, Plans
+from keras_fusion.values.fillers import WidthFiller
+
+# The weights are changed by this much to see how much of a change is rounding.
+_ROUNDING = 1e-6
+_FACTOR = 30
+# Outputs that vary less over the rows, relative to their size, are constant.
+_CONSTANT = 1e-4
+
+
+def verify(
+    plan: Plan | Plans, sample: Sample, *, tolerance: float | None = None
+) -> probe.Difference:
+    """Measures a grown model against the mean of its parents.
+
+    A growth that should be exact is measured on each scale of the inputs; layer by layer;
+    in training mode too, without dropout and noise; after the constraints that the first
+    update applies; and with large values in its new capacity.
+
+    Args:
+        plan: a filled `Plan`, or several.
+        sample: the batch.
+        tolerance: float. The largest change that a growth which should be exact may
+            show. Defaults to `probe.tolerance`.
+
+    Returns:
+        The `probe.Difference` of the outputs.
+
+    Raises:
+        FusionError: if the growth should be exact, and the function changed, or cannot
+            be seen; the message names the first layer that departs.
+    """
+    first = plan.parents[0]
+    tolerance = probe.tolerance(first) if tolerance is None else tolerance
+    before, after = None, None
+    for stage in plan.stages:
+        stage_before, after = _Verification(stage, sample, tolerance).run()
+        before = stage_before if before is None else before
+    return _difference(before or [], after, sample)
+
+
+def _difference(before, after, sample):
+    """The difference on the first rows on which there is one."""
+    mean = [
+        np.mean(ys, axis=0) if len({y.shape for y in ys}) == 1 else None
+        for ys in zip(*(watched.outputs for watched in before), strict=True)
+    ]
+    found = None
+    for rows in sample.groups:
+
+        def chosen(y, rows=rows):
+            whole = y is None or not y.ndim or y.shape[0] != sample.rows
+            return y if whole else y[rows]
+
+        with np.errstate(all="ignore"):
+            found = probe.difference(
+                [chosen(y) for y in mean], [chosen(y) for y in after.outputs]
+            )
+        if np.isfinite(found.largest):
+            break
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class _Measured:
+    """One comparison: what each parent gave, what the grown model gave, the changes."""
+
+    before: list[Watched]
+    after: Watched
+    inside: list[Change]
+    outputs: list[Change]
+
+
+class _Verification:
+    """The verification of one growth."""
+
+    def __init__(self, plan: Plan, sample: Sample, tolerance: float):
+        self._plan, self._sample, self._tolerance = plan, sample, tolerance
+        # Tensors inside need be no more exact than by default.
+        self._inner = max(tolerance, probe.tolerance(plan.parents[0]))
+        self._models = list({id(m): m for m in plan.parents}.values())
+        self._layers = correspondence.counterparts(plan) if plan.exact else []
+
+    def run(self) -> tuple[list[Watched], Watched]:
+        """Measures, and refuses what is not as promised; returns the plain calls."""
+        if not self._plan.exact:
+            return self._watched(False)
+        self._check_weights()
+        measured = self._measure()
+        self._judge(measured, "")
+        self._check_telling(measured)
+        self._check_new_capacity()
+        self._check_training()
+        self._check_update()
+        return measured.before, measured.after
+
+    def _watched(self, training: bool) -> tuple[list[Watched], Watched]:
+        return self._watch_parents(training), self._watched_grown(training)
+
+    def _watched_grown(self, training: bool) -> Watched:
+        layers = [layer.grown for layer in self._layers]
+        return watch(self._plan.fused, self._sample.inputs, layers, training=training)
+
+    def _watch_parents(self, training: bool) -> list[Watched]:
+        inputs, own = self._sample.inputs, {}
+        for model in self._models:
+            layers = [x for layer in self._layers for x in layer.parents]
+            own[id(model)] = watch(model, inputs, layers, training=training)
+        return [own[id(model)] for model in self._plan.parents]
+
+    def _measure(self, training: bool = False) -> _Measured:
+        return self._compared(*self._watched(training))
+
+    def _compared(self, before: list[Watched], after: Watched) -> _Measured:
+        inside = correspondence.changes(self._layers, before, after, self._sample)
+        axes = [axis for layer in self._layers for axis in layer.outputs]
+        outputs = []
+        for i, new in enumerate(after.outputs):
+            old = [watched.outputs[i] for watched in before]
+            pairs = correspondence.corresponding(old, new, axes)
+            if not pairs:
+                self._refuse_shape(i, old[0], new)
+            amounts = [correspondence.amount_of(*p, self._sample) for p in pairs]
+            has_grown = old[0].shape != new.shape
+            if not (has_grown and any(layer.is_scaled for layer in self._layers)):
+                outputs.append(Change(None, "output", i, max(amounts, default=0.0)))
+        return _Measured(before, after, inside, outputs)
+
+    def _refuse_shape(self, i, old, new):
+        pairs = zip(old.shape, new.shape, strict=False)
+        if old.ndim != new.ndim or sum(a != b for a, b in pairs) > 1:
+            raise FusionError(
+                f"Output {i} of {self._plan.parents[0].name!r} has shape {old.shape}, and "
+                f"in the grown model {new.shape}, so it cannot be verified."
+            )
+
+    # What changed.
+
+    def _judge(self, measured: _Measured, when: str, training: bool = False) -> None:
+        """Refuses changes beyond the tolerance, and beyond what rounding makes."""
+        wrong = self._wrong(measured)
+        if not wrong:
+            return
+        noise = self._noise(measured, training)
+        wrong = [x for x in wrong if not x.amount <= _FACTOR * noise.get(x.key, 0.0)]
+        if wrong:
+            raise departures.error(self._plan, wrong, self._tolerance, when)
+
+    def _wrong(self, measured: _Measured) -> list[Change]:
+        """The changes that are too large, those inside first.
+
+        The outputs of distinct parents may be a function of the mean of their logits.
+        """
+        inside = [x for x in measured.inside if not x.amount <= self._inner]
+        outputs = [x for x in measured.outputs if not x.amount <= self._tolerance]
+        if self._plan.copies:
+            return inside + outputs
+        own = [x for x in inside if not x.is_mean]
+        means = [x for x in measured.inside if x.is_mean]
+        joined = [x for x in inside if x.is_mean]
+        if own or not outputs:
+            return own + outputs
+        return [] if means and not joined else joined + outputs
+
+    def _noise(self, measured: _Measured, training: bool) -> dict[tuple, float]:
+        """By tensor, what rounded weights and new seeds change in the parents."""
+        rng = np.random.default_rng(0)
+        values = []
+        for model in self._models:
+            for v in model.variables:
+                value = host.read(v)
+                if keras.backend.is_float_dtype(v.dtype):
+                    drawn = rng.standard_normal(value.shape)
+                    values.append(
+                        (v, (value * (1 + _ROUNDING * drawn)).astype(v.dtype))
+                    )
+            states = private.seed_states(model)
+            values += [(v, host.read(v) + np.ones((), v.dtype)) for v in states]
+        with host.assumed(values):
+            again = self._watch_parents(training)
+        return self._noise_of(measured.before, again)
+
+    def _noise_of(self, before, again):
+        noise: dict[tuple, float] = {}
+        for k, (old, new) in enumerate(zip(before, again, strict=True)):
+            for layer in self._layers:
+                calls = [x.calls.get(id(layer.parents[k]), []) for x in (old, new)]
+                for i, (a, b) in enumerate(zip(*calls, strict=False)):
+                    for place in ("input", "inner", "output"):
+                        pair = getattr(a, place), getattr(b, place)
+                        key = layer.address, place, i
+                        self._note(noise, key, *pair)
+            for i, pair in enumerate(zip(old.outputs, new.outputs, strict=True)):
+                self._note(noise, (None, "output", i), *pair)
+        return noise
+
+    def _note(self, noise, key, old, new):
+        if old is not None and new is not None and old.shape == new.shape:
+            amount = correspondence.amount_of(old, new, self._sample)
+            noise[key] = max(noise.get(key, 0.0), amount)
+
+    # What could not be seen.
+
+    def _check_weights(self) -> None:
+        for v in (v for model in self._models for v in model.variables):
+            is_float = keras.backend.is_float_dtype(v.dtype)
+            if is_float and not np.isfinite(host.read(v)).all():
+                raise FusionError(
+                    f"{v.path!r} has values that are not finite (NaN or infinite), so that "
+                    "nothing can be verified. The model has diverged: grow an earlier "
+                    "state of it."
+                )
+
+    def _check_telling(self, measured: _Measured) -> None:
+        """Refuses what says nothing, with the model's own weights and with random ones."""
+        silent = self._silent(measured)
+        if not silent or np.isinf(self._tolerance):
+            return
+        with self._random_values():
+            random = self._measure()
+            self._judge(random, "with random weights, ")
+        still = [i for i in self._silent(random) if i in silent]
+        still = [i for i in still if not self._moved(measured, random, i)]
+        if still:
+            raise departures.not_verified(self._plan, still, random.before[0].outputs)
+
+    def _silent(self, measured: _Measured) -> list[int]:
+        """The outputs that do not vary over the rows."""
+        return [
+            i
+            for i, is_float in enumerate(measured.after.floats)
+            if is_float
+            and not all(self._varies(watched.outputs[i]) for watched in measured.before)
+        ]
+
+    def _varies(self, y: np.ndarray) -> bool:
+        if not y.ndim or y.shape[0] != self._sample.rows:
+            return False
+        rows = y.reshape(len(y), -1)
+        if not rows.shape[1]:
+            return False
+        rows = rows[np.isfinite(rows).any(axis=1)]
+        if len(rows) < 2:
+            return False
+        rows = rows[:, np.isfinite(rows).all(axis=0)]
+        spread = np.max(np.ptp(rows, axis=0), initial=0.0)
+        return bool(spread > _CONSTANT * np.max(np.abs(rows), initial=0.0))
+
+    def _moved(self, measured: _Measured, random: _Measured, i: int) -> bool:
+        """Whether an output depends on the weights, if not on the inputs."""
+        old, new = (x.before[0].outputs[i] for x in (measured, random))
+        finite = np.isfinite(new).any() and np.isfinite(old).any() and new.size
+        return bool(finite and correspondence.amount_of(new, old, self._sample) > 0.01)
+
+    @contextlib.contextmanager
+    def _random_values(self) -> Iterator[None]:
+        """A scope in which the parents, and the grown model, have random weights."""
+        rng = np.random.default_rng(1)
+        values = [
+            (variable, probe.random_value(variable, rng))
+            for model in self._models
+            for variable in model.trainable_variables
+        ]
+        with host.assumed(values), self._plan.assumed():
+            yield
+
+    # What shows only later.
+
+    def _check_new_capacity(self) -> None:
+        """New units have no influence, however large they are."""
+        plan = self._plan
+        if not isinstance(plan.filler, WidthFiller):
+            return
+        values = []
+        for index, layout in enumerate(plan.layouts):
+            if layout.initial is None or not layout.has_new:
+                continue
+            arrays = [host.read(source) for source in layout.sources]
+            own, fresh = np.std(arrays[0]), np.std(layout.initial())
+            if fresh > 0:
+                larger = _larger(layout, 3.0 * max(1.0, float(own / fresh)))
+                value = plan.filler.value(index, larger, arrays)
+                values.append((layout.target, value.astype(arrays[0].dtype)))
+        if values:
+            with host.assumed(values):
+                self._judge(self._measure(), "once its new units have grown, ")
+
+    def _check_training(self) -> None:
+        """In training mode the function is the parents' too, but for dropout and noise."""
+        layers = in_training.layers_of([*self._models, self._plan.fused])
+        if in_training.needs_call(layers):
+            try:
+                with in_training.quiet(layers):
+                    before = self._watch_parents(True)
+            except Exception:
+                return  # The parents themselves cannot be called so.
+            with in_training.quiet(layers):
+                after = self._watch_trained()
+                self._judge(self._compared(before, after), "in training mode, ", True)
+        if in_training.needs_noise(layers):
+            self._watch_trained()
+
+    def _watch_trained(self) -> Watched:
+        try:
+            return self._watched_grown(True)
+        except Exception as error:
+            raise FusionError(
+                f"The grown {self._plan.fused.name!r} fails in training mode, where its "
+                f"parents do not: {error}"
+            ) from error
+
+    def _check_update(self) -> None:
+        """The first update applies constraints; then it is still the same function."""
+        own = self._after_update(
+            [v for m in self._models for v in m.trainable_variables]
+        )
+        grown = self._after_update([layout.target for layout in self._plan.layouts])
+        if own or grown:
+            names = ", ".join(repr(v.path) for v, _ in [*grown, *own][:3])
+            with host.assumed([*grown, *own]):
+                when = (
+                    f"after the next update, which applies the constraint of {names}, "
+                )
+                self._judge(self._measure(), when)
+
+    @staticmethod
+    def _after_update(variables: Sequence[keras.Variable]) -> list[probe.Value]:
+        """What constraints will make of variables that do not obey them."""
+        held = [(v, host.read(v)) for v in variables if v.trainable and v.constraint]
+        return [(v, host.constrained(v, x)) for v, x in held if not host.obeys(v, x)]
+
+
+def _larger(layout, factor):
+    initial = layout.initial
+    return dataclasses.replace(layout, initial=lambda: factor * initial())
