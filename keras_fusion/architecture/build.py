@@ -4,6 +4,7 @@ The bigger model comes from the parents' configs, with each width the sum of the
 so that it is an ordinary Keras model that saves and loads without keras_fusion.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -49,6 +50,7 @@ def build(
     if parents.is_plain:
         found = widths.analyse(parents, capacity)
     found.block_norms, found.capacity = block_norms, capacity
+    found.analysed = parents.is_plain
     found.epsilon_divisor = capacity if epsilon_divisor is None else epsilon_divisor
     if into is not None:
         model = into if isinstance(into, keras.Model) else into()
@@ -90,7 +92,8 @@ def _grow_norm(layers, found):
     placement = found.entries.get(id(first))
     block_wise = found.block_norms or any(is_block_norm(layer) for layer in layers)
     if placement is None or not block_wise:
-        return norm_like(first, None, epsilon=first.epsilon / found.epsilon_divisor)
+        epsilon = first.epsilon / _epsilon_divisor(first, found)
+        return norm_like(first, None, epsilon=epsilon)
     if not placement.is_contiguous:
         raise FusionError(
             f"The norm {first.name!r} reads features of the parents that do not lie side "
@@ -180,7 +183,7 @@ def _grown_config(layers, rule, found):
             own = [c[key] for c in configs]
             total = {key: _sum(own)}
             config |= _enlarged(total, {key: _sum(own * 2)}, found.capacity, first.name)
-    config |= _scaled_epsilons(config, rule, found)
+    config |= _scaled_epsilons(first, config, rule, found)
     if fixed and rule.widths and rule.output_width is None and not rule.nested:
         raise FusionError(
             f"{rule.cls} {first.name!r} makes an output of the model, whose size must "
@@ -235,13 +238,30 @@ def _enlarged(value: Any, twice: Any, capacity: float, name: str, key=None) -> A
     return round(size)
 
 
-def _scaled_epsilons(config, rule, found):
+def _scaled_epsilons(layer, config, rule, found):
     composite = bool(rule.widths) and not rule.roles
     has_norm = not found.block_norms and (rule.norm or composite)
-    if found.epsilon_divisor == 1.0 or not has_norm:
+    divisor = _epsilon_divisor(layer, found)
+    if divisor == 1.0 or not has_norm:
         return {}
     keys = (k for k, v in config.items() if "eps" in k and isinstance(v, float))
-    return {k: config[k] / found.epsilon_divisor for k in keys}
+    return {k: config[k] / divisor for k in keys}
+
+
+def _epsilon_divisor(layer, found):
+    """What the epsilon of a norm is divided by: 1 unless it reduces over what grew."""
+    axes = getattr(layer, "axis", -1)
+    if set(axes if isinstance(axes, (list, tuple)) else [axes]).isdisjoint(
+        {-1, _rank(layer) - 1}
+    ):
+        return 1.0
+    grew = id(layer) in found.entries or id(layer) in found.outputs
+    return found.epsilon_divisor if grew or not found.analysed else 1.0
+
+
+def _rank(layer):
+    shape = (layer.get_build_config() or {}).get("input_shape") or ()
+    return len(shape) if isinstance(shape, (list, tuple)) else 0
 
 
 def _sum(values):
@@ -254,7 +274,7 @@ def _sum(values):
 
 def _grown_serialized(models, found):
     """A nested model's serialized form, grown, for the outer class to build anew."""
-    rule = rules.find(models[0])
+    rule, found = rules.find(models[0]), dataclasses.replace(found, analysed=False)
     if rule is None or graphs.is_plain(models[0]):
         serialized = _serialized(_grow(models, found))
     else:  # Without building it twice.

@@ -53,6 +53,7 @@ class Widths:
         epsilon_divisor: what a joint norm's epsilon is divided by, since new capacity
             starts at zero and lowers what the epsilon is added to.
         overrides: config entries to set, by the layer's id.
+        analysed: whether `entries` and `outputs` tell all that grows.
     """
 
     fixed: set[int] = dataclasses.field(default_factory=set)
@@ -63,6 +64,7 @@ class Widths:
     capacity: float = 1.0
     epsilon_divisor: float = 1.0
     overrides: dict[int, dict] = dataclasses.field(default_factory=dict)
+    analysed: bool = False
 
 
 def contiguous(sizes: Sequence[int]) -> tuple[np.ndarray, ...]:

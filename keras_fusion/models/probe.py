@@ -5,7 +5,7 @@ import contextvars
 import dataclasses
 import functools
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -285,8 +285,10 @@ def keep_harmless(
 
     Nothing is written. A value that has passed is assumed in the trials that follow.
 
-    Variables whose names differ only in numbers (those of repeated blocks) are tried
-    together first, and one by one only if that fails.
+    Variables whose names differ only in numbers are tried together first; if that fails,
+    those that also have like neighbours, which have one place in repeated blocks. If that
+    fails, and with the first and the last of them alone as well, all keep their values:
+    so the number of trials does not grow with the number of blocks.
 
     Args:
         change: function without arguments that measures, with `outputs`, how far the
@@ -305,16 +307,29 @@ def keep_harmless(
         kept.extend(some if harmless else ())
         return harmless
 
-    for group in _alike(values):
-        if not passes(group) and len(group) > 1:
-            for item in group:
-                passes([item])
+    def settle(group: list[Value]) -> None:
+        if passes(group) or len(group) == 1:
+            return
+        ends = [passes([item]) for item in (group[0], group[-1])]
+        rest = group[1:-1]
+        if rest and any(ends):
+            for half in (rest[: len(rest) // 2], rest[len(rest) // 2 :]):
+                if half:
+                    settle(half)
+
+    for places in _alike(values):
+        whole = [item for group in places for item in group]
+        if len(places) == 1 or not passes(whole):
+            for group in places:
+                settle(group)
     return kept
 
 
-def _alike(values: Sequence[Value]) -> Iterable[list[Value]]:
-    groups: dict[str, list[Value]] = {}
-    for variable, value in values:
-        name = re.sub(r"\d+", "#", variable.path)
-        groups.setdefault(name, []).append((variable, value))
-    return groups.values()
+def _alike(values: Sequence[Value]) -> list[list[list[Value]]]:
+    """By name and shape, the groups of variables of one place in repeated blocks."""
+    kinds = [(re.sub(r"\d+", "#", v.path), x.shape) for v, x in values]
+    found: dict[tuple, dict[tuple, list[Value]]] = {}
+    for i, value in enumerate(values):
+        place = *kinds[max(0, i - 2) : i], None, *kinds[i + 1 : i + 3]
+        found.setdefault(kinds[i], {}).setdefault(place, []).append(value)
+    return [list(groups.values()) for groups in found.values()]

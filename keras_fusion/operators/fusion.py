@@ -37,7 +37,7 @@ def plan_fusion(
     `copies` says how many copies a self-fusion holds, if not as many as fit.
     """
     models, capacity = resolved(parents, factor, copies)
-    if into is None:
+    if into is None and len({id(model) for model in models}) > 1:
         models = depth.equalized(models)
     matched = Parents.of(models)
     arguments.check_off_diagonal(off_diagonal, copies=matched.copies)

@@ -113,12 +113,16 @@ class _Trial:
     def _with_fresh(self, role: str, unused: Sequence[np.ndarray]) -> list[probe.Value]:
         """The values that start from initial ones without a change of the function."""
         tried = [i for i in self._new if _has_new(self._layouts[i], role)]
-        before = self._filler
+        before, old = self._filler, [self._value(i) for i in tried]
         roles = {i: (*before.fresh_roles[i], role) for i in tried}
         self._filler = _with_roles(before, roles)
         values = [(self._layouts[i].target, self._value(i)) for i in tried]
-        kept = probe.keep_harmless(
-            lambda: probe.change(unused, self._outputs()), values
+        same = [np.array_equal(x, y) for x, (_, y) in zip(old, values, strict=True)]
+        pairs = list(zip(values, same, strict=True))
+        kept = [value for value, is_same in pairs if is_same]
+        kept += probe.keep_harmless(
+            lambda: probe.change(unused, self._outputs()),
+            [value for value, is_same in pairs if not is_same],
         )
         ids = {id(variable) for variable, _ in kept}
         roles = {i: r for i, r in roles.items() if id(self._layouts[i].target) in ids}
