@@ -17,6 +17,7 @@ from keras_fusion.models import graph as graphs
 from keras_fusion.models import probe, rules, tree
 from keras_fusion.models.block_norms import can_be_block_norm, is_block_norm, norm_like
 from keras_fusion.models.host import is_distributed
+from keras_fusion.models.private import is_optional
 
 
 def build(
@@ -48,7 +49,7 @@ def build(
     """
     found = widths.Widths()
     if parents.is_plain:
-        found = widths.analyse(parents, capacity)
+        found = _analysed(parents, capacity, into is not None)
     found.block_norms, found.capacity = block_norms, capacity
     found.analysed = parents.is_plain
     found.epsilon_divisor = capacity if epsilon_divisor is None else epsilon_divisor
@@ -71,11 +72,38 @@ def build(
     return model, found
 
 
+def _analysed(parents: Parents, capacity: float, is_given: bool) -> widths.Widths:
+    """Where the parents' features lie, as far as the graph tells.
+
+    In a model that was built elsewhere (`into`) the shapes tell it too. Copies of one
+    model are then compared with the result; of distinct parents the mean is not known.
+    """
+    try:
+        return widths.analyse(parents, capacity)
+    except Exception as error:
+        if not is_given and isinstance(error, FusionError):
+            raise
+        if not is_given:
+            raise FusionError(
+                f"The widths of {parents.first.name!r} cannot be told "
+                f"({type(error).__name__}: {error}). Build the bigger model yourself and "
+                "pass it as `into`."
+            ) from error
+        if parents.copies:
+            return widths.Widths()
+        text = str(error).partition(" Build the bigger")[0].partition(" or pass the")[0]
+        raise FusionError(
+            f"{text} Nor do distinct parents in the model passed as `into` tell where "
+            "their features lie behind it, so that their mean could not be checked. "
+            "Write that layer as one whose features stay apart."
+        ) from error
+
+
 def _grow(layers, found):
     """The grown counterpart of corresponding layers or models."""
     first = layers[0]
     if not isinstance(first, keras.Layer):  # an operation such as `x + y`
-        return _from_config(first, first.get_config())
+        return _from_config(first, _config(first))
     if graphs.is_plain(first):
         return _grow_graph(layers, found)
     if can_be_block_norm(first):
@@ -137,11 +165,14 @@ def _grow_graph(models, found):
         return keras.Sequential(inputs + grown, name=first.name)
     # Cloned from an uncompiled twin: clone_model would compile the clone as well.
     twin = keras.Model(first.input, first.output, name=first.name)
-    return keras.models.clone_model(
+    grown = keras.models.clone_model(
         twin,
         input_tensors=keras.tree.pack_sequence_as(first.input, inputs),
         clone_function=lambda op: _grow(siblings.get(id(op), (op,)), found),
     )
+    if type(first) is graphs.functional_class():
+        return grown
+    return type(first)(grown.input, grown.output, name=first.name)
 
 
 def _grown_inputs(model, found):
@@ -152,6 +183,9 @@ def _grown_inputs(model, found):
             batch_shape=(*t.shape[:-1], p.size) if p else t.shape,
             dtype=t.dtype,
             name=t.name,
+            sparse=t.sparse,
+            ragged=t.ragged,
+            optional=is_optional(t),
         )
         for t, p in zip(model.inputs, placed, strict=True)
     ]
@@ -161,7 +195,7 @@ def _copy_weightless(layer):
     if layer.weights:
         names = [v.name for v in tree.own_variables(layer)]
         raise rules.unregistered(layer, layer.name, names)
-    return _from_config(layer, layer.get_config())
+    return _from_config(layer, _config(layer))
 
 
 def _grown_config(layers, rule, found):

@@ -3,15 +3,15 @@
 import dataclasses
 import functools
 import os
-import zipfile
 from collections.abc import Sequence
 
 import keras
 
+from keras_fusion.architecture import partner_files
 from keras_fusion.architecture.wiring import wiring
 from keras_fusion.errors import FusionError, StructureError, is_number, require
 from keras_fusion.models import graph as graphs
-from keras_fusion.models import private, rules, tree
+from keras_fusion.models import rules, tree
 from keras_fusion.models.rules import Rule
 
 
@@ -254,7 +254,8 @@ def load(i: int, given: keras.Model | str | os.PathLike) -> keras.Model:
     """
     where = f"`partners[{i}]`"
     if not isinstance(given, keras.Model):
-        where, given = f"{where}, {os.fspath(given)}", _read(where, os.fspath(given))
+        path = os.fspath(given)
+        where, given = f"{where}, {path}", partner_files.load(where, path)
     for variable in given.weights:
         if keras.backend.is_float_dtype(variable.dtype):
             finite = keras.ops.all(keras.ops.isfinite(variable))
@@ -264,32 +265,3 @@ def load(i: int, given: keras.Model | str | os.PathLike) -> keras.Model:
                     "or infinite). It has diverged: give an earlier state of it."
                 )
     return given
-
-
-def _read(where, path):
-    """Loads a `.keras` file; it must not bring code with it."""
-    if not path.endswith(".keras"):
-        raise FusionError(
-            f"{where} must be a keras.Model or the path of a `.keras` file, which is "
-            f"loaded in Keras's safe mode. Received: {path!r}."
-        )
-    if "://" not in path and not os.path.exists(path):
-        raise FusionError(f"{where}, {path}, is not there. Correct the path.")
-    try:
-        if os.path.isfile(path) and not zipfile.is_zipfile(path):
-            raise zipfile.BadZipFile("it has no end")
-        return private.load_safely(path)
-    except (OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
-        raise FusionError(
-            f"{where}, {path}, cannot be read ({error}): it is cut off or damaged. Save "
-            "the partner again."
-        ) from error
-    except (ValueError, TypeError) as error:
-        text = str(error)
-        if "unsafe" in text or "safe_mode" in text:
-            raise FusionError(
-                f"{where}, {path}, holds code (a Lambda layer), and a file is loaded in "
-                "Keras's safe mode only. Load it yourself if you trust it, and give the "
-                "model."
-            ) from error
-        raise FusionError(f"{where}, {path}, cannot be loaded: {text}") from error

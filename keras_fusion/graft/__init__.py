@@ -1,10 +1,12 @@
 """The graft: turns a live model and its optimizer into the grown ones during training."""
 
-from keras_fusion.graft.live import graft
+from keras_fusion.graft.live import grafted
+from keras_fusion.graft.metrics import check as check_metrics
 from keras_fusion.graft.optimizer import (
     check_optimizers,
     grown_optimizer,
     leaves,
+    options,
     raw_iterations,
     read_state,
     schedule_of,
@@ -12,10 +14,12 @@ from keras_fusion.graft.optimizer import (
 )
 
 __all__ = [
+    "check_metrics",
     "check_optimizers",
-    "graft",
+    "grafted",
     "grown_optimizer",
     "leaves",
+    "options",
     "raw_iterations",
     "read_state",
     "schedule_of",

@@ -5,15 +5,19 @@ The live object keeps its identity and everything that belongs to the training r
 become the fused model's. So every reference to it stays valid.
 """
 
-from collections.abc import Callable, Sequence
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 
 from keras_fusion.errors import GrowthError
+from keras_fusion.graft import metrics
 from keras_fusion.graft import optimizer as optimizers
 from keras_fusion.graft.attributes import attributes
+from keras_fusion.models import private
 from keras_fusion.models.private import attachments, deferral
 
 Weights = list[np.ndarray]
@@ -59,13 +63,17 @@ _RUN_STATE = {
 _PLAIN = (bool, int, float, str, bytes, type(None))
 
 
-def graft(
+@contextlib.contextmanager
+def grafted(
     live: keras.Model,
     fused: keras.Model,
     optimizer: keras.optimizers.Optimizer,
     adapt_weights: Adapter | None = None,
-) -> None:
-    """Turns the live model into the fused one; on failure leaves it as it was.
+) -> Iterator[None]:
+    """Opens a scope at whose beginning the live model becomes the fused one.
+
+    If that or anything in the scope fails, the live model is at its end what it was
+    before, with all that is attached to it and to its optimizer.
 
     Args:
         live: the model in training.
@@ -77,12 +85,33 @@ def graft(
             weights from before the growth, which `EarlyStopping` restores at the end.
 
     Raises:
-        GrowthError: if anything failed; the model continues to train as before.
+        GrowthError: if the swap failed; the model continues to train as before.
     """
     owners = [live, *optimizers.family(live.optimizer)]
     before = [dict(attributes(owner)) for owner in owners]
+    attached = [attachments.remembered(owner) for owner in owners]
+    variables = {id(v) for v in live.variables}
+    try:
+        _swap(live, fused, optimizer, adapt_weights)
+        yield
+        _tell_others(live, variables)
+        _let_go(before[0])
+    except BaseException:
+        for owner, state, put_back in zip(owners, before, attached, strict=True):
+            _restore(owner, state)
+            put_back()
+        raise
+
+
+def _swap(
+    live: keras.Model,
+    fused: keras.Model,
+    optimizer: keras.optimizers.Optimizer,
+    adapt_weights: Adapter | None,
+) -> None:
     old_shapes = [tuple(v.shape) for v in live.weights]
     try:
+        metrics.carry(live, fused)
         _take_over_model(live, fused)
         optimizers.take_over(live.optimizer, optimizer)
         live._compiled_trainable_state = {
@@ -95,16 +124,33 @@ def graft(
             live.generate_function = None
         live.train_function = None
         live.make_train_function(force=True)
-        _let_go(before[0])
-    except BaseException as error:
-        for owner, state in zip(owners, before, strict=True):
-            _restore(owner, state)
-        if not isinstance(error, Exception):
-            raise
+        private.renew(live)
+    except Exception as error:
         raise GrowthError(
             f"The growth of {live.name!r} failed while the model was swapped ({error}); "
             "it trains on as it was."
         ) from error
+
+
+def _tell_others(live: keras.Model, before: set[int]) -> None:
+    """Lets other models that hold the live one see what it has become.
+
+    Their compiled functions would go on with its variables from before the growth.
+
+    Args:
+        live: the model that has grown.
+        before: the ids of its variables before the growth.
+    """
+    for holder in private.forget_compiled_by_others(live):
+        optimizer = getattr(holder, "optimizer", None)
+        if optimizer is None or before.isdisjoint(optimizers.trained_ids(optimizer)):
+            continue
+        warnings.warn(
+            f"Model {holder.name!r} holds {live.name!r}, which has grown, and its "
+            "optimizer trains the variables from before. Call "
+            f"{holder.name}.compile(...) anew before you train it.",
+            stacklevel=2,
+        )
 
 
 def _let_go(state: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ import keras
 
 from keras_fusion.errors import FusionError
 from keras_fusion.graft import multipliers as rates
+from keras_fusion.graft import second_optimizers
 from keras_fusion.graft.attributes import attributes
 from keras_fusion.graft.growth import Growth, Stages
 from keras_fusion.models import host
@@ -64,7 +65,12 @@ def schedule_of(optimizer: Optimizer) -> Any:
 
 
 def _trainables(optimizer: Optimizer) -> list[keras.Variable]:
-    return list(optimizer._trainable_variables)
+    return list(getattr(optimizer, "_trainable_variables", []))
+
+
+def trained_ids(optimizer: Optimizer) -> set[int]:
+    """The ids of the variables that an optimizer trains."""
+    return {id(v) for one in family(optimizer) for v in _trainables(one)}
 
 
 def read_state(optimizer: Optimizer | None) -> slot_values.State:
@@ -107,13 +113,7 @@ def check_optimizers(parents: Sequence[keras.Model], optimizer_state: str) -> No
         FusionError: naming the model and the optimizer.
     """
     live = parents[0]
-    for name, value in attributes(live).items():
-        if isinstance(value, keras.optimizers.Optimizer) and name != "optimizer":
-            raise FusionError(
-                f"Model {live.name!r} trains with a second optimizer, in its attribute "
-                f"{name!r}; only `model.optimizer` can be grown. Train with one "
-                "optimizer (keras.optimizers.MultiOptimizer combines several)."
-            )
+    second_optimizers.check(live)
     if optimizer_state == "reset":
         return
     kinds = leaves(live.optimizer)
@@ -283,6 +283,21 @@ def _leaves_of(model: keras.Model, count: int) -> Sequence[Optimizer | None]:
     return found if len(found) == count else [None] * count
 
 
+def options(optimizer: Any) -> dict[str, Any]:
+    """An optimizer's config without its learning rate, whose schedule may have none."""
+    schedule = schedule_of(optimizer)
+    own = attributes(optimizer)
+    if schedule is not None:
+        own["_learning_rate"] = 0.0
+    try:
+        config = dict(optimizer.get_config())
+    finally:
+        if schedule is not None:
+            own["_learning_rate"] = schedule
+    config.pop("learning_rate", None)
+    return config
+
+
 def _twin(optimizer: Any, sources: Mapping[int, keras.Variable]) -> Any:
     """A new optimizer with the options of another one, not built.
 
@@ -319,12 +334,7 @@ def _twin(optimizer: Any, sources: Mapping[int, keras.Variable]) -> Any:
     if schedule is None:
         return cls.from_config(optimizer.get_config())
     # The schedule object itself is kept, so that it does not need a config.
-    own = attributes(optimizer)
-    own["_learning_rate"] = 0.0
-    try:
-        twin = cls.from_config(optimizer.get_config() | {"learning_rate": 0.0})
-    finally:
-        own["_learning_rate"] = schedule
+    twin = cls.from_config(options(optimizer) | {"learning_rate": 0.0})
     twin.learning_rate = schedule
     return twin
 

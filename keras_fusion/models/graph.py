@@ -8,12 +8,15 @@ import copy
 import dataclasses
 import functools
 import graphlib
+import inspect
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
 import keras
+
+from keras_fusion.models import private, rules
 
 Key = tuple[str, int, int]  # (layer's name, which call of it, which output)
 
@@ -183,11 +186,34 @@ def functional_class() -> type:
 
 
 def is_plain(model: Any) -> bool:
-    """Whether a graph model has no class of its own: functional or Sequential."""
-    return is_graph_model(model) and type(model) in (
+    """Whether a graph model is its graph and no more: functional or Sequential.
+
+    It may be of a class that trains in a way of its own, as long as the class takes the
+    graph as functional models do, and leaves their call and their config as they are.
+    """
+    if not is_graph_model(model) or type(model) in (
         keras.Sequential,
         functional_class(),
-    )
+    ):
+        return is_graph_model(model)
+    return rules.find(model) is None and takes_a_graph(type(model))
+
+
+def takes_a_graph(cls: type) -> bool:
+    """Whether a class of models is made of inputs and outputs, and keeps to its graph."""
+    base: Any = functional_class()
+    if not issubclass(cls, base) or issubclass(cls, keras.Sequential):
+        return False
+    arguments = inspect.getfullargspec(cls.__init__)
+    usual = inspect.getfullargspec(base.__init__).args
+    takes = arguments.args == usual or bool(arguments.varargs and arguments.varkw)
+    kept = ("call", "get_config", "from_config", "build")
+    return takes and all(_function(cls, name) is _function(base, name) for name in kept)
+
+
+def _function(cls: type, name: str) -> Any:
+    method = getattr(cls, name)
+    return getattr(method, "__func__", method)
 
 
 def read(model: keras.Model) -> Graph:
@@ -200,7 +226,7 @@ def read(model: keras.Model) -> Graph:
         Its `Graph`; nested models are calls in it.
     """
     functional = as_functional(model)
-    config = functional.get_config()
+    config = private.graph_config(functional)
     layers = {layer.name: layer for layer in functional.layers}
     calls = []
     for entry in config["layers"]:

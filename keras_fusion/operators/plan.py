@@ -10,11 +10,12 @@ import keras
 import numpy as np
 
 from keras_fusion.architecture import build
+from keras_fusion.architecture.initializers import fitting
 from keras_fusion.architecture.parents import Match, Parents, resolved
 from keras_fusion.architecture.widths import Widths
 from keras_fusion.layout import variables
 from keras_fusion.layout.variables import VariableLayout
-from keras_fusion.models import host, private, tree
+from keras_fusion.models import adapted, host, private, tree
 from keras_fusion.operators import earlier_weights
 from keras_fusion.values.fillers import Filler, FusionFiller, WidthFiller
 
@@ -75,8 +76,9 @@ class Plan:
         for target, value in self._filled():
             host.write(target, value)
         for _, layer in tree.walk(self.fused):
-            # A Normalization computes with values made of its weights.
-            if hasattr(layer, "finalize_state"):
+            # A Normalization computes with values made of its weights; other layers
+            # would make their state anew of data that they do not have.
+            if hasattr(layer, "finalize_state") and tree.own_variables(layer):
                 layer.finalize_state()
         return self.fused
 
@@ -252,6 +254,8 @@ class Draft:
             must_grow: bool. Whether equal widths are refused.
         """
         matches = parents.matched_with(fused)
+        for match in matches:
+            adapted.check_equal(match.address, match.layers)
         layouts = variables.lay_out(matches, widths, must_grow=must_grow)
         pairs = [(match.layers[0], match.grown) for match in matches]
         return cls(parents, matches, adopted(layouts, pairs, initializers, seed))
@@ -305,16 +309,18 @@ def adopted(
         pairs: `(layer of the first parent, its counterpart)`, whose names are kept.
         initializers: what `without_values` gave for the bigger model.
         seed: int. Seed of the new capacity's initial values.
-        trained_like: the same for layers that are frozen as the first parent's; by
-            default the same.
+        trained_like: the same for layers that are frozen as the first parent's, and keep
+            what it keeps beside its variables; by default the same.
 
     Returns:
         The layouts, with initial values for what is new.
     """
     pairs = list(pairs)
-    for old, new in pairs if trained_like is None else trained_like:
+    copied = pairs if trained_like is None else list(trained_like)
+    for old, new in copied:
         if old.trainable != new.trainable:
             new.trainable = old.trainable
+        adapted.hand_on(old, new)
     for layout in layouts:
         if layout.sources[0].trainable != layout.target.trainable:
             layout.target.trainable = layout.sources[0].trainable
@@ -325,6 +331,7 @@ def adopted(
     laid_out = {id(layout.target) for layout in layouts}
     fused = pairs[0][1]
     private.give_values([v for v in fused.variables if id(v) not in laid_out])
+    initializers = fitting(initializers, copied)
     return tuple(
         _with_initial(layout, initializers, [seed, index])
         for index, layout in enumerate(layouts)

@@ -115,9 +115,11 @@ class AnnealBlockNorms(keras.callbacks.Callback):
             before=shapes_of(model),
             after=shapes_of(prepared.fused),
         )
-        with swap.uninterrupted():
-            pending = journal.of(model).begin(self._author, change)
-            swap.put_in_place(model, prepared)
+        with (
+            swap.uninterrupted(),
+            journal.of(model).announced(self._author, change) as pending,
+            swap.in_place(model, prepared),
+        ):
             pending.commit()
 
     def get_config(self) -> dict:

@@ -1,9 +1,11 @@
 """`BackupAndRestore`: resumes a run with growths, whenever it was killed."""
 
+import contextlib
 import math
 import os
 import shutil
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,11 +14,16 @@ import numpy as np
 
 from keras_fusion.errors import FusionError, is_integer, is_path, require
 from keras_fusion.models import host, private, processes
-from keras_fusion.training import files, journal, matching
+from keras_fusion.training import (
+    backup_folder,
+    circumstances,
+    files,
+    journal,
+    matching,
+)
+from keras_fusion.training.backup_folder import STATE, WEIGHTS, BackupFolder
+from keras_fusion.training.fields import WrongFieldError
 from keras_fusion.training.journal import Entry
-from keras_fusion.training.record import Change
-
-_WEIGHTS, _STATE = "model.weights.h5", "state.json"
 
 
 @keras.saving.register_keras_serializable(package="keras_fusion")
@@ -36,17 +43,20 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
     see docs/resume.md.
 
     Args:
-        backup_dir: path of a folder on a local disk, which nothing else is kept in.
+        backup_dir: path of a folder on a local disk. One process at a time uses it; other
+            files in it are left alone.
         save_freq: `"epoch"`, or int. After how many batches to back up. Defaults to
             `"epoch"`.
         double_checkpoint: bool. Whether to keep the last but one backup as well, in case
             the disk damages the last. Defaults to `False`.
-        delete_checkpoint: bool. Whether to remove the folder when training is over.
-            Defaults to `True`.
+        delete_checkpoint: bool. Whether to remove the backups when training is over, and
+            the folder if it is empty then. Defaults to `True`.
 
     Raises:
         FusionError: for arguments that cannot work; and when training begins, if the
-            backup is of a run with other callbacks or another model.
+            backup is damaged or of a run with other callbacks, another model, other
+            options of the optimizer or another loss, or if another process uses the
+            folder. Another learning rate and other sizes of the data are warned of.
 
     Example:
 
@@ -96,7 +106,9 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
             double_checkpoint=double_checkpoint,
             delete_checkpoint=delete_checkpoint,
         )
-        self._folder = Path(backup_dir)
+        self._folder = BackupFolder(Path(backup_dir))
+        self._run: dict = {}
+        self._behind = 0  # changes that the model had when the run began
         # Batches of the epoch under way, and since the last backup.
         self._batch, self._since = -1, 0
 
@@ -117,19 +129,26 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
                 "GrowModel(record=...) with a checkpoint that all of them write, and "
                 "replay the growths in each."
             )
-        files.remove_unfinished(self._folder)
+        self._folder.lock()
+        self._folder.remove_unfinished()
         self._since = 0
-        found = self._backups()
-        for folder in reversed(found):
+        self._describe()
+        found = self._folder.backups()
+        for backup in reversed(found):
             try:
-                state = _read(folder)
-            except (FusionError, OSError) as error:
-                if folder is found[0]:
+                state = backup_folder.read(backup)
+            except FusionError as error:
+                if backup is found[0]:
                     raise
                 warnings.warn(f"{error} Resuming from the backup before.", stacklevel=2)
             else:
-                self._restore(folder, state)
+                self._restore(backup, state)
                 break
+
+    def _describe(self) -> None:
+        """Describes the run as the script at hand begins it."""
+        self._run = circumstances.of(self.model, private.fit_data())
+        self._behind = len(journal.of(self.model).entries)
 
     def _restore(self, folder: Path, state: dict[str, Any]) -> None:
         model, where = self.model, f"The backup {folder}"
@@ -138,26 +157,32 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
         saved = {"callbacks": [held["script"] for held in state["callbacks"]]}
         matching.check_script(saved, asked, where)
         entries = [
-            Entry(None if by is None else authors[by], Change.from_plain(change))
+            Entry(None if by is None else authors[by], change)
             for by, change in zip(state["authors"], state["changes"], strict=True)
         ]
         changes = [entry.change for entry in entries]
         done = matching.changes_behind_model(changes, model, where)
+        same_stage = state.get("behind", 0) == done
+        run = state.get("run", {})
+        circumstances.check(run, self._run, where, same_stage=same_stage)
         _check_authors(entries[done:], where)
-        journal.of(model).resume(model, entries, done, authors)
-        if not model.optimizer.built:
-            model.optimizer.build(model.trainable_variables)
-        model.load_weights(folder / _WEIGHTS)
-        for variable, value in zip(_random(model), state["random"], strict=True):
-            variable.assign(np.array(value, variable.dtype))
+        if run and same_stage:
+            self._run, self._behind = run, done
+        with matching.named(where):
+            journal.of(model).resume(model, entries, done, authors)
+        with _named(folder / WEIGHTS):
+            _load(model, folder / WEIGHTS, state["random"])
         private.start_at_epoch(model, state["epoch"])
-        for author, held in zip(authors, state["callbacks"], strict=True):
-            author.set_state(held["progress"])
+        with _named(folder / STATE):
+            for author, held in zip(authors, state["callbacks"], strict=True):
+                author.set_state(held["progress"])
 
     # Backing up.
 
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
         """Sets the journal's clock."""
+        # A later fit() starts where it is told.
+        private.start_at_epoch(self.model, None)
         journal.of(self.model).begin_epoch(self.model, epoch)
         self._batch = -1
 
@@ -179,22 +204,21 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
     def _back_up(self, epoch: int) -> None:
         self._since = 0
         private.sync(self.model)
-        old = self._backups()
-        number = 1 + (_number(old[-1]) if old else 0)
-        self._folder.mkdir(parents=True, exist_ok=True)
-        _check_room(self.model, self._folder)
-        with files.whole_folder(self._folder / f"backup-{number}") as folder:
-            self.model.save_weights(folder / _WEIGHTS)
-            files.write_json(folder / _STATE, self._state(epoch, folder))
-        for folder in old[: -1 if self.double_checkpoint else None]:
-            files.remove_folder(folder)
+        old = self._folder.backups()
+        self._folder.path.mkdir(parents=True, exist_ok=True)
+        _check_room(self.model, self._folder.path)
+        with files.whole_folder(self._folder.next()) as folder:
+            self.model.save_weights(folder / WEIGHTS)
+            files.write_json(folder / STATE, self._state(epoch, folder))
+        for backup in old[: -1 if self.double_checkpoint else None]:
+            self._folder.remove(backup)
 
     def _state(self, epoch: int, folder: Path) -> dict:
         authors = journal.of(self.model).authors(self)
         entries = journal.of(self.model).entries
         return {
             "epoch": epoch,
-            "sha256": files.sha256(folder / _WEIGHTS),
+            "sha256": files.sha256(folder / WEIGHTS),
             "random": [host.read(v).tolist() for v in _random(self.model)],
             "callbacks": [
                 {"script": author.script(), "progress": author.get_state()}
@@ -205,20 +229,16 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
                 for entry in entries
             ],
             "changes": [entry.change.to_plain() for entry in entries],
+            "run": self._run,
+            "behind": self._behind,
         }
 
     def on_train_end(self, logs: dict | None = None) -> None:
         """Removes the backups, if they are to be."""
-        # A later fit() starts where it is told.
         private.start_at_epoch(self.model, None)
         if self.delete_checkpoint:
-            for folder in self._backups():
-                files.remove_folder(folder)
-            shutil.rmtree(self._folder, ignore_errors=True)
-
-    def _backups(self) -> list[Path]:
-        """The folders of the backups, the latest last."""
-        return sorted(self._folder.glob("backup-*"), key=_number)
+            self._folder.remove_all()
+        self._folder.unlock()
 
     def get_config(self) -> dict:
         """The constructor's arguments."""
@@ -246,19 +266,41 @@ def _check_authors(entries: list[Entry], where: str) -> None:
             )
 
 
-def _number(folder: Path) -> int:
-    return int(folder.name.rpartition("-")[2])
+def _load(model: keras.Model, path: Path, random: list) -> None:
+    """Gives a model the values that a backup holds."""
+    states = _random(model)
+    found = [tuple(np.shape(value)) for value in random]
+    expected = [tuple(variable.shape) for variable in states]
+    if found != expected:
+        raise ValueError(f"random generators {found} in place of {expected}")
+    if not model.optimizer.built:
+        model.optimizer.build(model.trainable_variables)
+    model.load_weights(path)
+    for variable, value in zip(states, random, strict=True):
+        variable.assign(np.array(value, variable.dtype))
 
 
-def _read(folder: Path) -> dict[str, Any]:
-    """The state of a backup whose files are as they were written."""
-    state = files.read_json(folder / _STATE)
-    if files.sha256(folder / _WEIGHTS) != state["sha256"]:
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Opens a scope in which errors name the file that is read.
+
+    Raises:
+        FusionError: in place of any other exception.
+    """
+    try:
+        yield
+    except FusionError as error:
+        if not isinstance(error, WrongFieldError):
+            raise
+        with backup_folder.named(path):
+            raise
+    except Exception as error:
+        text = str(error)[:1000]
         raise FusionError(
-            f"{folder / _WEIGHTS} is damaged: its checksum is wrong. Restore it from a "
-            f"copy, or delete {folder} to resume from the backup before, if there is one."
-        )
-    return state
+            f"{path} cannot be loaded ({type(error).__name__}: {text}). Build the model "
+            "as in the run that was cut off, or delete the backup to start from the "
+            "beginning."
+        ) from error
 
 
 def _check_room(model: keras.Model, folder: Path) -> None:

@@ -58,20 +58,30 @@ def whole_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def as_before_on_error(path: Path) -> Iterator[None]:
+    """Opens a scope after which a file has its old content, if anything in it failed.
+
+    Args:
+        path: `Path` of a file, or of none yet.
+    """
+    content = path.read_bytes() if path.exists() else None
+    try:
+        yield
+    except BaseException:
+        if content is None:
+            path.unlink(missing_ok=True)
+        elif path.read_bytes() != content:
+            with whole(path) as unfinished:
+                unfinished.write_bytes(content)
+        raise
+
+
 def remove_folder(path: Path) -> None:
     """Removes a folder such that a kill leaves it whole or without its name."""
     unfinished = _unfinished(path)
     path.rename(unfinished)
     shutil.rmtree(unfinished, ignore_errors=True)
-
-
-def remove_unfinished(folder: Path) -> None:
-    """Removes what killed processes left in a folder that nobody else writes to."""
-    for left in folder.glob("unfinished-*"):
-        if left.is_dir():
-            shutil.rmtree(left, ignore_errors=True)
-        else:
-            left.unlink(missing_ok=True)
 
 
 def _unfinished(path: Path) -> Path:
@@ -92,6 +102,21 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file that must be there.
+
+    Raises:
+        FusionError: naming the file, if it cannot be read.
+    """
+    try:
+        return sha256(path)
+    except OSError as error:
+        raise FusionError(
+            f"{path} cannot be read ({error}). Restore it from a copy, or delete its "
+            "folder."
+        ) from error
+
+
 # JSON with a version and a checksum.
 
 
@@ -106,22 +131,23 @@ def read_json(path: str | os.PathLike) -> dict[str, Any]:
     """Reads what `write_json` wrote.
 
     Raises:
-        FusionError: if the file is damaged, or of another version.
+        FusionError: if the file is not there, damaged, or of another version.
     """
     advice = "Restore it from a copy, or delete it and train from the start."
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
         version, body, checksum = (content[k] for k in ("version", "body", "sha256"))
-    except (ValueError, KeyError, TypeError) as error:
+        found = _checksum(body)
+    except (ValueError, KeyError, TypeError, RecursionError, OSError) as error:
         raise FusionError(
-            f"{path} is damaged: its JSON cannot be read ({error!r}). {advice}"
+            f"{path} is damaged: its JSON cannot be read ({error!r:.300}). {advice}"
         ) from error
     if version != VERSION:
         raise FusionError(
-            f"{path} has version {version!r}, and this keras_fusion reads version "
-            f"{VERSION}. Resume with the keras_fusion that wrote it."
+            f"{path} has version {str(version)[:20]}, and this keras_fusion reads "
+            f"version {VERSION}. Resume with the keras_fusion that wrote it."
         )
-    if checksum != _checksum(body):
+    if checksum != found or not isinstance(body, dict):
         raise FusionError(f"{path} is damaged: its checksum is wrong. {advice}")
     return body
 

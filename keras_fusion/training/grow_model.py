@@ -1,5 +1,6 @@
 """Growth inside `model.fit()`, by any operator: `GrowModel`."""
 
+import dataclasses
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -58,7 +59,8 @@ class GrowModel(keras.callbacks.Callback):
             `keras_fusion.BackupAndRestore` needs none. Defaults to `None`.
 
     Attributes:
-        events: list of `GrowthEvent`, one per growth so far.
+        events: list of `GrowthEvent`, one per growth so far of the model in training. A
+            callback that is used for another model begins a new list.
         blocks: `Blocks` of the last growth, where the parents lie in the model; `None`
             before the first.
         watchers: list of objects whose methods `before_growth(callback)` and
@@ -130,6 +132,8 @@ class GrowModel(keras.callbacks.Callback):
         self.watchers: list[Any] = []
         self._growths = Growths(self, self._change_if_due)
         self._checked = self._begun = False
+        # Where the schedule stood in a run that has not come to its end.
+        self._looked: Moment | None = None
 
     @property
     def model(self) -> keras.Model:
@@ -169,6 +173,9 @@ class GrowModel(keras.callbacks.Callback):
         self._growths.replay(growths)
 
     def _join(self, model: keras.Model) -> None:
+        if model is not self._model:
+            self._looked = None
+            self._growths.turn_to(model)
         super().set_model(model)
         journal.of(model).join(self._growths)
 
@@ -212,6 +219,10 @@ class GrowModel(keras.callbacks.Callback):
         """Grows if the schedule says so."""
         journal.of(self.model).end_epoch(self, epoch, logs)
 
+    def on_train_end(self, logs: dict | None = None) -> None:
+        """Forgets where the schedule stood: a later run begins where it begins."""
+        self._looked = None
+
     @property
     def _step(self) -> int:
         """Optimizer steps done so far."""
@@ -237,7 +248,14 @@ class GrowModel(keras.callbacks.Callback):
             last = Moment(self._steps_of(raw), epochs, 0, None)
         elif epochs and isinstance(self.schedule, AtEpoch):
             last = Moment(0, epochs, 0, None)
-        self.schedule.check(self._moment(None), last)
+        first = self._moment(None)
+        if self._looked is not None and self._looked.growths == first.growths:
+            # A growth that failed, or that an exception came before, is still to come.
+            step = min(first.step, self._looked.step)
+            epoch = min(first.epoch, self._looked.epoch)
+            first = dataclasses.replace(first, step=step, epoch=epoch)
+        self.schedule.check(first, last)
+        self._looked = first
 
     def _check_model(self) -> None:
         self._checked = True
@@ -266,6 +284,7 @@ class GrowModel(keras.callbacks.Callback):
             ) from error
         if due:
             self.grow()
+        self._looked = self._moment(logs)
 
     def grow(self) -> GrowthEvent:
         """Grows the model now, whatever the schedule says.

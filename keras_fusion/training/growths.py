@@ -1,15 +1,18 @@
 """The growths of one callback: how each happens, is recorded, and is done again."""
 
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import keras
 
 from keras_fusion import graft
 from keras_fusion.errors import FusionError
+from keras_fusion.layout import parent_blocks
 from keras_fusion.models import private, processes
-from keras_fusion.training import journal, ramps, swap
+from keras_fusion.training import circumstances, fields, files, journal, ramps, swap
 from keras_fusion.training.event import GrowthEvent
 from keras_fusion.training.learning_rate import Ramp
 from keras_fusion.training.matching import shapes_of
@@ -23,8 +26,15 @@ from keras_fusion.training.record import (
 from keras_fusion.training.replay import replay
 from keras_fusion.values import rate_multipliers, slots
 
+_STATE = {"seed": fields.none_or(fields.is_seed), "schedule": fields.is_dict}
+
 if TYPE_CHECKING:
     from keras_fusion.training.grow_model import GrowModel
+
+
+def _events(changes: list[Change]) -> list[GrowthEvent]:
+    events = [change.event for change in changes if change.kind == GROWTH]
+    return [event for event in events if event is not None]
 
 
 class Growths(journal.Author):
@@ -44,13 +54,24 @@ class Growths(journal.Author):
     ):
         super().__init__(callback, change_if_due)
         self._seed: int | None = None
+        self._run: dict = {}
         self._schedule_state: dict | None = None
         self._ahead: list[Change] = []  # recorded changes that the model has not had
+
+    def turn_to(self, model: keras.Model) -> None:
+        """Begins, or continues, with a model that is not the one before."""
+        self._seed = self._schedule_state = None
+        self._ahead = []
+        made = journal.of(model).changes_of(self)
+        self.callback.events = _events(made)
+        self.callback.blocks = parent_blocks.of(model) if made else None
 
     # Before the first growth.
 
     def draw_seed(self) -> None:
         """Draws the run's seed, unless it was resumed with one."""
+        if not (self._run and self.callback.events):
+            self._run = circumstances.of(self.callback.model)
         # Drawn in any case, so that the generator continues as in a resumed run.
         with private.scope(self.callback.model):
             drawn = processes.drawn_seed()
@@ -112,9 +133,12 @@ class Growths(journal.Author):
             ramps=None if is_measured else self._ramps(),
             event=event,
         )
-        with swap.uninterrupted():
-            pending = journal.of(model).begin(self, change)
-            swap.put_in_place(model, prepared)
+        with (
+            swap.uninterrupted(),
+            self._kept(),
+            journal.of(model).announced(self, change) as pending,
+            swap.in_place(model, prepared),
+        ):
             grow.blocks = swap.remember_blocks(model, prepared)
             # What is measured needs the grown model.
             started = self._ramps() if change.ramps is None else change.ramps
@@ -122,6 +146,17 @@ class Growths(journal.Author):
             grow.events.append(event)
             pending.commit(started)
         return event
+
+    @contextlib.contextmanager
+    def _kept(self) -> Iterator[None]:
+        """Opens a scope after which a growth that failed leaves nothing behind."""
+        grow = self.callback
+        events, blocks = list(grow.events), grow.blocks
+        try:
+            yield
+        except BaseException:
+            grow.events[:], grow.blocks = events, blocks
+            raise
 
     def _prepare(self, step: int) -> tuple[swap.Prepared, GrowthEvent, int]:
         """The growth that only has to be put in place, its event and its seed."""
@@ -183,7 +218,7 @@ class Growths(journal.Author):
         """Does recorded growths again, see `GrowModel.replay`."""
         model = self.callback.model
         saved, self._ahead = replay(model, journal.of(model), self, growths)
-        self._seed = saved.seed
+        self._seed, self._run = saved.seed, saved.run
 
     def ahead_at(self, step: int) -> GrowthEvent | None:
         """The recorded growth of this step that the loaded weights do not have.
@@ -209,9 +244,9 @@ class Growths(journal.Author):
             )
         operator = self.callback.operator
         prepared = swap.prepare_again(model, operator, change.seed, self._multiplies)
-        swap.put_in_place_again(model, prepared, change)
-        self.callback.blocks = swap.remember_blocks(model, prepared)
-        ramps.start(model, change.ramps)
+        with self._kept(), swap.in_place_again(model, prepared, change):
+            self.callback.blocks = swap.remember_blocks(model, prepared)
+            ramps.start(model, change.ramps)
 
     def script(self) -> dict:
         """The part of the script that a resumed run must share, as plain data."""
@@ -233,17 +268,25 @@ class Growths(journal.Author):
         """Writes changes to the record, if there is to be one."""
         if self.record is None:
             return
-        content = SavedGrowths(self.script(), self._run_seed(), changes)
+        content = SavedGrowths(self.script(), self._run_seed(), changes, self._run)
         with private.scope(self.callback.model):
             is_chief = processes.is_chief()
         if is_chief:
             content.write(self.record)
 
+    def kept_record(self) -> contextlib.AbstractContextManager:
+        """A scope after which the record is as before, if anything in it failed."""
+        if self.record is None:
+            return contextlib.nullcontext()
+        with private.scope(self.callback.model):
+            if not processes.is_chief():
+                return contextlib.nullcontext()
+        return files.as_before_on_error(Path(self.record))
+
     def resume(self, changes: list[Change]) -> None:
         """Continues after recorded changes."""
         self.forget_ahead()
-        events = [change.event for change in changes if change.kind == GROWTH]
-        self.callback.events[:] = [event for event in events if event is not None]
+        self.callback.events[:] = _events(changes)
 
     def get_state(self) -> dict:
         """The state that a backup holds beside weights and changes, as plain data."""
@@ -252,10 +295,19 @@ class Growths(journal.Author):
 
     def set_state(self, state: dict) -> None:
         """Continues from what `get_state` returned, when the first epoch begins."""
+        fields.check(state, _STATE, "the callback's progress")
         self._seed, self._schedule_state = state["seed"], state["schedule"]
 
     def restore_schedule(self) -> None:
         """Gives the schedule the state that was backed up, if there is one."""
         if self._schedule_state is not None:
-            self.callback.schedule.set_state(self._schedule_state)
-            self._schedule_state = None
+            state, self._schedule_state = self._schedule_state, None
+            try:
+                self.callback.schedule.set_state(state)
+            except Exception as error:
+                schedule = type(self.callback.schedule).__name__
+                raise FusionError(
+                    f"The backup's state of the schedule {schedule} cannot be used "
+                    f"({type(error).__name__}: {error}). It is damaged, or of another "
+                    "version of the class: delete the backup to start from the beginning."
+                ) from error

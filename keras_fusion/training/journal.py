@@ -1,15 +1,16 @@
 """The journal of a model: which callbacks change it in training, and what they changed.
 
-A change is announced before it happens (`Journal.begin`), so that it is on the disk when
-the model has it, and entered afterwards (`Pending.commit`). A process that is killed
+A change is announced before it happens (`Journal.announced`), so that it is on the disk
+when the model has it, and entered afterwards (`Pending.commit`). A process that is killed
 anywhere in between leaves a run that can be resumed.
 """
 
+import contextlib
 import dataclasses
 import os
 import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -50,6 +51,10 @@ class Author:
         Raises:
             OSError: if it cannot be written.
         """
+
+    def kept_record(self) -> contextlib.AbstractContextManager:
+        """A scope after which the record is as before, if anything in it failed."""
+        return contextlib.nullcontext()
 
     def grow_again(self, change: Change) -> None:
         """Does a recorded growth of the author again; the weights are loaded later.
@@ -211,30 +216,39 @@ class Journal:
         """The changes that an author has made or has to record."""
         return [e.change for e in self.entries if _concerns(author, e)]
 
-    def begin(self, author: Author, change: Change) -> "Pending":
-        """Announces a change: writes it to the records of this `fit`.
+    @contextlib.contextmanager
+    def announced(self, author: Author, change: Change) -> Iterator["Pending"]:
+        """Opens a scope for a change that the records of this `fit` have from now on.
+
+        If anything in it fails, the records and the journal are as they were before.
 
         Args:
             author: who is about to change the model.
             change: `Change`; its ramps are `None` if they are still to be measured.
 
-        Returns:
+        Yields:
             The `Pending` change, to be committed when the model has changed.
 
         Raises:
             GrowthError: if a record cannot be written; the model must not change.
         """
-        entry = Entry(author, change)
-        for other in self._concerned(author, entry):
+        entries, others = self._entries, self._concerned(author, Entry(author, change))
+        with contextlib.ExitStack() as stack:
             try:
-                other.save([*self.changes_of(other), change])
+                for other in others:
+                    stack.enter_context(other.kept_record())
+                    other.save([*self.changes_of(other), change])
             except OSError as error:
                 raise GrowthError(
                     f"The record {other.record} cannot be written ({error}), so the model "
                     "does not change; it trains on as it was. Free disk space, and call "
                     "fit() again."
                 ) from error
-        return Pending(self, author, change)
+            try:
+                yield Pending(self, author, change)
+            except BaseException:
+                self._entries = entries
+                raise
 
     def enter(self, author: Author, announced: Change, change: Change) -> None:
         """Enters an announced change with what was measured since, see `Pending`."""
@@ -279,7 +293,8 @@ class Journal:
         for entry in entries[done:]:
             if entry.change.kind == STOCK_NORMS:
                 prepared = swap.prepare_stock_norms(model)
-                swap.put_in_place_again(model, prepared, entry.change)
+                with swap.in_place_again(model, prepared, entry.change):
+                    pass
             elif entry.author is not None:
                 entry.author.grow_again(entry.change)
         self.entries = entries

@@ -191,7 +191,7 @@ class RateFollower:
         if ramp.betas is not None:  # see `ramped`
             old = map(_without_correction, self.ramps)
             self.ramps = [r for r in old if not r.is_trivial]
-        self.ramps.append(ramp)
+        self.ramps = [*self.ramps, ramp]
 
     def move(self, optimizer: keras.optimizers.Optimizer, step: int) -> None:
         """Sets the rate for the update that follows `step` updates, once."""

@@ -1,5 +1,6 @@
 """Whether records and backups fit a script, a model and a file of weights."""
 
+import contextlib
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,11 @@ import keras
 
 from keras_fusion.errors import FusionError
 from keras_fusion.training.record import Change, upgraded
+
+# Characters of a value in an error.
+_LONGEST = 300
+# Characters of another error in an error.
+_LONGEST_TEXT = 1000
 
 
 def check_script(recorded: dict, given: dict, where: str) -> None:
@@ -23,10 +29,7 @@ def check_script(recorded: dict, given: dict, where: str) -> None:
     Raises:
         FusionError: naming each field that differs, with both values.
     """
-    lines = [
-        f"{field}: {old!r} in the record, {new!r} in this script"
-        for field, old, new in _differences(upgraded(recorded), upgraded(given))
-    ]
+    lines = differing(recorded, given)
     if lines:
         raise FusionError(
             f"{where} is of another run. These values differ:\n  "
@@ -34,6 +37,42 @@ def check_script(recorded: dict, given: dict, where: str) -> None:
             + "\nResume with the old values, or delete it (or name another) to start "
             "from the beginning."
         )
+
+
+@contextlib.contextmanager
+def named(where: str) -> Iterator[None]:
+    """Opens a scope in which what fails says what was being resumed.
+
+    Args:
+        where: string. What was read.
+
+    Raises:
+        FusionError: in place of any other exception, too.
+    """
+    try:
+        yield
+    except Exception as error:
+        text = str(error)
+        if isinstance(error, FusionError) and where in text:
+            raise
+        kind = "" if isinstance(error, FusionError) else f"{type(error).__name__}: "
+        raise FusionError(
+            f"{where} cannot be resumed from: {kind}{text[:_LONGEST_TEXT]}"
+        ) from error
+
+
+def differing(recorded: Any, given: Any, name: str = "") -> list[str]:
+    """What differs between a run and the script at hand, one line for each value."""
+    return [
+        f"{field}: {_short(old)} in the record, {_short(new)} in this script"
+        for field, old, new in _differences(upgraded(recorded), upgraded(given), name)
+    ]
+
+
+def _short(value: Any) -> str:
+    """A value as text, without the middle of a long one."""
+    text = repr(value)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ..."
 
 
 def _differences(recorded: Any, given: Any, field: str = "") -> Iterator[tuple]:

@@ -3,10 +3,13 @@
 import dataclasses
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import keras
+import numpy as np
 
 from keras_fusion import graft
+from keras_fusion.errors import FusionError, is_number
 from keras_fusion.layout.parent_blocks import Blocks
 from keras_fusion.models import private
 from keras_fusion.training.learning_rate import (
@@ -34,10 +37,13 @@ def measured(
 
     Returns:
         List of floats, one per optimizer of the model; ones if measuring failed.
+
+    Raises:
+        FusionError: if what was measured is no number.
     """
     optimizers = graft.leaves(model.optimizer)
     try:
-        return [measure(model, blocks, optimizer) for optimizer in optimizers]
+        factors = [measure(model, blocks, optimizer) for optimizer in optimizers]
     except Exception as error:  # The model has grown and must train on.
         warnings.warn(
             f"{measure!r} could not measure the learning rate's factor ({error}); the "
@@ -45,6 +51,40 @@ def measured(
             stacklevel=2,
         )
         return [1.0] * len(optimizers)
+    return [_number(measure, factor) for factor in factors]
+
+
+def _number(measure: Callable, factor: Any) -> float:
+    """A measured factor as a number; arrays of one number are numbers too."""
+    try:
+        return float(np.asarray(keras.ops.convert_to_numpy(factor)).item())
+    except (TypeError, ValueError) as error:
+        raise FusionError(
+            f"{measure!r} must return a number, the learning rate's factor. Received: "
+            f"{factor!r}. The model has not grown."
+        ) from error
+
+
+def _check_factor(optimizer: keras.optimizers.Optimizer, factor: float) -> None:
+    """Checks a factor, and the learning rate that it makes.
+
+    Raises:
+        FusionError: if either is not finite and positive.
+    """
+    what, value = "`learning_rate_factor`", factor
+    if is_number(factor) and factor > 0 and graft.schedule_of(optimizer) is None:
+        what = (
+            f"`learning_rate_factor={factor!r}`, times the rate {rate_of(optimizer)!r},"
+        )
+        with np.errstate(over="ignore"):
+            value = float(np.float32(rate_of(optimizer) * factor))
+        if rate_of(optimizer) == 0.0:
+            return
+    if not (is_number(value) and value > 0):
+        raise FusionError(
+            f"{what} must be finite and positive. Received: {value!r}. The model has not "
+            "grown; correct the number, or the function that measured it."
+        )
 
 
 def of_growth(
@@ -60,7 +100,12 @@ def of_growth(
 
     Returns:
         List of `Ramp`, one per optimizer.
+
+    Raises:
+        FusionError: if a factor, or a rate that it makes, is not finite and positive.
     """
+    for optimizer, factor in zip(graft.leaves(model.optimizer), factors, strict=True):
+        _check_factor(optimizer, factor)
     return [
         Ramp(
             factor,

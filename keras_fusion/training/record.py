@@ -8,14 +8,55 @@ import numpy as np
 
 from keras_fusion.errors import FusionError
 from keras_fusion.models.renamed import OLD_NAMES
-from keras_fusion.training import files
+from keras_fusion.training import fields, files
 from keras_fusion.training.event import GrowthEvent
+from keras_fusion.training.fields import WrongFieldError
 from keras_fusion.training.learning_rate import Ramp
 
 GROWTH = "growth"
 STOCK_NORMS = "stock norms"  # `AnnealBlockNorms` has replaced the block norms
 
 _NOT_FINITE = ("nan", "inf", "-inf")
+
+# The fields of the plain data.
+_SHAPES = fields.list_of(fields.is_shape)
+_CHANGE: dict[str, fields.Kind] = {
+    "kind": lambda kind: kind in (GROWTH, STOCK_NORMS),
+    "step": fields.is_count,
+    "before": _SHAPES,
+    "after": _SHAPES,
+    "seed": fields.none_or(fields.is_seed),
+    "ramps": fields.none_or(fields.list_of(fields.is_dict)),
+    "event": fields.none_or(fields.is_dict),
+    "optimizer_state": fields.none_or(fields.is_text),
+}
+_LATER = ("seed", "ramps", "event", "optimizer_state")
+_RAMP: dict[str, fields.Kind] = {
+    "factor": fields.is_positive,
+    "rewarmup_steps": fields.is_count,
+    "start": fields.is_count,
+    "betas": fields.none_or(
+        lambda betas: fields.list_of(fields.is_decay)(betas) and len(betas) in (0, 2)
+    ),
+    "every": fields.is_positive_count,
+}
+_EVENT: dict[str, fields.Kind] = {
+    "step": fields.is_count,
+    "epoch": fields.is_count,
+    "params_before": fields.is_count,
+    "params_after": fields.is_count,
+    "seconds": fields.is_measured,
+    "function_change": fields.is_measured,
+    "mean_change": fields.is_measured,
+    "argmax_agreement": fields.is_measured,
+    "operator": fields.is_text,
+}
+_BODY: dict[str, fields.Kind] = {
+    "script": fields.is_dict,
+    "seed": fields.is_seed,
+    "changes": fields.is_list,
+    "run": fields.is_dict,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,23 +87,50 @@ class Change:
         return plain(dataclasses.asdict(self))
 
     @classmethod
-    def from_plain(cls, fields: dict) -> "Change":
-        """The change from plain data, also from that of version 0.1.0."""
-        fields = {k: v for k, v in fields.items() if k != "optimizer_state"}
-        if fields.get("ramps") is not None:
-            fields["ramps"] = [_ramp(**ramp) for ramp in fields["ramps"]]
-        if fields.get("event") is not None:
-            fields["event"] = _event(**fields["event"])
-        return cls(**fields)
+    def from_plain(cls, given: Any) -> "Change":
+        """The change from plain data, also from that of version 0.1.0.
+
+        Raises:
+            WrongFieldError: naming the field that is not what it should be.
+        """
+        fields.check(given, _CHANGE, "a change", optional=_LATER)
+        values = {k: v for k, v in given.items() if k != "optimizer_state"}
+        if values.get("ramps") is not None:
+            values["ramps"] = [_ramp(ramp) for ramp in values["ramps"]]
+        if values.get("event") is not None:
+            values["event"] = _event(values["event"])
+        needed = [k for k in ("event", "seed") if values.get(k) is None]
+        if values["kind"] == GROWTH and needed:
+            raise WrongFieldError(f"a growth lacks {needed}")
+        return cls(**values)
 
 
-def _ramp(betas: list | None, **fields: Any) -> Ramp:
-    return Ramp(betas=tuple(betas) if betas else None, **fields)
+def changes_of(given: list) -> list[Change]:
+    """The changes from plain data, each from where the one before has led.
+
+    Raises:
+        WrongFieldError: naming the field that is not what it should be.
+    """
+    changes = [Change.from_plain(change) for change in given]
+    for one, following in zip(changes, changes[1:], strict=False):
+        if one.after != following.before or one.step > following.step:
+            raise WrongFieldError(
+                f"the change at step {following.step} does not follow from that at step "
+                f"{one.step}"
+            )
+    return changes
 
 
-def _event(operator: str, **fields: Any) -> GrowthEvent:
-    fields = {k: float(v) if v in _NOT_FINITE else v for k, v in fields.items()}
-    return GrowthEvent(operator=operator, **fields)
+def _ramp(given: Any) -> Ramp:
+    fields.check(given, _RAMP, "a ramp")
+    betas = given["betas"]
+    return Ramp(**given | {"betas": tuple(betas) if betas else None})
+
+
+def _event(given: Any) -> GrowthEvent:
+    fields.check(given, _EVENT, "an event")
+    values = {k: float(v) if v in _NOT_FINITE else v for k, v in given.items()}
+    return GrowthEvent(**values | {"operator": given["operator"]})
 
 
 @dataclasses.dataclass
@@ -73,11 +141,13 @@ class SavedGrowths:
         script: dict. What must be equal in the script that resumes the run.
         seed: int. From which each growth's seed is derived.
         changes: list of `Change`.
+        run: dict. What the model and its training were, see `circumstances`.
     """
 
     script: dict
     seed: int
     changes: list[Change]
+    run: dict = dataclasses.field(default_factory=dict)
 
     @classmethod
     def read(cls, path: str | os.PathLike) -> "SavedGrowths":
@@ -88,18 +158,25 @@ class SavedGrowths:
         """
         body = files.read_json(path)
         try:
-            changes = [Change.from_plain(change) for change in body.pop("changes")]
-            return cls(changes=changes, **body)
-        except (TypeError, KeyError, AttributeError) as error:
+            # Version 0.1.0 did not write `run`.
+            fields.check(body, _BODY, "the record", optional=("run",))
+            return cls(**body | {"changes": changes_of(body["changes"])})
+        except WrongFieldError as error:
             raise FusionError(
-                f"{path} is no record of growths ({error}). Name another file."
+                f"{os.fspath(path)} is no record of growths ({error}). Name another file."
             ) from error
 
     def write(self, path: str | os.PathLike) -> None:
         """Writes the file; a kill at any moment leaves the old one or the new one."""
         changes = [change.to_plain() for change in self.changes]
         files.write_json(
-            path, {"script": self.script, "seed": self.seed, "changes": changes}
+            path,
+            {
+                "script": self.script,
+                "seed": self.seed,
+                "changes": changes,
+                "run": self.run,
+            },
         )
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import keras
 
 from keras_fusion.errors import FusionError
+from keras_fusion.training import circumstances, matching
 from keras_fusion.training.journal import Author, Entry, Journal
 from keras_fusion.training.matching import (
     changes_behind_model,
@@ -45,12 +46,14 @@ def replay(
     saved, where = SavedGrowths.read(record), f"The record {os.fspath(record)}"
     check_script(saved.script, author.script(), where)
     done = changes_behind_model(saved.changes, model, where)
+    circumstances.check(saved.run, circumstances.of(model), where, same_stage=not done)
     target = _target(saved.changes, done, growths, where)
     entries = [
         Entry(author if change.kind == GROWTH else None, change)
         for change in saved.changes[:target]
     ]
-    journal.resume(model, entries, done, [author])
+    with matching.named(where):
+        journal.resume(model, entries, done, [author])
     return saved, saved.changes[target:]
 
 

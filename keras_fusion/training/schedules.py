@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import warnings
 
 import keras
 
@@ -191,7 +192,8 @@ class AtEpoch(GrowthSchedule):
 
     Raises:
         FusionError: if `epochs` is not made of positive integers; when training begins,
-            for epochs that have passed or that it will not reach.
+            for epochs that have passed or that it will not reach. For its last epoch
+            there is a warning: the grown model would not be trained.
 
     Example:
 
@@ -209,6 +211,12 @@ class AtEpoch(GrowthSchedule):
         """Raises for epochs that have passed or that the run does not reach."""
         end = last.epoch if last else None
         _check_within(self.argument, self.epochs, first.growths, first.epoch, end)
+        if self.epochs[first.growths :] and self.epochs[-1] == end:
+            warnings.warn(
+                f"`{self.argument}={end}` is the end of training: the model grows there, "
+                "and is not trained afterwards. Train longer, or grow earlier.",
+                stacklevel=2,
+            )
 
     def is_done(self, growths: int) -> bool:
         """Whether all of the list has been done."""

@@ -79,6 +79,7 @@ def check(
             planned = operator.plan(model, seed)
             if memory.holds(planned.fused):
                 _measured(planned, model, tolerance)
+            graft.check_metrics(model, planned.fused)
             is_large = memory.size_of(planned.fused) > _LARGE
             del planned
         if is_large:
@@ -169,30 +170,40 @@ def prepare_stock_norms(model: keras.Model) -> Prepared:
         return Prepared(planned, graft.grown_optimizer(planned, "carry"))
 
 
-def put_in_place(model: keras.Model, prepared: Prepared) -> None:
-    """The live model becomes the new one, or stays entirely as it was.
+@contextlib.contextmanager
+def in_place(model: keras.Model, prepared: Prepared) -> Iterator[None]:
+    """Opens a scope in which the live model is the new one.
+
+    If anything in it fails, the model becomes again what it was, entirely.
 
     Raises:
-        GrowthError: if it failed; the model trains on as it was.
+        GrowthError: if the swap failed; the model trains on as it was.
     """
-    with private.scope(model):
-        graft.graft(
+    with (
+        private.scope(model),
+        graft.grafted(
             model,
             prepared.fused,
             prepared.optimizer,
             prepared.plan.weights_adapter(),
-        )
+        ),
+    ):
+        yield
 
 
-def put_in_place_again(model: keras.Model, prepared: Prepared, change: Change) -> None:
-    """Puts a recorded change in place, as `put_in_place` does.
+@contextlib.contextmanager
+def in_place_again(
+    model: keras.Model, prepared: Prepared, change: Change
+) -> Iterator[None]:
+    """Opens the same scope for a recorded change.
 
     Raises:
         FusionError: if the model would become another one; nothing has changed.
     """
     where = f"The recorded change at step {change.step}"
     check_shapes(change.after, shapes_of(prepared.fused), where)
-    put_in_place(model, prepared)
+    with in_place(model, prepared):
+        yield
 
 
 def remember_blocks(model: keras.Model, prepared: Prepared) -> parent_blocks.Blocks:

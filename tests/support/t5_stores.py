@@ -1,7 +1,6 @@
 """A small recipe, and output folders as trainings leave them, without the trainings."""
 
 import json
-import random
 import re
 
 import numpy as np
@@ -90,34 +89,3 @@ def finished_store(folder, scale, *trees, **options):
     store = Store(folder)
     finish(store, scale, *trees, **options)
     return store
-
-
-def damaged(content, rng):
-    """Bytes with one damage of a kind that disks and copies make."""
-    content = bytearray(content)
-    kind = rng.choice(["flip", "byte", "cut", "zeros", "gone", "garbage"])
-    place = rng.randrange(len(content))
-    if kind == "flip":
-        content[place] ^= 1 << rng.randrange(8)
-    elif kind == "byte":
-        content[place] = (content[place] + rng.randrange(1, 256)) % 256
-    elif kind == "cut":
-        del content[place:]
-    elif kind == "zeros":
-        content[place:] = bytes(len(content) - place)
-    elif kind == "gone":
-        del content[place : place + rng.randrange(1, 20)]
-    else:
-        content[:] = rng.randbytes(len(content))
-    return bytes(content)
-
-
-def damages(path, count, seed=0):
-    """Writes damaged versions of a file, one after the other, and then the file again."""
-    whole, rng = path.read_bytes(), random.Random(seed)
-    for _ in range(count):
-        broken = damaged(whole, rng)
-        if broken != whole:
-            path.write_bytes(broken)
-            yield broken
-    path.write_bytes(whole)

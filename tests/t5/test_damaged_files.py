@@ -5,7 +5,8 @@ import json
 import keras
 import numpy as np
 import pytest
-from t5_stores import begin, damages, figures, finished_store, write_recipe, write_texts
+from damage import damage_count, damages
+from t5_stores import begin, figures, finished_store, write_recipe, write_texts
 
 from keras_fusion.errors import FusionError
 from keras_fusion.t5 import __main__ as command_line
@@ -14,7 +15,7 @@ from keras_fusion.t5 import recipe as recipes
 from keras_fusion.t5.tree import parse
 from keras_fusion.t5.vocabulary import Vocabulary
 
-COUNT = 40
+COUNT = damage_count(40)
 
 
 def all_refused(path, read, same, count=COUNT):

@@ -286,14 +286,16 @@ def test_keyboard_interrupt_in_a_growth(delay):
 
 def test_keyboard_interrupt_while_the_model_is_swapped(monkeypatch):
     """It is held back until the growth is done, and comes then."""
-    put = swap.graft.graft
+    put = swap.graft.grafted
 
+    @contextlib.contextmanager
     def interrupted(*arguments):
         os.kill(os.getpid(), signal.SIGINT)
-        put(*arguments)
-        os.kill(os.getpid(), signal.SIGINT)
+        with put(*arguments):
+            os.kill(os.getpid(), signal.SIGINT)
+            yield
 
-    monkeypatch.setattr(swap.graft, "graft", interrupted)
+    monkeypatch.setattr(swap.graft, "grafted", interrupted)
     model, grow = live_model(), DeepFusion(at_step=3, verbose=0)
     handler = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):

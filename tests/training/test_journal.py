@@ -1,5 +1,6 @@
 """The journal: every change of a moment, once, whoever comes first; and on record."""
 
+import contextlib
 import copy
 import json
 import re
@@ -104,15 +105,17 @@ def test_the_event_and_the_ramps_are_computed_once(tmp_path, monkeypatch):
 
 def test_a_record_has_the_change_before_the_model_has_it(tmp_path, monkeypatch):
     path, seen = tmp_path / "growth.json", []
-    put = journal.swap.put_in_place
+    put = journal.swap.in_place
 
+    @contextlib.contextmanager
     def watched(model, prepared):
         changes = json.loads(path.read_text())["body"]["changes"]
         seen.append((len(changes), changes[-1]["kind"], len(changes[-1]["before"])))
         assert changes[-1]["before"] == [list(v.shape) for v in model.weights]
-        put(model, prepared)
+        with put(model, prepared):
+            yield
 
-    monkeypatch.setattr(journal.swap, "put_in_place", watched)
+    monkeypatch.setattr(journal.swap, "in_place", watched)
     grow = DeepFusion(
         at_step=1,
         partners=[net()],

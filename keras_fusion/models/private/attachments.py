@@ -4,6 +4,7 @@ It lies in the object itself, so that it is freed with it, and a graft leaves it
 is. It is no state of the network: no file and no copy has it.
 """
 
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -38,3 +39,25 @@ def attached(owner: Any, kind: type[T]) -> T | None:
     """The value of a class that is attached to a model or an optimizer, or `None`."""
     held = getattr(owner, "__dict__", {}).get(NAME)
     return None if held is None else held.values.get(kind)
+
+
+def remembered(owner: Any) -> Callable[[], None]:
+    """Remembers what is attached, and its state; returns a function that puts it back.
+
+    What is attached must replace its attributes, and not change them in place.
+    """
+    held = vars(owner).get(NAME)
+    values = {} if held is None else dict(held.values)
+    states = [
+        (value, dict(getattr(value, "__dict__", {}))) for value in values.values()
+    ]
+
+    def put_back() -> None:
+        if NAME in vars(owner):
+            vars(owner)[NAME].values = values
+        for value, state in states:
+            if state:
+                vars(value).clear()
+                vars(value).update(state)
+
+    return put_back

@@ -29,3 +29,8 @@ def attributes(layer: keras.Layer, *, lists: bool = True) -> Iterator[tuple]:
     for name in sorted(found, key=lambda name: (name == "_layers", name)):
         if not (_BOOKKEEPING.match(name) or (not lists and _LISTS.match(name))):
             yield name, found[name]
+
+
+def is_optional(tensor: keras.KerasTensor) -> bool:
+    """Whether an input of a functional model may be left out."""
+    return bool(getattr(tensor._keras_history.operation, "optional", False))

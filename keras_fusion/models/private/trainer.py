@@ -1,8 +1,20 @@
 """A model's training state in `fit()`: values, strategy, first epoch."""
 
 import contextlib
+import gc
+import weakref
+from collections.abc import Iterator
 
 import keras
+
+# What a step of training on JAX takes and returns, under Keras's names.
+_JAX_STATE = (
+    "trainable_variables",
+    "non_trainable_variables",
+    "optimizer_variables",
+    "metrics_variables",
+)
+_COMPILED = ("train_function", "test_function", "predict_function")
 
 
 def sync(model: keras.Model) -> None:
@@ -11,12 +23,74 @@ def sync(model: keras.Model) -> None:
         model.jax_state_sync()
 
 
+def renew(model: keras.Model) -> None:
+    """Gives a JAX training loop the model's present values, in place of those it holds.
+
+    If the next step fails, the loop writes what it holds back to the variables. After a
+    growth those are the values of another model.
+    """
+    if getattr(model, "_jax_state", None):
+        values = model._get_jax_state(**dict.fromkeys(_JAX_STATE, True))
+        model._jax_state = dict(zip(_JAX_STATE, values, strict=True))
+
+
+def forget_compiled_by_others(model: keras.Model) -> list[keras.Model]:
+    """Drops the compiled functions of the models that hold a model, and returns these.
+
+    TensorFlow compiles a function together with the variables that it reads, so that
+    such a function goes on with those that the model had before.
+    """
+    holders = list(_holders(model))
+    for holder in holders:
+        for name in _COMPILED:
+            setattr(holder, name, None)
+    return holders
+
+
+def _holders(model: keras.Model) -> Iterator[keras.Model]:
+    """Yields the models that have compiled functions and hold a model in them."""
+    # Nothing in a layer tells who holds it.
+    for thing in gc.get_objects():
+        if not issubclass(type(thing), keras.Model) or thing is model:
+            continue
+        has_any = any(vars(thing).get(name) is not None for name in _COMPILED)
+        if has_any and any(layer is model for layer in thing._flatten_layers()):
+            yield thing
+
+
 def scope(model: keras.Model) -> contextlib.AbstractContextManager:
     """The scope in which variables of the model must be created."""
     strategy = getattr(model, "_distribute_strategy", None)
     return strategy.scope() if strategy is not None else contextlib.nullcontext()
 
 
+class _FirstEpoch(int):
+    """The first epoch of one `fit()`, which is 0 for any other.
+
+    Keras would keep a plain number for all later calls of `fit()` if this one ended by an
+    exception before its first epoch.
+    """
+
+    model: weakref.ref
+    history: object
+
+    def __bool__(self) -> bool:
+        """Whether the `fit()` is the one that this was set in; Keras asks for it."""
+        model = self.model()
+        # Every fit() gives the model a new history.
+        running = getattr(model, "history", None) is self.history
+        return int(self) > 0 and model is not None and running
+
+
 def start_at_epoch(model: keras.Model, epoch: int | None) -> None:
-    """Sets the first epoch of a `fit()` that is about to begin, whatever it was passed."""
+    """Sets the first epoch of the `fit()` that is about to begin, and of no other.
+
+    Args:
+        model: the model in training.
+        epoch: int. Takes the place of what `fit()` was passed; `None` for that.
+    """
+    if epoch is not None:
+        epoch = _FirstEpoch(epoch)
+        epoch.model = weakref.ref(model)
+        epoch.history = getattr(model, "history", None)
     model._initial_epoch = epoch
