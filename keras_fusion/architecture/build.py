@@ -15,9 +15,10 @@ from keras_fusion.architecture.parents import Parents
 from keras_fusion.errors import FusionError
 from keras_fusion.models import graph as graphs
 from keras_fusion.models import probe, rules, tree
-from keras_fusion.models.block_norms import can_be_block_norm, is_block_norm, norm_like
+from keras_fusion.models.block_norms import stock_config
 from keras_fusion.models.host import is_distributed
 from keras_fusion.models.private import is_optional
+from keras_fusion.models.stock import is_block_norm, stock_class
 
 
 def build(
@@ -106,46 +107,10 @@ def _grow(layers, found):
         return _from_config(first, _config(first))
     if graphs.is_plain(first):
         return _grow_graph(layers, found)
-    if can_be_block_norm(first):
-        return _grow_norm(layers, found)
     rule = rules.find(first)
     if rule is None:
         return _copy_weightless(first)
     return _from_config(first, _grown_config(layers, rule, found))
-
-
-def _grow_norm(layers, found):
-    """A norm with the parents' blocks, or with one statistic for all."""
-    first = layers[0]
-    placement = found.entries.get(id(first))
-    block_wise = found.block_norms or any(is_block_norm(layer) for layer in layers)
-    if placement is None or not block_wise:
-        epsilon = first.epsilon / _epsilon_divisor(first, found)
-        return norm_like(first, None, epsilon=epsilon)
-    if not placement.is_contiguous:
-        raise FusionError(
-            f"The norm {first.name!r} reads features of the parents that do not lie side "
-            "by side (behind a Flatten or Concatenate), so it cannot be block-wise. Use "
-            "norms='joint' or norms='calibrated'."
-        )
-    sizes = [len(block) for block in placement.blocks]
-    blocks = [
-        size
-        for layer, own in zip(layers, sizes, strict=True)
-        for size in (layer.blocks if is_block_norm(layer) else (own,))
-    ]
-    if placement.size > sum(blocks):
-        blocks.append(placement.size - sum(blocks))  # new capacity
-    return norm_like(first, tuple(blocks))
-
-
-def with_stock_norms(model: keras.Model) -> keras.Model:
-    """A new model of the same widths, with Keras's norms in place of block norms.
-
-    Args:
-        model: a functional or Sequential model.
-    """
-    return regrown(model, widths.Widths())
 
 
 def regrown(model: keras.Model, found: widths.Widths) -> keras.Model:
@@ -217,7 +182,8 @@ def _grown_config(layers, rule, found):
             own = [c[key] for c in configs]
             total = {key: _sum(own)}
             config |= _enlarged(total, {key: _sum(own * 2)}, found.capacity, first.name)
-    config |= _scaled_epsilons(first, config, rule, found)
+    if not any(is_block_norm(layer) for layer in layers):  # It becomes one, too.
+        config |= _scaled_epsilons(first, config, rule, found)
     if fixed and rule.widths and rule.output_width is None and not rule.nested:
         raise FusionError(
             f"{rule.cls} {first.name!r} makes an output of the model, whose size must "
@@ -244,7 +210,7 @@ def _check_keys(layer, rule, config):
 
 def _config(layer):
     try:
-        return layer.get_config()
+        config = stock_config(layer) if is_block_norm(layer) else layer.get_config()
     except NotImplementedError as error:
         cls = type(layer).__name__
         raise FusionError(
@@ -252,6 +218,9 @@ def _config(layer):
             "it. Give the class a get_config(), or pass the bigger model (or a "
             "function that builds it) as `into`."
         ) from error
+    # Plain lists: one that Keras tracks would keep the old layer's weights alive.
+    plain = {k: list(v) for k, v in config.items() if isinstance(v, list)}
+    return config | plain
 
 
 def _enlarged(value: Any, twice: Any, capacity: float, name: str, key=None) -> Any:
@@ -324,7 +293,7 @@ def _serialized(model: keras.Model) -> dict[str, Any]:
 
 def _from_config(layer, config):
     try:
-        return type(layer).from_config(config)
+        return stock_class(layer).from_config(config)
     except Exception as error:
         raise FusionError(
             f"{type(layer).__name__} {layer.name!r} could not be built with the grown "

@@ -8,8 +8,8 @@ import dataclasses
 from collections.abc import Callable, Hashable
 
 from keras_fusion.models import graph as graphs
-from keras_fusion.models.block_norms import stock_class
 from keras_fusion.models.graph import Call, Graph
+from keras_fusion.models.stock import stock_class
 
 
 @dataclasses.dataclass(frozen=True)

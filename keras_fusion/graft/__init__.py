@@ -2,6 +2,7 @@
 
 from keras_fusion.graft.live import grafted
 from keras_fusion.graft.metrics import check as check_metrics
+from keras_fusion.graft.norms import shapes_with_stock_norms, stock_norms
 from keras_fusion.graft.optimizer import (
     check_optimizers,
     grown_optimizer,
@@ -23,5 +24,7 @@ __all__ = [
     "raw_iterations",
     "read_state",
     "schedule_of",
+    "shapes_with_stock_norms",
     "steps",
+    "stock_norms",
 ]

@@ -118,13 +118,8 @@ def _swap(
             layer: layer.trainable for layer in live._flatten_layers()
         }
         if adapt_weights is not None:
-            _accept_old_weights(live, old_shapes, adapt_weights)
-        live.test_function = live.predict_function = None
-        if hasattr(live, "generate_function"):
-            live.generate_function = None
-        live.train_function = None
-        live.make_train_function(force=True)
-        private.renew(live)
+            accept_old_weights(live, old_shapes, adapt_weights)
+        private.compile_again(live)
     except Exception as error:
         raise GrowthError(
             f"The growth of {live.name!r} failed while the model was swapped ({error}); "
@@ -207,12 +202,17 @@ def _changed(initial: object, current: object) -> bool:
     )
 
 
-def _accept_old_weights(
+def accept_old_weights(
     live: keras.Model, old_shapes: list[tuple[int, ...]], adapt_weights: Adapter
 ) -> None:
-    """Makes `set_weights` accept weights from before the growth, which it grows alike.
+    """Makes `set_weights` accept weights from before a change, which it changes alike.
 
-    After several growths it grows the weights of any stage, stage by stage.
+    After several changes it changes the weights of any stage, stage by stage.
+
+    Args:
+        live: the live model, changed.
+        old_shapes: the shapes of its weights before.
+        adapt_weights: function from the weights before to those after.
     """
     stages = getattr(attributes(live).get("set_weights"), "stages", [])
     stages = [*stages, (old_shapes, adapt_weights)]

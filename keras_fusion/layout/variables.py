@@ -12,6 +12,8 @@ from keras_fusion.errors import FusionError, StructureError
 from keras_fusion.layout import tied_readout
 from keras_fusion.layout.axes import Axis, is_readout
 from keras_fusion.models import rules, tree
+from keras_fusion.models.block_norms import BLEND
+from keras_fusion.models.stock import is_block_norm
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,6 +173,8 @@ def _roles(
     if not keras.backend.is_float_dtype(target.dtype) and unchanged:
         return (None,) * rank  # A state such as a seed's, which no rule describes.
     layer, rule = match.layers[0], match.weights_rule
+    if is_block_norm(layer) and target.name == BLEND:
+        return ()
     roles = rule.variable_roles(layer).get(tree.stable_name(target)) if rule else None
     if roles is None:
         names = [v.name for v in tree.own_variables(layer)]

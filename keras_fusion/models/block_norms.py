@@ -1,12 +1,14 @@
 """Norms with one statistic per parent, which make fusion of distinct parents exact.
 
 One norm over the concatenated features of several parents has one mean and one variance,
-which are not the parents' own. These layers keep a mean and a variance for each block
-of features. `blend` interpolates from these to one shared statistic; with `blend` at 1
-the layers compute what Keras's do.
+which are not the parents' own. A block norm applies the norm that it is made of to each
+block of features by itself, with that block's weights. So it needs not know what the
+norm computes, and what it computes is each parent's own to the bit. `blend` moves the
+output from that to the norm of all features; with `blend` at 1 it is the stock norm.
 """
 
-from collections.abc import Callable
+import functools
+from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -14,87 +16,116 @@ import numpy as np
 from keras import ops
 
 from keras_fusion.errors import FusionError
+from keras_fusion.models.private.views import as_class
+from keras_fusion.models.stock import BlockWise
 
 __all__ = ["BlockLayerNormalization", "BlockRMSNormalization"]
 
+BLEND, BLOCKS = "blend", "blocks"
 
-class _BlockNorm(keras.Layer):
-    """Base of both norms: the blocks, their statistics and the blend.
 
-    It comes before a norm of Keras among the bases of a class.
+class BlockNorm(BlockWise):
+    """Base of all block norms: the blocks and the blend.
+
+    It comes before the class of the stock norm among the bases of a class.
     """
-
-    # Attributes of the norm of Keras.
-    axis: int | list[int]
-    epsilon: float
 
     def __init__(self, blocks: tuple[int, ...], **kwargs: Any):
         super().__init__(**kwargs)
-        sizes = tuple(int(size) for size in blocks)
-        if not sizes or any(size < 1 for size in sizes):
-            raise FusionError(
-                "`blocks` must be the sizes of the blocks, each at least 1. Received: "
-                f"blocks={blocks!r}."
-            )
-        if self.axis not in (-1, [-1]):
+        self.blocks = checked_blocks(blocks)
+        if not is_of_last_axis(self):
             raise FusionError(
                 f"{type(self).__name__} normalizes the last axis only. Received: "
-                f"axis={self.axis!r}."
+                f"axis={getattr(self, 'axis', None)!r}."
             )
-        self.blocks = sizes
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
-        """Creates the weights of Keras's norm and the blend."""
+        """Creates the weights of the stock norm and the blend."""
         if input_shape[-1] != sum(self.blocks):
             raise FusionError(
                 f"The sizes in `blocks` must add up to the input's last axis. Received: "
                 f"blocks={self.blocks} for inputs of shape {tuple(input_shape)}."
             )
         super().build(input_shape)
-        self.blend = self.add_weight(
-            name="blend", shape=(), initializer="zeros", trainable=False
-        )
+        self.blend = self.add_weight(**blend_options(self))
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""
-        return super().get_config() | {"blocks": self.blocks}
+        return stock_config(self) | {"blocks": self.blocks}
 
-    def _normalized(self, x: Any, centered: bool) -> Any:
-        """The input normalized by its statistics, in float32 or wider."""
-        x = _cast(x, keras.backend.result_type(x.dtype, "float32"))
-        if centered:
-            mean, variance = self._blended(_mean, x), self._blended(_variance, x)
-            return (x - mean) * ops.rsqrt(variance + self.epsilon)
-        return x * ops.rsqrt(self._blended(_mean_square, x) + self.epsilon)
+    def all_variables(self) -> list[keras.Variable]:
+        """The variables of the stock norm, in its order, and the blend."""
+        stock = [v for v in self.variables if v is not self.blend]
+        return [*stock, self.blend]
 
-    def _blended(self, statistic: Callable[[Any], Any], x: Any) -> Any:
-        """A statistic of each feature's block, interpolated to that of all features."""
-        blend = _cast(self.blend, x.dtype)
-        parts: Any = ops.split(x, np.cumsum(self.blocks)[:-1].tolist(), axis=-1)
-        owner = np.repeat(np.arange(len(self.blocks)), self.blocks)
-        by_block = ops.concatenate([statistic(part) for part in parts], axis=-1)
-        own: Any = ops.take(by_block, owner, axis=-1)
-        return (1 - blend) * own + blend * statistic(x)
+    def save_own_variables(self, store: Any) -> None:
+        """Saves the variables and the blocks: more than a stock norm accepts."""
+        for i, variable in enumerate(self.all_variables()):
+            store[str(i)] = variable
+        store[BLOCKS] = np.asarray(self.blocks, "int32")
+
+    def normalized(self, *args: Any, **kwargs: Any) -> Any:
+        """The stock norm of each block, moved to the norm of all features by `blend`."""
+        joint = self.stock.call(self, *args, **kwargs)
+        parts = [self._part(own, args, kwargs) for own in self._slices()]
+        apart = ops.concatenate(parts, axis=-1)
+        blend = ops.cast(self.blend, apart.dtype)
+        return (1 - blend) * apart + blend * joint
+
+    def _slices(self) -> Iterator[slice]:
+        ends = np.cumsum(self.blocks).tolist()
+        for size, end in zip(self.blocks, ends, strict=True):
+            yield slice(end - size, end)
+
+    def _part(self, own: slice, args: tuple, kwargs: dict[str, Any]) -> Any:
+        """The stock norm of one block of the inputs, with its weights."""
+        size = sum(self.blocks)
+
+        def part(x: Any) -> Any:
+            if not (ops.is_tensor(x) or isinstance(x, keras.KerasTensor)):
+                return x
+            return x[..., own] if len(x.shape) and x.shape[-1] == size else x
+
+        args, kwargs = keras.tree.map_structure(part, (args, kwargs))
+        return self.stock.call(as_class(self, self.stock, own), *args, **kwargs)
 
 
-def _cast(x: Any, dtype: str) -> Any:
-    return ops.cast(x, dtype)
+def stock_config(layer: Any) -> dict[str, Any]:
+    """The config of the stock norm that a block norm is made of."""
+    config = layer.stock.get_config(as_class(layer, layer.stock))
+    return {name: value for name, value in config.items() if name != "blocks"}
 
 
-def _mean(x: Any) -> Any:
-    return ops.mean(x, axis=-1, keepdims=True)
+def blend_options(layer: keras.Layer) -> dict[str, Any]:
+    """The arguments of `add_weight` for the blend; in half precision steps would vanish."""
+    dtype = keras.backend.result_type(layer.variable_dtype, "float32")
+    return {
+        "name": BLEND,
+        "shape": (),
+        "dtype": dtype,
+        "initializer": "zeros",
+        "trainable": False,
+        "autocast": False,
+    }
 
 
-def _mean_square(x: Any) -> Any:
-    return _mean(ops.square(x))
+def checked_blocks(blocks: Any) -> tuple[int, ...]:
+    """The sizes of blocks as integers.
 
-
-def _variance(x: Any) -> Any:
-    return _mean_square(x - _mean(x))
+    Raises:
+        FusionError: if there are none, or one is below 1.
+    """
+    sizes = tuple(int(size) for size in blocks)
+    if not sizes or any(size < 1 for size in sizes):
+        raise FusionError(
+            "`blocks` must be the sizes of the blocks, each at least 1. Received: "
+            f"blocks={blocks!r}."
+        )
+    return sizes
 
 
 @keras.saving.register_keras_serializable(package="keras_fusion")
-class BlockLayerNormalization(_BlockNorm, keras.layers.LayerNormalization):
+class BlockLayerNormalization(BlockNorm, keras.layers.LayerNormalization):
     """Layer normalization with one mean and one variance for each block of features.
 
     Args:
@@ -115,18 +146,15 @@ class BlockLayerNormalization(_BlockNorm, keras.layers.LayerNormalization):
     True
     """
 
+    stock = keras.layers.LayerNormalization
+
     def call(self, inputs: Any) -> Any:
-        """Normalizes each block by its own statistics, or by blended ones."""
-        x = self._normalized(inputs, centered=True)
-        if self.gamma is not None:
-            x = x * _cast(self.gamma, x.dtype)
-        if self.beta is not None:
-            x = x + _cast(self.beta, x.dtype)
-        return _cast(x, self.compute_dtype)
+        """Normalizes each block by its own statistics, as far as `blend` says."""
+        return self.normalized(inputs)
 
 
 @keras.saving.register_keras_serializable(package="keras_fusion")
-class BlockRMSNormalization(_BlockNorm, keras.layers.RMSNormalization):
+class BlockRMSNormalization(BlockNorm, keras.layers.RMSNormalization):
     """RMS normalization with one root mean square for each block of features.
 
     Args:
@@ -147,52 +175,61 @@ class BlockRMSNormalization(_BlockNorm, keras.layers.RMSNormalization):
     True
     """
 
+    stock = keras.layers.RMSNormalization
+
     def call(self, x: Any) -> Any:
-        """Normalizes each block by its own statistic, or by a blended one."""
-        y = self._normalized(x, centered=False)
-        return _cast(y * _cast(self.scale, y.dtype), self.compute_dtype)
+        """Normalizes each block by its own statistic, as far as `blend` says."""
+        return self.normalized(x)
 
 
-_BLOCK_NORMS = {
-    keras.layers.LayerNormalization: BlockLayerNormalization,
-    keras.layers.RMSNormalization: BlockRMSNormalization,
-}
+class ExchangedNorm(BlockNorm):
+    """Base of the block norms that a stock norm of a built model becomes.
 
-
-def is_block_norm(layer: keras.Layer) -> bool:
-    """Whether a layer has one statistic per block."""
-    return isinstance(layer, _BlockNorm)
-
-
-def stock_class(layer: keras.Layer) -> type:
-    """The layer's class; for a block norm the Keras class that it replaces."""
-    pairs = ((block, stock) for stock, block in _BLOCK_NORMS.items())
-    return next((stock for block, stock in pairs if type(layer) is block), type(layer))
-
-
-def can_be_block_norm(layer: keras.Layer) -> bool:
-    """Whether a layer is a norm of the last axis that is, or can become, a block norm."""
-    return stock_class(layer) in _BLOCK_NORMS and layer.axis in (-1, [-1])
-
-
-def norm_like(
-    layer: keras.Layer, blocks: tuple[int, ...] | None, **options: Any
-) -> keras.Layer:
-    """Makes a new norm with the options of another.
-
-    Args:
-        layer: a norm for which `can_be_block_norm` holds.
-        blocks: sizes of the new norm's blocks; `None` for a norm of Keras, with one
-            statistic.
-        **options: options in which the new norm differs.
+    Their classes are made when they are needed, so a file has them under one name, with
+    the stock norm in their config. They have the name of the stock class, by which
+    Keras's files of weights tell layers apart.
     """
-    stock = stock_class(layer)
-    # Plain lists: one that Keras tracks would keep the old norm's weights alive.
-    config = {
-        key: list(value) if isinstance(value, list) else value
-        for key, value in layer.get_config().items()
-        if key != "blocks"
-    } | options
-    if blocks is None:
-        return stock.from_config(config)
-    return _BLOCK_NORMS[stock].from_config(config | {"blocks": blocks})
+
+    def get_config(self) -> dict[str, Any]:
+        """The stock norm and the blocks."""
+        stock = as_class(self, self.stock)
+        serialized = dict(keras.saving.serialize_keras_object(stock))
+        serialized.pop("build_config", None)
+        serialized["config"] = stock_config(self)
+        return {"norm": serialized, "blocks": self.blocks}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "ExchangedNorm":
+        """Rebuilds a block norm of the class that its config names."""
+        norm = keras.saving.deserialize_keras_object(config["norm"])
+        made: Any = block_class(type(norm))
+        arguments = dict(config["norm"]["config"]) | {"blocks": config["blocks"]}
+        return type(norm).from_config.__func__(made, arguments)
+
+
+def _registered(cls: type) -> type:
+    register = keras.saving.register_keras_serializable("keras_fusion", "BlockNorm")
+    return register(cls)
+
+
+_registered(ExchangedNorm)
+
+
+@functools.cache
+def block_class(stock: type[keras.Layer]) -> type[BlockNorm]:
+    """The class of what a norm of a built model becomes, made of the norm's class."""
+
+    @functools.wraps(stock.call)
+    def call(self: BlockNorm, *args: Any, **kwargs: Any) -> Any:
+        return self.normalized(*args, **kwargs)
+
+    own = (BlockLayerNormalization, BlockRMSNormalization)
+    bases = next(((cls,) for cls in own if cls.stock is stock), (stock,))
+    members = {"stock": stock, "call": call, "__doc__": BlockNorm.__doc__}
+    members["__module__"] = __name__
+    return _registered(type(stock.__name__, (ExchangedNorm, *bases), members))
+
+
+def is_of_last_axis(layer: Any) -> bool:
+    """Whether a norm is one over the last axis, as far as it tells."""
+    return getattr(layer, "axis", -1) in (-1, [-1])

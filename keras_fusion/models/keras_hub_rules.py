@@ -7,8 +7,11 @@ config keys, features on the last axis) needs no rule of its own.
 
 from typing import Any
 
+import keras
+
 from keras_fusion.models.private.attributes import MASKED_LM_NORM
 from keras_fusion.models.rules import Norm, register
+from keras_fusion.models.stock import stock_class
 from keras_fusion.models.tree import stable_name
 
 # keras-hub's names for widths, alone or after `encoder_` and `decoder_`.
@@ -114,7 +117,7 @@ for _name in ("RMSNormalization", "Qwen3_5LayerNorm", "EdRecRMSNormalization"):
         norm=lambda layer: Norm(
             "mean_square",
             "scale",
-            offset=0.0 if ".gemma4." in type(layer).__module__ else 1.0,
+            offset=0.0 if ".gemma4." in stock_class(layer).__module__ else 1.0,
         ),
     )
 register(
@@ -203,8 +206,19 @@ for _name in ("BloomBackbone", "FalconBackbone"):
     )
 
 
+def _as_computed(value: Any, backbone: Any) -> float:
+    """A factor as keras-hub computes with it, rounded as there."""
+    return float(
+        keras.ops.convert_to_numpy(keras.ops.cast(value, backbone.compute_dtype))
+    )
+
+
+def _root(width: int, backbone: Any) -> float:
+    return _as_computed(keras.ops.sqrt(width), backbone)
+
+
 def _gemma_multipliers(backbone: Any) -> dict[str, float]:
-    return {"token_embedding": backbone.hidden_dim**0.5}
+    return {"token_embedding": _root(backbone.hidden_dim, backbone)}
 
 
 for _name in ("GemmaBackbone", "Gemma3Backbone", "Gemma4Backbone"):
@@ -226,8 +240,8 @@ for _name in ("T5GemmaBackbone", "T5Gemma2Backbone"):
         depth=_depth,
         last_norm=_last_norm,
         input_multipliers=lambda backbone: {
-            "token_embedding": backbone.encoder_hidden_dim**0.5,
-            "decoder_token_embedding": backbone.decoder_hidden_dim**0.5,
+            "token_embedding": _root(backbone.encoder_hidden_dim, backbone),
+            "decoder_token_embedding": _root(backbone.decoder_hidden_dim, backbone),
         },
     )
 
@@ -252,6 +266,8 @@ register(
     **_AROUND,
     # A tied T5 multiplies its last hidden states by hidden_dim**-0.5.
     readout_multiplier=lambda task: (
-        task.backbone.hidden_dim**-0.5 if task.backbone.tie_embedding_weights else 1.0
+        _as_computed(task.backbone.hidden_dim**-0.5, task.backbone)
+        if task.backbone.tie_embedding_weights
+        else 1.0
     ),
 )

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import keras
 
 from keras_fusion.errors import FusionError, UnregisteredLayerError
+from keras_fusion.models.stock import stock_class
 
 # Of one axis: `"in"`, `"out"` or `None`; `("out", n)` for n tensors one after another.
 Role = str | tuple[str, int] | None
@@ -292,7 +293,7 @@ def find_for_weights(layer: keras.Layer) -> Rule | None:
     """The rule that describes a layer's own weights: the layer's, or its package's."""
     rule = find(layer)
     if rule is None or (rule.roles is None and rule.norm is None):
-        package = type(layer).__module__.split(".")[0]
+        package = stock_class(layer).__module__.split(".")[0]
         common = _RULES.get(f"{package}>*")
         rule = common.of(layer) if common is not None else rule
     return rule

@@ -12,8 +12,8 @@ import keras
 
 from keras_fusion.errors import StructureError
 from keras_fusion.models import rules
-from keras_fusion.models.block_norms import stock_class
 from keras_fusion.models.private.attributes import attributes
+from keras_fusion.models.stock import stock_class
 
 
 def skipped_attributes(layer: keras.Layer) -> tuple[str, ...]:

@@ -49,7 +49,7 @@ def plan_fusion(
         matched, into, seed=seed, block_norms=norms == "block", capacity=capacity
     )
     if norms == "block":
-        _check_block_norms(draft.matches)
+        _check_block_norms(draft)
     corrections = {}
     if norms == "calibrated" and not matched.copies:
         corrections = calibration.corrections(draft.matches, draft.layouts, probe)
@@ -73,15 +73,14 @@ def _is_exact(draft, off_diagonal):
     return draft.parents.copies or not any(map(calibration.is_joint, draft.matches))
 
 
-def _check_block_norms(matches):
-    """Says where a norm could not be made block-wise, since its class holds it."""
-    for match in matches:
-        if calibration.is_joint(match):
+def _check_block_norms(draft):
+    """Says where a norm cannot be block-wise, and why."""
+    for match in draft.matches:
+        if match.address in draft.stock:
             raise FusionError(
-                f"`norms='block'` cannot reach the {type(match.layers[0]).__name__} at "
-                f"{match.address!r}: the class that holds it makes it. Block-wise norms "
-                "are for functional and Sequential models of Keras's layers; here use "
-                "norms='calibrated'."
+                f"{type(match.grown).__name__} {match.grown.name!r} at {match.address!r} "
+                f"cannot be block-wise: {draft.stock[match.address]}. Use "
+                "norms='calibrated' or norms='joint'."
             )
 
 

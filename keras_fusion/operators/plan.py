@@ -9,7 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_fusion.architecture import build
+from keras_fusion.architecture import block_wise, build
 from keras_fusion.architecture.initializers import fitting
 from keras_fusion.architecture.parents import Match, Parents, resolved
 from keras_fusion.architecture.widths import Widths
@@ -226,11 +226,13 @@ class Draft:
         parents: the `Parents`.
         matches: their layers with those of the bigger model.
         layouts: one `VariableLayout` per variable.
+        stock: the reasons why norms that should be block-wise are not, by address.
     """
 
     parents: Parents
     matches: tuple[Match, ...]
     layouts: tuple[VariableLayout, ...]
+    stock: Mapping[str, str]
 
     @classmethod
     def of(
@@ -256,9 +258,11 @@ class Draft:
         matches = parents.matched_with(fused)
         for match in matches:
             adapted.check_equal(match.address, match.layers)
+        stock = block_wise.exchange_norms(matches, widths)
         layouts = variables.lay_out(matches, widths, must_grow=must_grow)
         pairs = [(match.layers[0], match.grown) for match in matches]
-        return cls(parents, matches, adopted(layouts, pairs, initializers, seed))
+        layouts = adopted(layouts, pairs, initializers, seed)
+        return cls(parents, matches, layouts, stock)
 
     def plan(self, filler: Filler, *, exact: bool) -> Plan:
         """The plan with a filler."""
@@ -286,13 +290,6 @@ def build_and_lay_out(
     with private.without_values() as initializers:
         fused, widths = build.build(parents, into, **options)
     return Draft.of(parents, fused, widths, initializers=initializers, seed=seed)
-
-
-def replacement(model: keras.Model, twin: keras.Model) -> Plan:
-    """Lays out a twin of equal widths, which takes a model's values over as they are."""
-    parents = Parents.of([model])
-    draft = Draft.of(parents, twin, Widths(), must_grow=False)
-    return draft.plan(FusionFiller(), exact=True)
 
 
 def adopted(

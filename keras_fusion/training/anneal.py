@@ -6,8 +6,7 @@ import keras
 
 from keras_fusion import graft
 from keras_fusion.errors import is_integer, require
-from keras_fusion.models import host, private, tree
-from keras_fusion.models.block_norms import is_block_norm
+from keras_fusion.models import exchange, host, private
 from keras_fusion.training import journal, swap
 from keras_fusion.training.matching import shapes_of
 from keras_fusion.training.record import STOCK_NORMS, Change
@@ -86,7 +85,7 @@ class AnnealBlockNorms(keras.callbacks.Callback):
 
     def on_train_batch_begin(self, batch: int, logs: dict | None = None) -> None:
         """Moves the statistics of the batch to come."""
-        norms = _block_norms(self.model)
+        norms = exchange.block_norms(self.model)
         if not norms:
             return
         private.sync(self.model)
@@ -98,7 +97,7 @@ class AnnealBlockNorms(keras.callbacks.Callback):
         journal.of(self.model).end_batch(self, batch)
 
     def _change_if_due(self, logs: dict | None) -> None:
-        norms = _block_norms(self.model)
+        norms = exchange.block_norms(self.model)
         if not norms or logs is not None:
             return
         private.sync(self.model)
@@ -113,7 +112,7 @@ class AnnealBlockNorms(keras.callbacks.Callback):
             kind=STOCK_NORMS,
             step=graft.steps(graft.leaves(model.optimizer)[0]),
             before=shapes_of(model),
-            after=shapes_of(prepared.fused),
+            after=prepared.shapes,
         )
         with (
             swap.uninterrupted(),
@@ -130,10 +129,6 @@ class AnnealBlockNorms(keras.callbacks.Callback):
     def from_config(cls, config: dict) -> "AnnealBlockNorms":
         """Rebuilds the callback from `get_config`."""
         return cls(**config)
-
-
-def _block_norms(model: keras.Model) -> list[Any]:
-    return [layer for _, layer in tree.walk(model) if is_block_norm(layer)]
 
 
 def _blend(norm: Any) -> float:

@@ -15,11 +15,10 @@ import keras
 import numpy as np
 
 from keras_fusion import graft
-from keras_fusion.architecture import build
 from keras_fusion.errors import FusionError, GrowthError
 from keras_fusion.layout import parent_blocks
 from keras_fusion.models import memory, private, probe, samples
-from keras_fusion.operators.plan import Plan, replacement
+from keras_fusion.operators.plan import Plan
 from keras_fusion.operators.verification import verify
 from keras_fusion.training.matching import check_shapes, shapes_of
 from keras_fusion.training.record import Change
@@ -44,6 +43,31 @@ class Prepared:
     def fused(self) -> keras.Model:
         """The new model."""
         return self.plan.fused
+
+    @property
+    def shapes(self) -> list[list[int]]:
+        """The shapes of the new model's weights."""
+        return shapes_of(self.fused)
+
+    def in_place(self, model: keras.Model) -> contextlib.AbstractContextManager:
+        """A scope in which the live model is the new one, see `graft.grafted`."""
+        adapter = self.plan.weights_adapter()
+        return graft.grafted(model, self.fused, self.optimizer, adapter)
+
+
+@dataclasses.dataclass(frozen=True)
+class StockNorms:
+    """The change of a model's block norms to the stock norms that they are made of.
+
+    Args:
+        shapes: list of lists of ints. The shapes of the weights that there will be.
+    """
+
+    shapes: list[list[int]]
+
+    def in_place(self, model: keras.Model) -> contextlib.AbstractContextManager:
+        """A scope in which the live model's norms are stock norms."""
+        return graft.stock_norms(model)
 
 
 def plan(model: keras.Model, operator: Any, seed: int) -> Plan:
@@ -162,16 +186,13 @@ def prepare_again(
     return Prepared(planned, optimizer)
 
 
-def prepare_stock_norms(model: keras.Model) -> Prepared:
-    """Prepares the same model with Keras's norms in place of block norms."""
-    with private.scope(model):
-        planned = replacement(model, build.with_stock_norms(model))
-        planned.fill()
-        return Prepared(planned, graft.grown_optimizer(planned, "carry"))
+def prepare_stock_norms(model: keras.Model) -> StockNorms:
+    """Prepares stock norms in place of block norms."""
+    return StockNorms(graft.shapes_with_stock_norms(model))
 
 
 @contextlib.contextmanager
-def in_place(model: keras.Model, prepared: Prepared) -> Iterator[None]:
+def in_place(model: keras.Model, prepared: Prepared | StockNorms) -> Iterator[None]:
     """Opens a scope in which the live model is the new one.
 
     If anything in it fails, the model becomes again what it was, entirely.
@@ -179,21 +200,13 @@ def in_place(model: keras.Model, prepared: Prepared) -> Iterator[None]:
     Raises:
         GrowthError: if the swap failed; the model trains on as it was.
     """
-    with (
-        private.scope(model),
-        graft.grafted(
-            model,
-            prepared.fused,
-            prepared.optimizer,
-            prepared.plan.weights_adapter(),
-        ),
-    ):
+    with private.scope(model), prepared.in_place(model):
         yield
 
 
 @contextlib.contextmanager
 def in_place_again(
-    model: keras.Model, prepared: Prepared, change: Change
+    model: keras.Model, prepared: Prepared | StockNorms, change: Change
 ) -> Iterator[None]:
     """Opens the same scope for a recorded change.
 
@@ -201,7 +214,7 @@ def in_place_again(
         FusionError: if the model would become another one; nothing has changed.
     """
     where = f"The recorded change at step {change.step}"
-    check_shapes(change.after, shapes_of(prepared.fused), where)
+    check_shapes(change.after, prepared.shapes, where)
     with in_place(model, prepared):
         yield
 

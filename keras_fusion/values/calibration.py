@@ -22,9 +22,9 @@ from keras_fusion.architecture.parents import Match
 from keras_fusion.errors import FusionError
 from keras_fusion.layout.variables import VariableLayout
 from keras_fusion.models import host, probe, samples, tree
-from keras_fusion.models.block_norms import is_block_norm
 from keras_fusion.models.observe import Pair, observe
 from keras_fusion.models.rules import Norm
+from keras_fusion.models.stock import is_block_norm
 
 # By the indices of a layout and of a parent.
 Corrections = Mapping[tuple[int, int], "Correction"]

@@ -107,7 +107,7 @@ class _Trial:
             "in their mean, or a norm's epsilon is not small compared with the statistic "
             "that it is added to (in a model passed as `into` it should be the smaller "
             "model's, times the fraction of features that are not new). Use a whole "
-            "`factor`, or for functional and Sequential models norms='block'."
+            "`factor`, or norms='block'."
         )
 
     def _with_fresh(self, role: str, unused: Sequence[np.ndarray]) -> list[probe.Value]:

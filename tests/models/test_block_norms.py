@@ -4,7 +4,14 @@ import keras
 import numpy as np
 import pytest
 from keras import layers
-from models import functional, mean_of, numpy, outputs, relative_change, subclassed, t5
+from models import (
+    LENGTH,
+    functional,
+    mean_of,
+    numpy,
+    outputs,
+    relative_change,
+)
 from transformers import ids_for, transformer
 
 import keras_fusion
@@ -69,10 +76,14 @@ def test_a_block_normed_model_fuses_with_itself():
 
 
 def test_what_cannot_be_block_wise_is_named():
-    with pytest.raises(keras_fusion.FusionError, match=r"T5LayerNorm.*calibrated"):
-        fuse([t5(), t5(seed=1)], norms="block")
-    with pytest.raises(keras_fusion.FusionError, match="LayerNormalization at 'layers"):
-        fuse([subclassed(), subclassed(seed=1)], norms="block")
+    def flattened(seed):
+        inputs = keras.Input((LENGTH, 4))
+        x = layers.Flatten()(layers.Dense(8)(inputs))
+        x = layers.LayerNormalization(name="wide")(x)
+        return keras.Model(inputs, layers.Dense(1)(x))
+
+    with pytest.raises(keras_fusion.FusionError, match=r"'wide'.*side by side.*calibr"):
+        fuse([flattened(0), flattened(1)], norms="block")
     with pytest.raises(keras_fusion.FusionError, match="norms='blocks'"):
         fuse([functional(), functional()], norms="blocks")
     for cls in (BlockLayerNormalization, BlockRMSNormalization):

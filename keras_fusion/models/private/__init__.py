@@ -9,23 +9,38 @@ from keras_fusion.models.private.deferral import (
     initial_value,
     without_values,
 )
+from keras_fusion.models.private.exchange import (
+    add_variable,
+    remove_variable,
+    track_again,
+    use_class,
+)
 from keras_fusion.models.private.fit_data import fit_data
-from keras_fusion.models.private.loading import load_safely, parameters_of
+from keras_fusion.models.private.loading import (
+    before_loading,
+    load_safely,
+    loads_by_itself,
+    parameters_of,
+)
+from keras_fusion.models.private.marks import mark
 from keras_fusion.models.private.multi_worker import multi_worker_fit
 from keras_fusion.models.private.names import keep_names
 from keras_fusion.models.private.seeds import seed_states
 from keras_fusion.models.private.trainer import (
+    compile_again,
     forget_compiled_by_others,
-    renew,
     scope,
     start_at_epoch,
     sync,
 )
 
 __all__ = [
+    "add_variable",
     "adopt_shardings",
     "attach",
     "attached",
+    "before_loading",
+    "compile_again",
     "fit_data",
     "forget_compiled_by_others",
     "give_values",
@@ -34,12 +49,16 @@ __all__ = [
     "is_optional",
     "keep_names",
     "load_safely",
+    "loads_by_itself",
+    "mark",
     "multi_worker_fit",
     "parameters_of",
-    "renew",
+    "remove_variable",
     "scope",
     "seed_states",
     "start_at_epoch",
     "sync",
+    "track_again",
+    "use_class",
     "without_values",
 ]

@@ -1,7 +1,9 @@
-"""Loads models from files that are not trusted."""
+"""Loads models from files that are not trusted, and layers that changed meanwhile."""
 
 import contextlib
+import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -44,3 +46,25 @@ def parameters_of(config: dict[str, Any]) -> int:
     with nowhere, without_values(), serialization_lib.SafeModeScope(True):
         model = serialization_lib.deserialize_keras_object(config, safe_mode=True)
     return sum(math.prod(v.shape) for v in model.variables)
+
+
+def before_loading(function: Callable[[keras.Layer, Any], bool]) -> None:
+    """Has a function asked before a layer loads its own variables.
+
+    Args:
+        function: it gets the layer and the store, and returns whether it has loaded them.
+    """
+    own = keras.Layer.load_own_variables
+
+    @functools.wraps(own)
+    def load_own_variables(self: keras.Layer, store: Any) -> None:
+        if not function(self, store):
+            own(self, store)
+
+    keras.Layer.load_own_variables = load_own_variables
+
+
+def loads_by_itself(cls: type) -> bool:
+    """Whether a class of layers has its own way to save or load variables."""
+    names = ("load_own_variables", "save_own_variables")
+    return any(getattr(cls, name) is not getattr(keras.Layer, name) for name in names)

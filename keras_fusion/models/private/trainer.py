@@ -94,3 +94,14 @@ def start_at_epoch(model: keras.Model, epoch: int | None) -> None:
         epoch.model = weakref.ref(model)
         epoch.history = getattr(model, "history", None)
     model._initial_epoch = epoch
+
+
+def compile_again(model: keras.Model) -> None:
+    """Makes a model's compiled functions those of what it now is."""
+    model.test_function = model.predict_function = None
+    if hasattr(model, "generate_function"):
+        model.generate_function = None
+    if model.train_function is not None:
+        model.train_function = None
+        model.make_train_function(force=True)
+    renew(model)

@@ -1,0 +1,69 @@
+"""Norms of the bigger model that get one statistic a parent."""
+
+from collections.abc import Sequence
+
+import keras
+
+from keras_fusion.architecture.parents import Match
+from keras_fusion.architecture.widths import Widths
+from keras_fusion.models import exchange
+from keras_fusion.models.stock import is_block_norm
+
+
+def exchange_norms(matches: Sequence[Match], widths: Widths) -> dict[str, str]:
+    """Makes norms of the bigger model block-wise: all that grew, or whose parents' are.
+
+    Args:
+        matches: the corresponding layers of the parents and the bigger model.
+        widths: the `Widths` of the bigger model's layers.
+
+    Returns:
+        The reasons why norms could not be made block-wise, by their addresses.
+    """
+    refused = {}
+    for match in matches:
+        norm = match.weights_rule.norm if match.weights_rule is not None else None
+        wanted = widths.block_norms or any(map(is_block_norm, match.layers))
+        if norm is None or not wanted or is_block_norm(match.grown):
+            continue
+        reason = _exchange(match, widths)
+        if reason is not None:
+            refused[match.address] = reason
+    model = matches[0].grown
+    exchange.mark(exchange.block_norms(model), exchange.owners(model))
+    return refused
+
+
+def _exchange(match: Match, widths: Widths) -> str | None:
+    """Makes one norm block-wise if it grew; the reason if it cannot be."""
+    grown, first = match.grown, match.layers[0]
+    size = exchange.features(grown)
+    sizes = [exchange.features(layer) for layer in match.layers]
+    placement = widths.entries.get(id(first))
+    if placement is not None:
+        if not placement.is_contiguous:
+            return (
+                "it reads features of the parents that do not lie side by side (behind a "
+                "Flatten or Concatenate)"
+            )
+        size, sizes = placement.size, [len(block) for block in placement.blocks]
+    elif size is None or None in sizes:
+        return "it does not tell how many features it normalizes"
+    elif all(own == size for own in sizes):
+        if is_block_norm(first):
+            exchange.make_block_wise(grown, first.blocks)
+        return None
+    reason = exchange.reason_against(grown)
+    if reason is None:
+        exchange.make_block_wise(grown, _blocks(match.layers, sizes, size))
+    return reason
+
+
+def _blocks(
+    layers: Sequence[keras.Layer], sizes: Sequence[int], size: int
+) -> list[int]:
+    """The blocks of a norm: its parents' own, and one for what is new."""
+    blocks = []
+    for layer, own in zip(layers, sizes, strict=True):
+        blocks += layer.blocks if is_block_norm(layer) else (own,)
+    return blocks + [size - sum(blocks)] * (size > sum(blocks))

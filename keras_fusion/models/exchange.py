@@ -1,0 +1,112 @@
+"""Exchanges norms of a built model for block norms, and back.
+
+The layer stays the same object with the same variables, in whatever holds it: a graph, a
+block of keras-hub, a subclassed model. Only its class changes, to a subclass of its own,
+and it gets a blend.
+"""
+
+from collections.abc import Iterable, Sequence
+
+import keras
+
+from keras_fusion.errors import FusionError
+from keras_fusion.models import private, tree
+from keras_fusion.models.block_norms import (
+    BLEND,
+    BlockNorm,
+    blend_options,
+    block_class,
+    checked_blocks,
+    is_of_last_axis,
+)
+from keras_fusion.models.private.attributes import attributes
+from keras_fusion.models.stock import is_block_norm
+
+
+def features(norm: keras.Layer) -> int | None:
+    """The number of features that a built norm normalizes; `None` if it is not known."""
+    for variable in tree.own_variables(norm):
+        if len(variable.shape) == 1:
+            return int(variable.shape[0])
+    shape = (norm.get_build_config() or {}).get("input_shape") or (None,)
+    return shape[-1]
+
+
+def reason_against(norm: keras.Layer) -> str | None:
+    """The reason why a norm cannot be block-wise, or `None`."""
+    if not is_of_last_axis(norm):
+        return f"it normalizes axis {norm.axis!r} and not the last one"
+    if private.loads_by_itself(type(norm)):
+        return "its class saves or loads its variables in its own way"
+    held = {id(value) for _, value in attributes(norm)}
+    for variable in tree.own_variables(norm):
+        if id(variable) not in held:
+            return f"its variable {variable.name!r} is not one of its attributes"
+        if len(variable.shape) > 1:
+            return f"its variable {variable.name!r} has {len(variable.shape)} axes"
+    return None
+
+
+def make_block_wise(norm: keras.Layer, blocks: Sequence[int]) -> None:
+    """Makes a built norm one with a statistic for each block.
+
+    Args:
+        norm: the norm, for which there is no `reason_against`.
+        blocks: sizes of the blocks.
+
+    Raises:
+        FusionError: if the blocks are not its features.
+    """
+    sizes, size = checked_blocks(blocks), features(norm)
+    if size != sum(sizes):
+        raise FusionError(
+            f"The blocks {sizes} of the norm {norm.name!r} do not add up to its {size} "
+            "features."
+        )
+    private.use_class(norm, block_class(type(norm)))
+    norm.blocks = sizes
+    private.add_variable(norm, **blend_options(norm))
+
+
+def make_stock(norm: BlockNorm) -> None:
+    """Makes a block norm the norm that it is made of again."""
+    private.remove_variable(norm, BLEND)
+    del norm.blocks
+    private.use_class(norm, norm.stock)
+
+
+def block_norms(model: keras.Layer) -> list[BlockNorm]:
+    """The block norms of a model."""
+    return [layer for _, layer in tree.walk(model) if is_block_norm(layer)]
+
+
+def owners(model: keras.Layer) -> dict[int, list[keras.Layer]]:
+    """The layers that hold each layer of a model, directly or not, by its id."""
+    found: dict[int, list[keras.Layer]] = {}
+
+    def descend(layer: keras.Layer, above: list[keras.Layer]) -> None:
+        first = id(layer) not in found
+        found.setdefault(id(layer), []).extend(above)
+        for child in tree.children(layer).values() if first else ():
+            descend(child, [*above, layer])
+
+    descend(model, [])
+    return found
+
+
+def mark(norms: Iterable[keras.Layer], holding: dict[int, list[keras.Layer]]) -> None:
+    """Marks the configs of the layers that hold block norms.
+
+    Args:
+        norms: the block norms.
+        holding: the result of `owners`.
+    """
+    marked = {id(x): x for norm in norms for x in holding.get(id(norm), ())}
+    for layer in marked.values():
+        private.mark(layer, True)
+
+
+def unmark(model: keras.Layer) -> None:
+    """Takes the marks from the configs of a model's layers."""
+    for _, layer in tree.walk(model):
+        private.mark(layer, False)

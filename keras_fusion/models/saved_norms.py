@@ -1,0 +1,62 @@
+"""Files with block norms, which load wherever this package is imported.
+
+A model in whose blocks norms were exchanged is of a stock class, so that a new one made
+of its config has stock norms. When such a norm is to load what a block norm has saved,
+it becomes that block norm.
+"""
+
+import weakref
+from typing import Any
+
+import keras
+
+from keras_fusion.errors import FusionError
+from keras_fusion.models import exchange, private, rules
+from keras_fusion.models.block_norms import BLOCKS
+from keras_fusion.models.stock import is_block_norm
+
+# The models that are loading their weights, or were the last to, with the layers that
+# hold each of their layers; `None` as long as nobody has asked.
+_LOADING: weakref.WeakKeyDictionary[keras.Model, Any] = weakref.WeakKeyDictionary()
+
+
+def _load(layer: Any, store: Any) -> bool:
+    """Loads a block norm, if the store has one; says whether it did."""
+    if isinstance(layer, keras.Model):
+        _LOADING[layer] = None
+    if BLOCKS not in store.keys():  # noqa: SIM118 (a store is no dict)
+        return False
+    blocks = tuple(int(size) for size in store[BLOCKS])
+    if not is_block_norm(layer):
+        _become(layer, blocks)
+    if sum(layer.blocks) != sum(blocks):
+        raise FusionError(
+            f"The norm {layer.name!r} has the blocks {layer.blocks}, and in the file "
+            f"{blocks}. Build the model with the widths that it had when it was saved."
+        )
+    layer.blocks = blocks
+    for i, variable in enumerate(layer.all_variables()):
+        variable.assign(store[str(i)])
+    return True
+
+
+def _become(layer: Any, blocks: tuple[int, ...]) -> None:
+    rule = rules.find_for_weights(layer)
+    if rule is None or rule.norm is None or exchange.reason_against(layer):
+        raise FusionError(
+            f"The file has a norm with one statistic per block where the model has the "
+            f"{type(layer).__name__} {layer.name!r}, which cannot be one. Build the model "
+            "as it was when it was saved, and import the modules that register its "
+            "layers with keras_fusion."
+        )
+    exchange.make_block_wise(layer, blocks)
+    for model in list(_LOADING):
+        if _LOADING[model] is None:
+            _LOADING[model] = exchange.owners(model)
+        holding = _LOADING[model]
+        if id(layer) in holding:
+            exchange.mark([layer], holding)
+            private.compile_again(model)
+
+
+private.before_loading(_load)

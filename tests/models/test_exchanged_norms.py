@@ -1,0 +1,169 @@
+"""Norms inside blocks of keras-hub and of users, made block-wise in the built model."""
+
+import keras
+import keras_hub
+import numpy as np
+import pytest
+from keras import layers
+from models import (
+    LENGTH,
+    VOCABULARY,
+    bert,
+    data_for,
+    gpt2,
+    mean_of,
+    numpy,
+    outputs,
+    perturbed,
+    relative_change,
+    subclassed,
+    t5,
+)
+
+import keras_fusion
+from keras_fusion import fuse
+
+
+def llama(width=8, seed=0):
+    keras.utils.set_random_seed(seed)
+    backbone = keras_hub.models.LlamaBackbone(
+        vocabulary_size=VOCABULARY,
+        num_layers=1,
+        num_query_heads=width // 4,
+        num_key_value_heads=width // 4,
+        hidden_dim=width,
+        intermediate_dim=2 * width,
+    )
+    return keras_hub.models.LlamaCausalLM(backbone, preprocessor=None)
+
+
+MAKERS = {"t5": t5, "llama": llama, "gpt2": gpt2, "bert": bert}
+
+
+@keras.saving.register_keras_serializable("tests")
+class Gain(layers.Layer):
+    """A norm of a user's own: by the mean of magnitudes, with an epsilon and a gain."""
+
+    def __init__(self, small=0.1, **kwargs):
+        super().__init__(**kwargs)
+        self.small = small
+
+    def build(self, input_shape):
+        self.gain = self.add_weight(shape=input_shape[-1:], name="gain")
+
+    def call(self, x):
+        size = keras.ops.mean(keras.ops.abs(x), axis=-1, keepdims=True)
+        return x / (size + self.small) * (2.0 + self.gain)
+
+
+keras_fusion.register(
+    Gain,
+    roles={"gain": ("out",)},
+    scalable=("gain",),
+    norm=keras_fusion.Norm("mean_square", scale="gain"),
+)
+
+
+def kind_of(name):
+    return "gpt2" if name == "llama" else name
+
+
+def large(model):
+    """The model, with features 3 times as large as those of others."""
+    for variable in model.trainable_variables:
+        if "embedding" in variable.path:
+            variable.assign(3.0 * variable)
+    return model
+
+
+def pair(name):
+    """Two parents of different widths and scales, and inputs for them."""
+    make = MAKERS[name]
+    parents = [perturbed(make(width=8)), large(perturbed(make(width=12, seed=1), 1))]
+    return parents, data_for(kind_of(name), 4)[0]
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("name", MAKERS)
+def test_fusion_begins_at_the_mean_of_distinct_parents(name):
+    parents, x = pair(name)
+    fused = fuse(parents, norms="block")
+    assert relative_change(mean_of(parents, x), outputs(fused, x)) < 1e-5
+    assert type(fused) is type(parents[0])
+    joint = outputs(fuse(parents), x)
+    assert relative_change(mean_of(parents, x), joint) > 0.01
+    paths = [v.path for v in fused.trainable_variables]
+    assert paths == [v.path for v in parents[0].trainable_variables]
+
+
+@pytest.mark.core
+def test_in_a_subclassed_model():
+    parents = [perturbed(subclassed(8, 0)), perturbed(subclassed(12, 1), 1)]
+    x, _ = data_for("subclassed", 4)
+    fused = fuse(parents, norms="block")
+    assert type(fused) is type(parents[0])
+    assert all(isinstance(norm, layers.LayerNormalization) for norm in fused.norms)
+    assert relative_change(mean_of(parents, x), outputs(fused, x)) < 1e-5
+
+
+def own_norm(width, seed, norm=Gain):
+    keras.utils.set_random_seed(seed)
+    inputs = keras.Input((LENGTH,), dtype="int32")
+    x = layers.Embedding(VOCABULARY, width)(inputs)
+    x = x + layers.Dense(width, activation="gelu")(norm()(x))
+    return perturbed(keras.Model(inputs, layers.Dense(3)(norm()(x))), seed)
+
+
+@pytest.mark.core
+def test_a_norm_of_a_users_own_needs_no_formula(tmp_path):
+    parents = [own_norm(8, 0), large(own_norm(12, 1))]
+    x, _ = data_for("functional", 4)
+    fused = fuse(parents, norms="block")
+    assert relative_change(mean_of(parents, x), outputs(fused, x)) < 1e-5
+    fused.save(tmp_path / "model.keras")
+    again = keras.saving.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(outputs(again, x), outputs(fused, x))
+    tree = fuse([again, own_norm(4, 2)], norms="block")
+    expected = mean_of([again, own_norm(4, 2)], x)
+    assert relative_change(expected, outputs(tree, x)) < 1e-5
+
+
+def test_what_saves_in_its_own_way_is_refused():
+    class Strange(Gain):
+        def load_own_variables(self, store):
+            super().load_own_variables(store)
+
+    with pytest.raises(
+        keras_fusion.FusionError, match=r"Strange.*in its own way.*joint"
+    ):
+        fuse([own_norm(8, 0, Strange), own_norm(8, 1, Strange)], norms="block")
+
+
+def test_trees_and_self_fusion():
+    (first, second), x = pair("t5")
+    third = perturbed(t5(width=8, seed=2), 2)
+    root = fuse([fuse([first, second], norms="block"), third], norms="block")
+    expected = (2 * mean_of([first, second], x) + outputs(third, x)) / 3
+    by_pairs = (mean_of([first, second], x) + outputs(third, x)) / 2
+    assert relative_change(by_pairs, outputs(root, x)) < 1e-5
+    assert relative_change(expected, by_pairs) > 1e-3
+    twice = fuse(root, factor=2, off_diagonal="paired", seed=0)  # it stays block-wise
+    assert relative_change(outputs(root, x), outputs(twice, x)) < 1e-5
+
+
+def test_half_as_wide_again_after_the_residual_sum():
+    """One statistic would count the new features in its mean."""
+    (model, _), x = pair("bert")
+    fused = fuse(model, factor=1.5, norms="block", seed=0)
+    assert relative_change(outputs(model, x), outputs(fused, x)) < 1e-5
+
+
+def test_half_precision():
+    keras.mixed_precision.set_global_policy("mixed_bfloat16")
+    parents, x = pair("llama")
+    fused = fuse(parents, norms="block")
+    before, after = mean_of(parents, x), outputs(fused, x).astype("float32")
+    assert relative_change(before.astype("float32"), after) < 0.03
+    blends = [v for v in fused.variables if v.name == "blend"]
+    assert {v.dtype for v in blends} == {"float32"}
+    assert all(float(numpy(v)) == 0 for v in blends)
