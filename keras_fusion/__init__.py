@@ -31,6 +31,7 @@ from keras_fusion.training.anneal import AnnealBlockNorms
 from keras_fusion.training.backup import BackupAndRestore
 from keras_fusion.training.deep_fusion import DeepFusion
 from keras_fusion.training.event import GrowthEvent
+from keras_fusion.training.grow import grow
 from keras_fusion.training.grow_model import GrowModel
 from keras_fusion.training.learning_rate import GrownSchedule
 from keras_fusion.training.schedules import (
@@ -84,6 +85,7 @@ __all__ = [
     "fuse",
     "fuse_arrays",
     "fusion_report",
+    "grow",
     "known_operators",
     "lay_out",
     "layers",

@@ -1,12 +1,13 @@
 """The graft: turns a live model and its optimizer into the grown ones during training."""
 
-from keras_fusion.graft.live import grafted
+from keras_fusion.graft.live import grafted, with_optimizer
 from keras_fusion.graft.metrics import check as check_metrics
 from keras_fusion.graft.norms import shapes_with_stock_norms, stock_norms
 from keras_fusion.graft.optimizer import (
     check_optimizers,
     grown_optimizer,
     leaves,
+    optimizer_of,
     options,
     raw_iterations,
     read_state,
@@ -20,6 +21,7 @@ __all__ = [
     "grafted",
     "grown_optimizer",
     "leaves",
+    "optimizer_of",
     "options",
     "raw_iterations",
     "read_state",
@@ -27,4 +29,5 @@ __all__ = [
     "shapes_with_stock_norms",
     "steps",
     "stock_norms",
+    "with_optimizer",
 ]

@@ -67,7 +67,7 @@ _PLAIN = (bool, int, float, str, bytes, type(None))
 def grafted(
     live: keras.Model,
     fused: keras.Model,
-    optimizer: keras.optimizers.Optimizer,
+    optimizer: keras.optimizers.Optimizer | None,
     adapt_weights: Adapter | None = None,
 ) -> Iterator[None]:
     """Opens a scope at whose beginning the live model becomes the fused one.
@@ -79,7 +79,7 @@ def grafted(
         live: the model in training.
         fused: the bigger model, filled. It must not be used afterwards.
         optimizer: optimizer built on the fused model's variables. The live model's
-            optimizer object takes over its state.
+            optimizer object takes over its state. `None` if it has none.
         adapt_weights: function from a list of weights of the live model before the growth
             to those of the fused one. With it `live.set_weights` continues to accept
             weights from before the growth, which `EarlyStopping` restores at the end.
@@ -87,7 +87,7 @@ def grafted(
     Raises:
         GrowthError: if the swap failed; the model continues to train as before.
     """
-    owners = [live, *optimizers.family(live.optimizer)]
+    owners = [live, *optimizers.family(optimizers.optimizer_of(live))]
     before = [dict(attributes(owner)) for owner in owners]
     attached = [attachments.remembered(owner) for owner in owners]
     variables = {id(v) for v in live.variables}
@@ -106,19 +106,22 @@ def grafted(
 def _swap(
     live: keras.Model,
     fused: keras.Model,
-    optimizer: keras.optimizers.Optimizer,
+    optimizer: keras.optimizers.Optimizer | None,
     adapt_weights: Adapter | None,
 ) -> None:
+    own_optimizer = optimizers.optimizer_of(live)
     old_shapes = [tuple(v.shape) for v in live.weights]
     try:
         metrics.carry(live, fused)
         _take_over_model(live, fused)
-        optimizers.take_over(live.optimizer, optimizer)
-        live._compiled_trainable_state = {
-            layer: layer.trainable for layer in live._flatten_layers()
-        }
+        if own_optimizer is not None and optimizer is not None:
+            optimizers.take_over(own_optimizer, optimizer)
         if adapt_weights is not None:
             accept_old_weights(live, old_shapes, adapt_weights)
+        if live.compiled:
+            live._compiled_trainable_state = {
+                layer: layer.trainable for layer in live._flatten_layers()
+            }
         private.compile_again(live)
     except Exception as error:
         raise GrowthError(
@@ -146,6 +149,21 @@ def _tell_others(live: keras.Model, before: set[int]) -> None:
             f"{holder.name}.compile(...) anew before you train it.",
             stacklevel=2,
         )
+
+
+@contextlib.contextmanager
+def with_optimizer(
+    model: keras.Model, optimizer: keras.optimizers.Optimizer
+) -> Iterator[None]:
+    """Opens a scope in which a model has an optimizer that it was not compiled with."""
+    own = attributes(model)  # so that no backend begins to track the optimizer
+    before = {name: own[name] for name in ("optimizer",) if name in own}
+    own["optimizer"] = optimizer
+    try:
+        yield
+    finally:
+        del own["optimizer"]
+        own.update(before)
 
 
 def _let_go(state: dict[str, Any]) -> None:

@@ -27,8 +27,8 @@ Pairs = Sequence[tuple[keras.Variable, keras.Variable]]
 _COUNTERS = ("_iterations", "_learning_rate", "step_counter", "dynamic_scale")
 
 
-def leaves(optimizer: Optimizer) -> list[Optimizer]:
-    """The optimizers that hold slots: itself, or those that it wraps."""
+def leaves(optimizer: Optimizer | None) -> list[Optimizer]:
+    """The optimizers that hold slots: itself, or those that it wraps; none for `None`."""
     return [o for o in family(optimizer) if not _wraps(o)]
 
 
@@ -38,8 +38,15 @@ def _wraps(optimizer: Optimizer) -> bool:
     )
 
 
-def family(optimizer: Optimizer) -> list[Optimizer]:
+def optimizer_of(model: keras.Model) -> Optimizer | None:
+    """A model's optimizer, or `None` if it was not compiled with one."""
+    return getattr(model, "optimizer", None)
+
+
+def family(optimizer: Optimizer | None) -> list[Optimizer]:
     """An optimizer and all that it wraps (LossScaleOptimizer, MultiOptimizer)."""
+    if optimizer is None:
+        return []
     if hasattr(optimizer, "inner_optimizer"):
         inner = [optimizer.inner_optimizer]
     else:
@@ -116,13 +123,14 @@ def check_optimizers(parents: Sequence[keras.Model], optimizer_state: str) -> No
     second_optimizers.check(live)
     if optimizer_state == "reset":
         return
-    kinds = leaves(live.optimizer)
+    kinds = leaves(optimizer_of(live))
     for kind in kinds:
         _check_slots(kind)
+    if not kinds:
+        return
     for i, partner in enumerate(parents[1:]):
         if partner is not live:
-            optimizer = getattr(partner, "optimizer", None)
-            _check_partner(i, kinds, leaves(optimizer) if optimizer else [])
+            _check_partner(i, kinds, leaves(optimizer_of(partner)))
 
 
 def _check_slots(optimizer: Optimizer) -> None:
@@ -173,7 +181,7 @@ def _check_partner(
 
 def grown_optimizer(
     plan: Stages, optimizer_state: str, multipliers: bool = False
-) -> Optimizer:
+) -> Optimizer | None:
     """Makes an optimizer for the fused model, with the state of its parents' optimizers.
 
     Args:
@@ -184,9 +192,12 @@ def grown_optimizer(
             the function is learned as fast as before.
 
     Returns:
-        An optimizer of the live model's class, built on the fused model's variables.
+        An optimizer of the live model's class, built on the fused model's variables;
+        `None` if the live model has none.
     """
     *earlier, last = plan.stages
+    if optimizer_of(earlier[0].parents[0] if earlier else last.parents[0]) is None:
+        return None
     for stage in earlier:
         # It is the parent of the next growth, which has no optimizer yet.
         stage.fused.optimizer = _grown(stage, optimizer_state, multipliers)
@@ -278,8 +289,7 @@ def _in_order(
 
 def _leaves_of(model: keras.Model, count: int) -> Sequence[Optimizer | None]:
     """A parent's optimizers; in a reset they may be fewer than the others'."""
-    optimizer = getattr(model, "optimizer", None)
-    found = leaves(optimizer) if optimizer is not None else []
+    found = leaves(optimizer_of(model))
     return found if len(found) == count else [None] * count
 
 

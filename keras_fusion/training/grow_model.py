@@ -10,9 +10,9 @@ import keras
 
 from keras_fusion.errors import FusionError, GrowthError, require
 from keras_fusion.layout.parent_blocks import Blocks
-from keras_fusion.models import private, processes
+from keras_fusion.models import private
 from keras_fusion.operators.base import check_operator
-from keras_fusion.training import journal, options, ramps
+from keras_fusion.training import journal, live_growth, options, ramps
 from keras_fusion.training.event import GrowthEvent
 from keras_fusion.training.growths import Growths
 from keras_fusion.training.matching import shapes_of
@@ -300,10 +300,7 @@ class GrowModel(keras.callbacks.Callback):
         for watcher in self.watchers:
             watcher.before_growth(self)
         event = self._growths.grow(self._step)
-        with private.scope(self.model):
-            speaks = self.verbose and processes.is_chief()
-        if speaks:
-            print(f"\n{event}")
+        live_growth.announce(self.model, event, self.verbose)
         for watcher in self.watchers:
             watcher.after_growth(self)
         return event

@@ -1,7 +1,6 @@
 """The growths of one callback: how each happens, is recorded, and is done again."""
 
 import contextlib
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,11 +10,18 @@ import keras
 from keras_fusion import graft
 from keras_fusion.errors import FusionError
 from keras_fusion.layout import parent_blocks
+from keras_fusion.layout.parent_blocks import Blocks
 from keras_fusion.models import private, processes
-from keras_fusion.training import circumstances, fields, files, journal, ramps, swap
+from keras_fusion.training import (
+    circumstances,
+    fields,
+    files,
+    journal,
+    live_growth,
+    ramps,
+    swap,
+)
 from keras_fusion.training.event import GrowthEvent
-from keras_fusion.training.learning_rate import Ramp
-from keras_fusion.training.matching import shapes_of
 from keras_fusion.training.record import (
     GROWTH,
     Change,
@@ -24,7 +30,6 @@ from keras_fusion.training.record import (
     plain,
 )
 from keras_fusion.training.replay import replay
-from keras_fusion.values import rate_multipliers, slots
 
 _STATE = {"seed": fields.none_or(fields.is_seed), "schedule": fields.is_dict}
 
@@ -89,22 +94,7 @@ class Growths(journal.Author):
                 f"Model {model.name!r} has no optimizer to grow. Compile it with one "
                 "before fit()."
             )
-        swap.check(
-            model,
-            grow.operator,
-            self._next_seed(),
-            grow.optimizer_state,
-            inputs=grow.probe,
-            tolerance=grow.tolerance,
-        )
-        for optimizer in graft.leaves(model.optimizer):
-            if grow.learning_rate_factor != 1 or grow.rewarmup_steps:
-                slots.check_rate_may_change(optimizer)
-            if self._multiplies:
-                rate_multipliers.check(optimizer)
-        check = getattr(grow.learning_rate_factor, "check", None)
-        if check is not None:
-            check(model)
+        live_growth.check(model, live_growth.Options.of(grow), self._next_seed())
 
     # A growth.
 
@@ -121,31 +111,20 @@ class Growths(journal.Author):
             FusionError: if the growth is refused; nothing has changed.
             GrowthError: if it failed; the model trains on as it was.
         """
-        grow, model = self.callback, self.callback.model
-        prepared, event, seed = self._prepare(step)
-        is_measured = callable(grow.learning_rate_factor)
-        change = Change(
-            kind=GROWTH,
-            step=step,
-            before=shapes_of(model),
-            after=shapes_of(prepared.fused),
-            seed=seed,
-            ramps=None if is_measured else self._ramps(),
-            event=event,
-        )
-        with (
-            swap.uninterrupted(),
-            self._kept(),
-            journal.of(model).announced(self, change) as pending,
-            swap.in_place(model, prepared),
-        ):
-            grow.blocks = swap.remember_blocks(model, prepared)
-            # What is measured needs the grown model.
-            started = self._ramps() if change.ramps is None else change.ramps
-            ramps.start(model, started)
-            grow.events.append(event)
-            pending.commit(started)
-        return event
+        grow, model, seed = self.callback, self.callback.model, self._next_seed()
+        recorded = self.ahead_at(step)
+        epoch = recorded.epoch if recorded else journal.of(model).clock.epoch
+        with self._kept():
+            return live_growth.grow(
+                model,
+                live_growth.Options.of(grow),
+                live_growth.Occasion(step, epoch, seed, self),
+                self._enter,
+            )
+
+    def _enter(self, event: GrowthEvent, blocks: Blocks) -> None:
+        self.callback.blocks = blocks
+        self.callback.events.append(event)
 
     @contextlib.contextmanager
     def _kept(self) -> Iterator[None]:
@@ -157,44 +136,6 @@ class Growths(journal.Author):
         except BaseException:
             grow.events[:], grow.blocks = events, blocks
             raise
-
-    def _prepare(self, step: int) -> tuple[swap.Prepared, GrowthEvent, int]:
-        """The growth that only has to be put in place, its event and its seed."""
-        grow, model, begin = self.callback, self.callback.model, time.perf_counter()
-        seed = self._next_seed()
-        prepared, difference = swap.prepare(
-            model,
-            grow.operator,
-            seed,
-            optimizer_state=grow.optimizer_state,
-            multipliers=self._multiplies,
-            inputs=grow.probe,
-            tolerance=grow.tolerance,
-        )
-        recorded = self.ahead_at(step)
-        event = GrowthEvent(
-            step=step,
-            epoch=recorded.epoch if recorded else journal.of(model).clock.epoch,
-            params_before=model.count_params(),
-            params_after=prepared.fused.count_params(),
-            seconds=time.perf_counter() - begin,
-            function_change=difference.largest,
-            mean_change=difference.mean,
-            argmax_agreement=difference.argmax_agreement,
-            operator=str(grow.operator),
-        )
-        return prepared, event, seed
-
-    def _ramps(self) -> list[Ramp]:
-        """The ramps of a growth that happens now, one per optimizer."""
-        grow, model = self.callback, self.callback.model
-        factor: Any = grow.learning_rate_factor
-        if callable(factor):
-            factors = ramps.measured(model, factor, grow.blocks)
-        else:
-            factors = [factor] * len(graft.leaves(model.optimizer))
-        is_reset = grow.optimizer_state == "reset"
-        return ramps.of_growth(model, factors, grow.rewarmup_steps, is_reset)
 
     def _run_seed(self) -> int:
         """The seed from which the seed of each growth is derived."""

@@ -217,13 +217,13 @@ class Journal:
         return [e.change for e in self.entries if _concerns(author, e)]
 
     @contextlib.contextmanager
-    def announced(self, author: Author, change: Change) -> Iterator["Pending"]:
+    def announced(self, author: Author | None, change: Change) -> Iterator["Pending"]:
         """Opens a scope for a change that the records of this `fit` have from now on.
 
         If anything in it fails, the records and the journal are as they were before.
 
         Args:
-            author: who is about to change the model.
+            author: who is about to change the model; `None` if that is no callback.
             change: `Change`; its ramps are `None` if they are still to be measured.
 
         Yields:
@@ -250,7 +250,7 @@ class Journal:
                 self._entries = entries
                 raise
 
-    def enter(self, author: Author, announced: Change, change: Change) -> None:
+    def enter(self, author: Author | None, announced: Change, change: Change) -> None:
         """Enters an announced change with what was measured since, see `Pending`."""
         entry = Entry(author, change)
         self.entries = [*self.entries, entry]
@@ -266,8 +266,10 @@ class Journal:
                     stacklevel=3,
                 )
 
-    def _concerned(self, author: Author, entry: Entry) -> list[Author]:
+    def _concerned(self, author: Author | None, entry: Entry) -> list[Author]:
         """The authors in the same `fit` who have to record the change."""
+        if author is None:
+            return []
         return [a for a in self.authors(author.callback) if _concerns(a, entry)]
 
     def resume(
@@ -309,7 +311,7 @@ class Pending:
     """A change that has been announced and has not been entered yet."""
 
     journal: Journal
-    author: Author
+    author: Author | None
     change: Change
 
     def commit(self, started: list[Ramp] | None = None) -> None:

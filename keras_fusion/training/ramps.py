@@ -41,7 +41,7 @@ def measured(
     Raises:
         FusionError: if what was measured is no number.
     """
-    optimizers = graft.leaves(model.optimizer)
+    optimizers = graft.leaves(graft.optimizer_of(model))
     try:
         factors = [measure(model, blocks, optimizer) for optimizer in optimizers]
     except Exception as error:  # The model has grown and must train on.
@@ -115,7 +115,7 @@ def of_growth(
             optimizer.gradient_accumulation_steps or 1,
         )
         for optimizer, factor in zip(
-            graft.leaves(model.optimizer), factors, strict=True
+            graft.leaves(graft.optimizer_of(model)), factors, strict=True
         )
     ]
 
@@ -126,7 +126,9 @@ def start(model: keras.Model, ramps: list[Ramp]) -> None:
     A schedule is wrapped; a rate that is a variable is multiplied by the ramp's factor
     at once, and moved batch by batch along the rest of the ramp.
     """
-    for optimizer, ramp in zip(graft.leaves(model.optimizer), ramps, strict=True):
+    for optimizer, ramp in zip(
+        graft.leaves(graft.optimizer_of(model)), ramps, strict=True
+    ):
         schedule = graft.schedule_of(optimizer)
         if ramp.is_trivial:
             continue
@@ -152,7 +154,9 @@ def resume(model: keras.Model, growths: list[list[Ramp]]) -> None:
     """
     if not growths:
         return
-    for optimizer, *own in zip(graft.leaves(model.optimizer), *growths, strict=True):
+    for optimizer, *own in zip(
+        graft.leaves(graft.optimizer_of(model)), *growths, strict=True
+    ):
         is_variable = graft.schedule_of(optimizer) is None
         if is_variable and private.attached(optimizer, RateFollower) is None:
             for ramp in own:
@@ -184,7 +188,7 @@ def put_back(model: keras.Model) -> None:
 
 def settle(model: keras.Model) -> None:
     """Takes ramps that are over out of the learning-rate schedules."""
-    for optimizer in graft.leaves(model.optimizer):
+    for optimizer in graft.leaves(graft.optimizer_of(model)):
         schedule = graft.schedule_of(optimizer)
         if isinstance(schedule, GrownSchedule):
             private.sync(model)
@@ -193,7 +197,7 @@ def settle(model: keras.Model) -> None:
 
 def _followers(model: keras.Model) -> list[tuple]:
     """Pairs of an optimizer and the follower that moves its rate at present."""
-    optimizers = graft.leaves(model.optimizer)
+    optimizers = graft.leaves(graft.optimizer_of(model))
     found = [(o, private.attached(o, RateFollower)) for o in optimizers]
     found = [(o, follower) for o, follower in found if follower and follower.ramps]
     if found:

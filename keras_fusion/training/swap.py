@@ -33,11 +33,11 @@ class Prepared:
 
     Args:
         plan: the filled `Plan`.
-        optimizer: optimizer of the new model.
+        optimizer: optimizer of the new model; `None` if the live one has none.
     """
 
     plan: Plan
-    optimizer: keras.optimizers.Optimizer
+    optimizer: keras.optimizers.Optimizer | None
 
     @property
     def fused(self) -> keras.Model:
