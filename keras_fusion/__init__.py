@@ -11,6 +11,7 @@ from keras_fusion.errors import (
 )
 from keras_fusion.layout.axes import Axis
 from keras_fusion.layout.variables import VariableLayout
+from keras_fusion.models.names import public_names as __dir__  # noqa: F401
 from keras_fusion.models.private import multi_worker_fit
 from keras_fusion.models.rules import Norm, register, registered
 from keras_fusion.operators.base import (
@@ -34,6 +35,7 @@ from keras_fusion.training.event import GrowthEvent
 from keras_fusion.training.grow import grow
 from keras_fusion.training.grow_model import GrowModel
 from keras_fusion.training.learning_rate import GrownSchedule
+from keras_fusion.training.preview import Preview, preview
 from keras_fusion.training.schedules import (
     AtEpoch,
     AtStep,
@@ -74,6 +76,7 @@ __all__ = [
     "OnPlateau",
     "Plan",
     "Plans",
+    "Preview",
     "Slot",
     "StagedTraining",
     "StructureError",
@@ -93,6 +96,7 @@ __all__ = [
     "plot_dynamics",
     "plot_fusion",
     "plot_run",
+    "preview",
     "register",
     "register_operator",
     "register_optimizer",

@@ -20,6 +20,13 @@ class FusionError(ValueError):
     """
 
 
+class UnknownArgumentError(FusionError, TypeError):
+    """A function was called with an argument that it does not have.
+
+    As in Python it is a `TypeError`, too.
+    """
+
+
 class UnregisteredLayerError(FusionError):
     """A layer has weights of its own that no rule describes.
 

@@ -8,9 +8,9 @@ import keras
 import tqdm
 
 import keras_fusion
-from keras_fusion.analysis.flops import training_step_flops
 from keras_fusion.demo.planning import Cost, Plan
 from keras_fusion.demo.settings import Settings
+from keras_fusion.models.flops import training_step_flops
 from keras_fusion.t5.data import PretrainingData
 from keras_fusion.t5.meter import FlopsMeter, Point
 from keras_fusion.t5.model import Architecture, build

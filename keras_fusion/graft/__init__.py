@@ -14,13 +14,16 @@ from keras_fusion.graft.optimizer import (
     schedule_of,
     steps,
 )
+from keras_fusion.graft.sizes import bytes_of, optimizer_bytes
 
 __all__ = [
+    "bytes_of",
     "check_metrics",
     "check_optimizers",
     "grafted",
     "grown_optimizer",
     "leaves",
+    "optimizer_bytes",
     "optimizer_of",
     "options",
     "raw_iterations",

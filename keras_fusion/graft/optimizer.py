@@ -222,7 +222,7 @@ def _grown(plan: Growth, optimizer_state: str, multipliers: bool) -> Optimizer:
     ]
     if not live.built:
         return _unbuilt(live, pairs, added)
-    fresh = _built(live, plan.fused, pairs, added)
+    fresh = _built(live, _in_order(live, plan.fused, pairs), pairs, added)
     if reset:
         deferral.give_values(fresh.variables)
     for old, new in zip(family(live), family(fresh), strict=True):
@@ -259,12 +259,11 @@ def _unbuilt(
 
 def _built(
     live: Optimizer,
-    fused: keras.Model,
+    variables: list[keras.Variable],
     pairs: Pairs,
     added: Sequence[Mapping[int, float] | None],
 ) -> Optimizer:
-    """The same, with variables; those of slots without values where that works."""
-    variables = _in_order(live, fused, pairs)
+    """The same, built on variables; slots without values where that works."""
     fresh = _unbuilt(live, pairs, added)
     try:
         with deferral.without_values():
@@ -273,6 +272,17 @@ def _built(
         fresh = _unbuilt(live, pairs, added)
         fresh.build(variables)
     return fresh
+
+
+def built_on(live: Optimizer, model: keras.Model) -> Optimizer:
+    """An optimizer of a model as it will be in training: itself, or a built twin.
+
+    The slots of a twin need have no values.
+    """
+    if live.built:
+        return live
+    pairs = [(v, v) for v in model.trainable_variables]
+    return _built(live, model.trainable_variables, pairs, [None] * len(leaves(live)))
 
 
 def _in_order(

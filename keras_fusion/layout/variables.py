@@ -55,6 +55,13 @@ class VariableLayout:
     copies: float = 1.0
     initial: Callable[[], np.ndarray] | None = None
 
+    def __repr__(self) -> str:
+        """The layout in one line, without the variables' values."""
+        own = ", ".join(str(tuple(source.shape)) for source in self.sources[:2])
+        more = f" and {len(self.sources) - 2} more" if len(self.sources) > 2 else ""
+        shape = tuple(self.target.shape)
+        return f"<VariableLayout {self.address!r}: {own}{more} to {shape}>"
+
     @property
     def grown(self) -> bool:
         """Whether each parent has a block of its own in this variable."""

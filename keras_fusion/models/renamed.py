@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import ParamSpec, TypeVar
 
 from keras_fusion.errors import FusionError
+from keras_fusion.models.names import helpful
 
 # Arguments of operators, by their names in files of version 0.1.0.
 OLD_NAMES = {"noise": "noise_scale", "off_diagonal_scale": "noise_scale"}
@@ -17,6 +18,8 @@ R = TypeVar("R")
 def renamed(**names: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Decorator that accepts arguments by their old names, with a `DeprecationWarning`.
 
+    Others that the function does not have are refused, see `helpful`.
+
     Args:
         **names: the new name for each old one.
 
@@ -25,6 +28,8 @@ def renamed(**names: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        known = helpful(function)
+
         @functools.wraps(function)
         def accepting(*args: P.args, **kwargs: P.kwargs) -> R:
             old = {name: new for name, new in names.items() if name in kwargs}
@@ -42,7 +47,7 @@ def renamed(**names: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
                 )
                 kwargs[new] = kwargs.pop(name)
             try:
-                return function(*args, **kwargs)
+                return known(*args, **kwargs)
             except FusionError as error:
                 raise type(error)(_in_old_words(str(error), old)) from error
 

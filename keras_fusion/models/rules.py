@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import keras
 
 from keras_fusion.errors import FusionError, UnregisteredLayerError
+from keras_fusion.models.names import helpful
 from keras_fusion.models.stock import stock_class
 
 # Of one axis: `"in"`, `"out"` or `None`; `("out", n)` for n tensors one after another.
@@ -126,6 +127,7 @@ class ClassRule(_Fixed):
 _RULES: dict[type | str, ClassRule] = {}
 
 
+@helpful
 def register(
     cls: _Class,
     *,

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import keras
 
 from keras_fusion.errors import FusionError
+from keras_fusion.models.names import helpful
 from keras_fusion.models.renamed import in_new_names
 from keras_fusion.operators.plan import Plan, Plans
 
@@ -31,6 +32,7 @@ class Method:
 _METHODS: dict[str, Method] = {}
 
 
+@helpful
 def register_operator(grows: str, *, exact: str, source: str) -> Callable[[type], type]:
     """Decorator that puts an operator class into the table of `known_operators`.
 

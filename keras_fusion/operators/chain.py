@@ -6,6 +6,7 @@ import keras
 import numpy as np
 
 from keras_fusion.errors import FusionError
+from keras_fusion.models.names import helpful
 from keras_fusion.operators import arguments
 from keras_fusion.operators.base import (
     GrowthOperator,
@@ -42,6 +43,7 @@ class Chain(GrowthOperator):
     [16, 16, 16, 1]
     """
 
+    @helpful
     def __init__(self, operators: list):
         if not isinstance(operators, (list, tuple)) or not operators:
             raise FusionError(

@@ -15,7 +15,8 @@ from keras_fusion.architecture.parents import Match, Parents, resolved
 from keras_fusion.architecture.widths import Widths
 from keras_fusion.layout import variables
 from keras_fusion.layout.variables import VariableLayout
-from keras_fusion.models import adapted, host, private, tree
+from keras_fusion.models import adapted, host, private, progress, tree
+from keras_fusion.models.names import helpful
 from keras_fusion.operators import earlier_weights
 from keras_fusion.values.fillers import Filler, FusionFiller, WidthFiller
 
@@ -88,7 +89,8 @@ class Plan:
 
     def _filled(self):
         """Yields each variable of the bigger model with its value."""
-        for index, layout in enumerate(self.layouts):
+        what = f"filling {self.fused.name!r}"
+        for index, layout in progress.steps(self.layouts, what, lambda x: x.address):
             # Once for copies of one model, whose arrays so stay one array.
             read = {id(v): host.read(v) for v in layout.sources}
             arrays = [read[id(v)] for v in layout.sources]
@@ -164,6 +166,10 @@ class Plans(list):
             plan.fill()
         return self.fused
 
+    def __repr__(self) -> str:
+        """The plans, one on each line."""
+        return "\n".join(map(repr, self))
+
     def weights_adapter(self) -> Callable[[list], list]:
         """Makes the function that grows weights of the first parent by all growths."""
         adapters = [plan.weights_adapter() for plan in self]
@@ -176,6 +182,7 @@ class Plans(list):
         return adapt
 
 
+@helpful
 def lay_out(
     model: keras.Model | Sequence[keras.Model],
     *,

@@ -10,6 +10,7 @@ from keras_fusion.errors import FusionError, StructureError
 from keras_fusion.layout.axes import Axis
 from keras_fusion.layout.variables import VariableLayout
 from keras_fusion.models import private, tree
+from keras_fusion.models.names import helpful
 from keras_fusion.operators import arguments
 from keras_fusion.operators.base import GrowthOperator, register_operator
 from keras_fusion.operators.plan import Plan, adopted
@@ -157,6 +158,7 @@ class DepthStacking(GrowthOperator):
     Pro, ACL 2024.
     """
 
+    @helpful
     def __init__(self, factor: int = 2, order: str = "stacked", identity: bool = False):
         arguments.check_whole_factor(factor, "DepthStacking", "")
         if order not in ORDERS:

@@ -3,6 +3,7 @@
 import keras
 
 from keras_fusion.architecture.parents import check_factor
+from keras_fusion.models.names import helpful
 from keras_fusion.operators import arguments
 from keras_fusion.operators.base import GrowthOperator, register_operator
 from keras_fusion.operators.fusion import plan_fusion
@@ -52,6 +53,7 @@ class ZeroPadding(GrowthOperator):
     Function-preserving Expansions for Transformer Architectures, 2023.
     """
 
+    @helpful
     def __init__(self, factor: float = 2):
         check_factor(factor)
         self.factor = factor

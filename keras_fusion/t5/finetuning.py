@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 import keras
 import numpy as np
 
-from keras_fusion.analysis.flops import training_step_flops
 from keras_fusion.errors import FusionError
+from keras_fusion.models.flops import training_step_flops
 from keras_fusion.t5.batches import arranged, streamed
 from keras_fusion.t5.text_task import TextTask
 from keras_fusion.t5.vocabulary import EOS_ID, PAD_ID, Vocabulary

@@ -7,7 +7,7 @@ from typing import Any, cast
 import keras
 
 import keras_fusion
-from keras_fusion.analysis.flops import training_step_flops
+from keras_fusion.models.flops import training_step_flops
 from keras_fusion.t5 import fingerprint, strategy
 from keras_fusion.t5.data import PretrainingData
 from keras_fusion.t5.model import build

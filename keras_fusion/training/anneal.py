@@ -7,6 +7,7 @@ import keras
 from keras_fusion import graft
 from keras_fusion.errors import is_integer, require
 from keras_fusion.models import exchange, host, private
+from keras_fusion.models.names import helpful
 from keras_fusion.training import journal, swap
 from keras_fusion.training.matching import shapes_of
 from keras_fusion.training.record import STOCK_NORMS, Change
@@ -61,6 +62,7 @@ class AnnealBlockNorms(keras.callbacks.Callback):
     The annealing is this package's own.
     """
 
+    @helpful
     def __init__(self, steps: int):
         super().__init__()
         fits = is_integer(steps, 1)

@@ -14,6 +14,7 @@ import numpy as np
 
 from keras_fusion.errors import FusionError, is_integer, is_path, require
 from keras_fusion.models import host, private, processes
+from keras_fusion.models.names import helpful
 from keras_fusion.training import (
     backup_folder,
     circumstances,
@@ -75,6 +76,7 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
     16
     """
 
+    @helpful
     def __init__(
         self,
         backup_dir: str | os.PathLike,

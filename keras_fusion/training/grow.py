@@ -11,12 +11,14 @@ import keras
 from keras_fusion import graft
 from keras_fusion.errors import FusionError, require
 from keras_fusion.models import private, processes
+from keras_fusion.models.names import helpful
 from keras_fusion.operators.base import check_operator
 from keras_fusion.operators.fusion import FusionOperator
-from keras_fusion.training import journal, live_growth, options
+from keras_fusion.training import journal, live_growth, options, swap
 from keras_fusion.training.event import GrowthEvent
 
 
+@helpful
 def grow(
     model: keras.Model,
     operator_or_factor: Any = 2,
@@ -107,9 +109,10 @@ def grow(
     with _trained_by(model, optimizer), private.scope(model):
         seed = processes.drawn_seed() if seed is None else int(seed)
         _check(model, chosen)
-        event = live_growth.grow(model, chosen, _occasion(model, seed))
-    live_growth.announce(model, event, verbose)
-    return event
+        occasion = _occasion(model, seed)
+        return live_growth.told(
+            model, verbose, lambda: live_growth.grow(model, chosen, occasion)
+        )
 
 
 def as_operator(given: Any) -> Any:
@@ -150,10 +153,7 @@ def _trained_by(model: keras.Model, optimizer: Any) -> Iterator[None]:
 
 def _check(model: keras.Model, chosen: live_growth.Options) -> None:
     """Checks what concerns the optimizer before anything is built."""
-    operator = chosen.operator
-    parents = getattr(operator, "parents", None)
-    models = parents(model) if parents is not None else [model]
-    graft.check_optimizers(models, chosen.optimizer_state)
+    swap.check_optimizers(model, chosen.operator, chosen.optimizer_state)
     live_growth.check_rates(model, chosen)
     constant = dataclasses.replace(chosen, learning_rate_factor=1.0)
     ramps = live_growth.ramps_of(model, constant, None)

@@ -11,11 +11,13 @@ import keras
 from keras_fusion.errors import FusionError, GrowthError, require
 from keras_fusion.layout.parent_blocks import Blocks
 from keras_fusion.models import private
+from keras_fusion.models.names import helpful
 from keras_fusion.operators.base import check_operator
 from keras_fusion.training import journal, live_growth, options, ramps
 from keras_fusion.training.event import GrowthEvent
 from keras_fusion.training.growths import Growths
 from keras_fusion.training.matching import shapes_of
+from keras_fusion.training.preview import Preview, previewed
 from keras_fusion.training.schedules import AtEpoch, GrowthSchedule, Moment
 
 # Where Keras's `BackupAndRestore` keeps the weights, in its folder.
@@ -86,6 +88,7 @@ class GrowModel(keras.callbacks.Callback):
     (16, 3)
     """
 
+    @helpful
     def __init__(
         self,
         operator: Any,
@@ -299,11 +302,26 @@ class GrowModel(keras.callbacks.Callback):
         private.sync(self.model)
         for watcher in self.watchers:
             watcher.before_growth(self)
-        event = self._growths.grow(self._step)
-        live_growth.announce(self.model, event, self.verbose)
+        event = live_growth.told(
+            self.model, self.verbose, lambda: self._growths.grow(self._step)
+        )
         for watcher in self.watchers:
             watcher.after_growth(self)
         return event
+
+    def preview(self, model: keras.Model) -> Preview:
+        """Prints what this callback's next growth would make of a model.
+
+        Args:
+            model: built model. It does not change.
+
+        Returns:
+            The `Preview`, see `keras_fusion.preview`.
+        """
+        found = previewed(model, live_growth.Options.of(self))
+        if self.verbose:
+            print(found)
+        return found
 
     def get_config(self) -> dict:
         """The constructor's arguments, serialized; a probe batch is left out.

@@ -9,6 +9,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_fusion.models.names import helpful
+
 Schedule = keras.optimizers.schedules.LearningRateSchedule
 
 
@@ -108,6 +110,7 @@ class GrownSchedule(Schedule):
     [0.045, 0.224, 0.25]
     """
 
+    @helpful
     def __init__(self, schedule: Schedule | Callable[[], Any], ramp: Ramp):
         self.schedule = schedule
         self.ramp = ramp

@@ -12,7 +12,7 @@ import keras
 
 from keras_fusion import graft
 from keras_fusion.layout.parent_blocks import Blocks
-from keras_fusion.models import private, processes
+from keras_fusion.models import private, processes, progress
 from keras_fusion.training import journal, ramps, swap
 from keras_fusion.training.event import GrowthEvent
 from keras_fusion.training.learning_rate import Ramp
@@ -186,9 +186,20 @@ def ramps_of(model: keras.Model, options: Options, blocks: Blocks | None) -> lis
     return ramps.of_growth(model, factors, options.rewarmup_steps, is_reset)
 
 
-def announce(model: keras.Model, event: GrowthEvent, verbose: int) -> None:
-    """Prints a growth, in the one process that prints."""
+def told(
+    model: keras.Model, verbose: int, growth: Callable[[], GrowthEvent]
+) -> GrowthEvent:
+    """Grows a model, and prints how far it is and what was done, in one process.
+
+    Args:
+        model: the live model.
+        verbose: int. Whether to print.
+        growth: function that grows the model.
+    """
     with private.scope(model):
-        speaks = verbose and processes.is_chief()
+        speaks = bool(verbose) and processes.is_chief()
+    with progress.shown(speaks):
+        event = growth()
     if speaks:
         print(f"\n{event}")
+    return event

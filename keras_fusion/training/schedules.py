@@ -7,6 +7,7 @@ import warnings
 import keras
 
 from keras_fusion.errors import FusionError, is_integer, is_number, require
+from keras_fusion.models.names import helpful
 from keras_fusion.training.options import positive_integers
 
 
@@ -161,6 +162,7 @@ class AtStep(GrowthSchedule):
     # The name that errors call the list by; `DeepFusion` has another one.
     argument = "steps"
 
+    @helpful
     def __init__(self, steps: int | list[int]):
         self.steps = positive_integers("steps", steps)
 
@@ -204,6 +206,7 @@ class AtEpoch(GrowthSchedule):
     # The name that errors call the list by; `DeepFusion` has another one.
     argument = "epochs"
 
+    @helpful
     def __init__(self, epochs: int | list[int]):
         self.epochs = positive_integers("epochs", epochs)
 
@@ -254,6 +257,7 @@ class OnPlateau(GrowthSchedule):
     >>> grow = keras_fusion.DeepFusion(schedule=schedule)
     """
 
+    @helpful
     def __init__(
         self,
         monitor: str = "val_loss",

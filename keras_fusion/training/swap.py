@@ -116,6 +116,15 @@ def check(
                 f"The growth of {model.name!r} fails ({type(error).__name__}: {error}). "
                 "Nothing has changed."
             ) from error
+    check_optimizers(model, operator, optimizer_state)
+
+
+def check_optimizers(model: keras.Model, operator: Any, optimizer_state: str) -> None:
+    """Checks that the optimizers' state can be carried through a growth.
+
+    Raises:
+        FusionError: naming the model and the optimizer.
+    """
     parents = getattr(operator, "parents", None)
     models = parents(model) if parents is not None else [model]
     graft.check_optimizers(models, optimizer_state)

@@ -14,7 +14,7 @@ import numpy as np
 
 from keras_fusion.errors import FusionError
 from keras_fusion.layout.variables import VariableLayout
-from keras_fusion.models import host
+from keras_fusion.models import host, progress
 from keras_fusion.values.fillers import Filler
 from keras_fusion.values.slots import Slot, rules_of
 
@@ -72,7 +72,8 @@ def transfer(
     names = sorted(
         set(fresh.lists) & set(rules), key=lambda n: (bool(rules[n].dual), n)
     )
-    for item in layouts:
+    what = f"growing the state of {type(optimizer).__name__}"
+    for _, item in progress.steps(layouts, what, lambda item: item.address):
         where = [p.get(id(s)) for p, s in zip(index, item.sources, strict=True)]
         if where[0] is None:
             continue  # not trained

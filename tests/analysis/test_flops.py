@@ -58,9 +58,47 @@ def test_dense_transformer_equals_the_analytic_count():
 @pytest.mark.core
 @counted
 def test_what_is_not_counted_is_refused():
-    model = keras.Sequential([keras.Input((5, 6)), layers.Conv1D(4, 2, padding="same")])
-    with pytest.raises(FusionError, match="(?i)conv.*not counted"):
+    """What a branch costs depends on the data."""
+
+    def branch(x):
+        kernel = keras.ops.ones((6, 6))
+        positive = keras.ops.sum(x) > 0
+        return keras.ops.cond(positive, lambda: x, lambda: keras.ops.matmul(x, kernel))
+
+    model = keras.Sequential(
+        [keras.Input((5, 6)), layers.Dense(6), layers.Lambda(branch)]
+    )
+    with pytest.raises(FusionError, match="(?i)(if|cond).*not counted"):
         flops(model, (2, 5, 6))
+
+
+@pytest.mark.core
+@counted
+def test_convolutions_are_counted():
+    """With kernels as wide as their stride they are products of matrices."""
+    convolution = layers.Conv1D(7, 2, strides=2)
+    found = flops(keras.Sequential([keras.Input((8, 6)), convolution]), (3, 8, 6))
+    assert found == 2 * (2 * (3 * 4) * (2 * 6) * 7)
+    stack = [layers.Conv2D(5, 2, strides=2), layers.Conv2D(3, 2, strides=2)]
+    found = flops(keras.Sequential([keras.Input((8, 8, 6)), *stack]), (3, 8, 8, 6))
+    first = 2 * (2 * (3 * 16) * (4 * 6) * 5)  # nothing lies below
+    assert found == first + 3 * (2 * (3 * 4) * (4 * 5) * 3)
+
+
+@pytest.mark.core
+@counted
+def test_batches_are_those_of_fit():
+    model = keras.Sequential([keras.Input((5, 6)), layers.Dense(4)])
+    model.compile("sgd", "mse")
+    x, y = np.ones((2, 5, 6), "float32"), np.ones((2, 5, 4), "float32")
+    counts = {
+        training_step_flops(model, b) for b in ((x, y), [x, y], (x, y, x[:, 0, 0]))
+    }
+    assert counts == {2 * (2 * 10 * 6 * 4)}
+    with pytest.raises(FusionError, match="`batch` must be a tuple .features, targets"):
+        training_step_flops(model, x)
+    with pytest.raises(FusionError, match="not compiled"):
+        training_step_flops(keras.Sequential([keras.Input((5,))]), (x, y))
 
 
 @pytest.mark.core

@@ -103,6 +103,10 @@ def test_a_plan_is_frozen_and_short():
         plan.exact = False
     assert len(repr(plan)) < 200
     assert "CopiesFiller, exact" in repr(plan)
+    for layout in plan.layouts:
+        assert len(repr(layout)) < 120 and layout.address in repr(layout)
+    lines = repr(OPERATORS["Chain"].plan(functional(8), 0)).splitlines()
+    assert len(lines) == 2 and all(line.startswith("<Plan ") for line in lines)
 
 
 def test_trials_on_a_parent_do_not_move_its_statistics():

@@ -11,6 +11,7 @@ from repository import ROOT
 
 import keras_fusion
 from keras_fusion import DeepFusion, FusionError, FusionOperator, GrowthError, grow
+from keras_fusion.models import progress
 
 pytestmark = pytest.mark.core
 BACKEND = keras.config.backend()
@@ -115,6 +116,24 @@ def test_the_line_is_printed(capsys):
     event = grow(functional(), 2)
     assert capsys.readouterr().out == f"\n{event}\n"
     grow(functional(), 2, verbose=0)
+    assert capsys.readouterr().out == ""
+
+
+def test_a_long_growth_shows_how_far_it_is(capsys, monkeypatch):
+    """After some seconds; in a log every ten."""
+    model = live_model()
+    fit(model, epochs=1)
+    grow(model, 2)
+    assert "filling" not in capsys.readouterr().out
+    monkeypatch.setattr(progress, "PATIENCE", 0.0)
+    monkeypatch.setattr(progress, "_INTERVALS", {True: 0.0, False: 0.0})
+    grow(model, 2)
+    printed = capsys.readouterr().out
+    assert "keras_fusion: filling 'functional" in printed
+    assert "keras_fusion: growing the state of Adam" in printed
+    assert printed.count("layers[6].kernel") == 2
+    assert printed.endswith("same argmax 100.0%)\n")
+    grow(model, 2, verbose=0)
     assert capsys.readouterr().out == ""
 
 

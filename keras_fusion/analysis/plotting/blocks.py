@@ -19,6 +19,7 @@ from keras_fusion.layout import parent_blocks
 from keras_fusion.layout.axes import Axis, block_index, is_readout
 from keras_fusion.layout.parent_blocks import Blocks, Place
 from keras_fusion.models import host
+from keras_fusion.models.names import helpful
 
 Kernel = tuple[keras.Variable, Place]
 
@@ -27,6 +28,7 @@ _PIXELS = 96  # The largest number of entries along each side of a drawn kernel.
 _OFF_DIAGONAL, _NEW = -1, -2
 
 
+@helpful
 def plot_fusion(
     fused: keras.Model,
     *,

@@ -11,6 +11,7 @@ from keras_fusion.analysis.plotting.figure import (
     save,
     tidy,
 )
+from keras_fusion.models.names import helpful
 
 _PANELS = (
     ("loss",),
@@ -20,6 +21,7 @@ _PANELS = (
 )
 
 
+@helpful
 def plot_dynamics(records: Iterable[Any], *, path: str | None = None) -> Any:
     """Draws the measurements of a `DynamicsMonitor` over the steps of the run.
 

@@ -13,9 +13,11 @@ from keras_fusion.analysis.plotting.figure import (
     save,
     tidy,
 )
+from keras_fusion.models.names import helpful
 from keras_fusion.training.event import GrowthEvent
 
 
+@helpful
 def plot_run(
     history: Any,
     events: Iterable[GrowthEvent],

@@ -12,25 +12,24 @@ the whole, are left out.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 import keras
 
-from keras_fusion.errors import FusionError
+from keras_fusion.errors import FusionError, require
 
 __all__ = ["training_step_flops"]
 
 # Operations that `_tensorflow_flops` cannot count: an error is better than a wrong count.
 _UNCOUNTED = (
-    "Conv",
     "DepthwiseConv",
     "SparseMatMul",
     "XlaDot",
     "While",
     "If",
 )
-_UNCOUNTED_BY_JAX = ("conv_general_dilated", "while", "cond", "ragged_dot")
+_UNCOUNTED_BY_JAX = ("while", "cond", "ragged_dot")
 
 
 def training_step_flops(model: keras.Model, batch: tuple) -> int:
@@ -38,14 +37,15 @@ def training_step_flops(model: keras.Model, batch: tuple) -> int:
 
     Args:
         model: compiled Keras model.
-        batch: tuple `(features, targets, sample_weights)` of arrays or tensors.
+        batch: tuple `(features, targets)` or `(features, targets, sample_weights)` of
+            arrays or tensors, as for `fit`.
 
     Returns:
         int. The FLOPs of the forward and the backward pass on this batch.
 
     Raises:
-        FusionError: if the graph has operations that cannot be counted, or on a backend
-            without graphs.
+        FusionError: if the model is not compiled or the batch no such tuple, if the
+            graph has operations that cannot be counted, or on a backend without graphs.
 
     Example:
 
@@ -53,16 +53,60 @@ def training_step_flops(model: keras.Model, batch: tuple) -> int:
     >>> from keras_fusion.flops import training_step_flops
     >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
     >>> model.compile("sgd", "mse")
-    >>> batch = np.ones((2, 4), "float32"), np.ones((2, 3), "float32"), np.ones(2)
+    >>> batch = np.ones((2, 4), "float32"), np.ones((2, 3), "float32")
     >>> training_step_flops(model, batch)  # forward, and the kernel's gradient
     96
     """
+    require(
+        isinstance(batch, (tuple, list)) and 1 <= len(batch) <= 3,
+        "batch",
+        batch,
+        "a tuple (features, targets) or (features, targets, sample_weights)",
+    )
+    if not model.compiled:
+        raise FusionError(
+            f"Model {model.name!r} is not compiled, so its step has no loss. Compile it."
+        )
+    x, y, weights = keras.utils.unpack_x_y_sample_weight(tuple(batch))
+
+    def loss(outputs: Any, x: Any, *rest: Any) -> Any:
+        told = iter(rest)
+        target = None if y is None else next(told)
+        return model.compute_loss(x, target, outputs, next(told, None))
+
+    return _count(model, [part for part in (x, y, weights) if part is not None], loss)
+
+
+def model_flops(model: keras.Model, inputs: Any) -> int:
+    """Counts the FLOPs of a forward and a backward pass, without those of a loss.
+
+    Args:
+        model: built model, which need not be compiled; its variables need no values.
+        inputs: batch in the structure of the model's inputs.
+
+    Raises:
+        FusionError: see `training_step_flops`.
+    """
+    return _count(model, [inputs], _mean_square)
+
+
+def _mean_square(outputs: Any, *batch: Any) -> Any:
+    """A loss that depends on all outputs, and has no matrix product."""
+    found = [
+        keras.ops.mean(keras.ops.square(keras.ops.cast(y, "float32")))
+        for y in keras.tree.flatten(outputs)
+        if keras.backend.is_float_dtype(keras.backend.standardize_dtype(y.dtype))
+    ]
+    return sum(found[1:], found[0])
+
+
+def _count(model: keras.Model, batch: Sequence[Any], loss: Callable[..., Any]) -> int:
     backend = keras.config.backend()
     if backend not in _COUNTERS:
         raise FusionError(
             f"FLOPs are counted on {sorted(_COUNTERS)}. Received: the backend {backend!r}."
         )
-    return _COUNTERS[backend](model, batch)
+    return _COUNTERS[backend](model, batch, loss)
 
 
 def _refuse(operation: str) -> NoReturn:
@@ -73,11 +117,10 @@ def _refuse(operation: str) -> NoReturn:
 
 def _loss(
     model: keras.Model,
+    loss: Callable[..., Any],
     trainable: Sequence,
     others: Sequence,
-    x: Any,
-    y: Any,
-    sample_weight: Any,
+    *batch: Any,
 ) -> Any:
     """The loss as a function of all its inputs."""
     state = [
@@ -86,18 +129,19 @@ def _loss(
     ]
     # Variables may be spread over devices; the graph of one device cannot read them.
     with keras.StatelessScope(state_mapping=state):
-        outputs = model(x, training=True)
-        return model.compute_loss(x, y, outputs, sample_weight)
+        return loss(model(batch[0], training=True), *batch)
 
 
-def _in_tensorflow(model: keras.Model, batch: tuple) -> int:
+def _in_tensorflow(
+    model: keras.Model, batch: Sequence[Any], loss: Callable[..., Any]
+) -> int:
     import tensorflow as tf
 
     def step(trainable: Sequence, others: Sequence, *batch: Any) -> Any:
         with tf.GradientTape() as tape:
             tape.watch(trainable)
-            loss = _loss(model, trainable, others, *batch)
-        return tape.gradient(loss, trainable)
+            value = _loss(model, loss, trainable, others, *batch)
+        return tape.gradient(value, trainable)
 
     tensors = tf.nest.map_structure(tf.convert_to_tensor, batch)
     specs = tf.nest.map_structure(tf.TensorSpec.from_tensor, tensors)
@@ -117,7 +161,12 @@ def _tensorflow_flops(operation: Any) -> int:
         contracted = 0 if operation.get_attr("transpose_a") else 1
     elif operation.type in ("BatchMatMul", "BatchMatMulV2", "BatchMatMulV3"):
         contracted = -2 if operation.get_attr("adj_x") else -1
-    elif operation.type.startswith(_UNCOUNTED) or "Partitioned" in operation.type:
+    elif operation.type.startswith("Conv"):
+        return _convolution_flops(operation)
+    elif (
+        operation.type.removeprefix("Stateless").startswith(_UNCOUNTED)
+        or "Partitioned" in operation.type
+    ):
         _refuse(f"{operation.type!r} ({operation.name!r})")
     else:
         return 0
@@ -125,31 +174,54 @@ def _tensorflow_flops(operation: Any) -> int:
     return 2 * math.prod(operation.outputs[0].shape) * length
 
 
+def _convolution_flops(operation: Any) -> int:
+    """2·(entries of the result)·(entries of the kernel per output channel).
+
+    The gradients multiply the same pairs: their result has another shape.
+    """
+    if operation.type.endswith("BackpropInput"):
+        kernel, result = operation.inputs[1], operation.inputs[2]
+    elif operation.type.endswith("BackpropFilter"):
+        kernel, result = operation.outputs[0], operation.inputs[2]
+    else:
+        kernel, result = operation.inputs[1], operation.outputs[0]
+    shapes = kernel.shape, result.shape
+    if None in (*shapes[0], *shapes[1]):
+        _refuse(f"{operation.type!r} of unknown shape ({operation.name!r})")
+    return 2 * math.prod(shapes[1]) * math.prod(shapes[0][:-1])
+
+
 def _einsum_flops(operation: Any) -> int:
     """2·(combinations of all indices) for two operands, or 0 for one."""
     terms = operation.get_attr("equation").decode().split("->")[0].split(",")
     if len(terms) == 1:
         return 0
-    sizes = {}
+    sizes: dict[Any, int] = {}
     for term, tensor in zip(terms, operation.inputs, strict=True):
-        if "." in term:
-            _refuse(f"an Einsum with an ellipsis ({operation.name!r})")
-        sizes |= dict(zip(term, tensor.shape, strict=True))
+        for index, size in zip(_indices(term, tensor.shape), tensor.shape, strict=True):
+            sizes[index] = max(size, sizes.get(index, 1))
     return 2 * math.prod(sizes.values())
 
 
-def _in_jax(model: keras.Model, batch: tuple) -> int:
+def _indices(term: str, shape: Sequence[int]) -> list:
+    """The index of each axis; those of an ellipsis are counted from its end."""
+    before, dots, behind = term.partition("...")
+    hidden = len(shape) - len(before) - len(behind) if dots else 0
+    return [*before, *range(-hidden, 0), *behind]
+
+
+def _in_jax(model: keras.Model, batch: Sequence[Any], loss: Callable[..., Any]) -> int:
     import jax
 
-    def loss(*arguments: Any) -> Any:
-        return _loss(model, *arguments)
+    def step(*arguments: Any) -> Any:
+        return _loss(model, loss, *arguments)
 
     variables = [
         [jax.ShapeDtypeStruct(v.shape, v.dtype) for v in group]
         for group in (model.trainable_variables, model.non_trainable_variables)
     ]
     arrays: Any = keras.tree.map_structure(keras.ops.convert_to_tensor, batch)
-    return _jaxpr_flops(jax.make_jaxpr(jax.grad(loss))(*variables, *arrays).jaxpr)
+    return _jaxpr_flops(jax.make_jaxpr(jax.grad(step))(*variables, *arrays).jaxpr)
 
 
 def _jaxpr_flops(jaxpr: Any) -> int:
@@ -158,6 +230,8 @@ def _jaxpr_flops(jaxpr: Any) -> int:
         name = equation.primitive.name
         if name in _UNCOUNTED_BY_JAX:
             _refuse(repr(name))
+        if name == "conv_general_dilated":
+            total += _dilated_flops(equation)
         if name == "dot_general":
             contracted = equation.params["dimension_numbers"][0][0]
             sizes = equation.invars[0].aval.shape
@@ -167,6 +241,20 @@ def _jaxpr_flops(jaxpr: Any) -> int:
         inner = (_as_jaxpr(value) for value in equation.params.values())
         total += times * sum(_jaxpr_flops(part) for part in inner if part is not None)
     return total
+
+
+def _dilated_flops(equation: Any) -> int:
+    """2·(entries of the result)·(entries of the kernel per output channel).
+
+    The zeros between the entries of a dilated input are not counted.
+    """
+    kernel = equation.invars[1].aval.shape
+    numbers, dilation = (
+        equation.params[name] for name in ("dimension_numbers", "lhs_dilation")
+    )
+    per_channel = math.prod(kernel) // kernel[numbers.rhs_spec[0]]
+    pairs = math.prod(equation.outvars[0].aval.shape) * per_channel
+    return 2 * pairs // math.prod(dilation)
 
 
 def _as_jaxpr(value: Any) -> Any:

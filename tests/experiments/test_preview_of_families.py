@@ -1,0 +1,47 @@
+"""`preview` foretells the growth of every family of keras-hub in the coverage table."""
+
+import keras
+import numpy as np
+import pytest
+
+import keras_fusion
+from experiments import families
+from keras_fusion.flops import training_step_flops
+from keras_fusion.models import probe
+
+REFUSED = {"Bloom", "Falcon", "FNet", "XLNet"}
+
+
+def numbers(model, inputs):
+    """Parameters, FLOPs of a step and bytes, counted on a model itself."""
+    targets = np.zeros(probe.outputs(model, inputs)[0].shape, "float32")
+    flops = training_step_flops(model, (inputs, targets))
+    model.optimizer.build(model.trainable_variables)
+    held = [*model.weights, *model.optimizer.variables]
+    return model.count_params(), flops, sum(4 * v.value.numpy().size for v in held)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", families.ALL)
+def test_predictions_equal_the_grown_model(family):
+    model = families.models(family)["backbone"]
+    model.compile(keras.optimizers.Adam(1e-3), "mse")
+    inputs = probe.accepted(model)
+    weights = [v.value.numpy() for v in model.weights]
+    seen = keras_fusion.preview(model, 2, probe=inputs, verbose=0)
+    for variable, value in zip(model.weights, weights, strict=True):
+        np.testing.assert_array_equal(variable.value.numpy(), value)
+    assert not model.optimizer.built
+    assert (seen.refused is not None) == (family in REFUSED)
+    if seen.refused is not None:
+        assert "cannot grow" in seen.refused and str(seen).endswith(seen.refused)
+        return
+    before = numbers(model, inputs)
+    keras_fusion.grow(model, 2, probe=inputs, verbose=0)
+    after = numbers(model, inputs)
+    assert seen.exact
+    assert seen.params == (before[0], after[0])
+    assert seen.flops == (before[1], after[1])
+    # But for the step counts of the optimizer, which are integers of 8 bytes.
+    assert seen.bytes == pytest.approx((before[2], after[2]), rel=0.02)
+    assert sum(layer.params_after for layer in seen.layers) == after[0]
