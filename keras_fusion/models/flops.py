@@ -150,7 +150,22 @@ def _in_tensorflow(
         for group in (model.trainable_variables, model.non_trainable_variables)
     ]
     graph = tf.function(step).get_concrete_function(*variables, *specs).graph
-    return sum(map(_tensorflow_flops, graph.get_operations()))
+    return sum(map(_tensorflow_flops, _needed(graph)))
+
+
+def _needed(graph: Any) -> list:
+    """The operations that a graph's outputs need: TensorFlow leaves out the others.
+
+    It makes the gradient of a convolution's input even where nobody asks for it.
+    """
+    found, pending = {}, [output.op for output in graph.outputs]
+    while pending:
+        operation = pending.pop()
+        if operation.name not in found:
+            found[operation.name] = operation
+            pending += [tensor.op for tensor in operation.inputs]
+            pending += operation.control_inputs
+    return list(found.values())
 
 
 def _tensorflow_flops(operation: Any) -> int:

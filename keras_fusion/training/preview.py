@@ -232,9 +232,9 @@ def _counted(model: keras.Model, inputs: Any) -> tuple[int | None, list[str]]:
 
 def _untouched(model: keras.Model) -> Iterable[LayerPreview]:
     """The layers of a model that does not grow."""
+    weights = {id(v) for v in model.weights}  # without the states of seeds
     for address, layer in tree.walk(model):
-        own = tree.own_variables(layer)
-        own = [v for v in own if keras.backend.is_float_dtype(v.dtype)]
+        own = [v for v in tree.own_variables(layer) if id(v) in weights]
         if own:
             shapes = {v.name: tuple(v.shape) for v in own}
             name = _layer_name(own[0], address)
@@ -248,8 +248,9 @@ def _grown(planned: Plan | Plans) -> Iterable[LayerPreview]:
         for variable in tree.own_variables(layer):
             owners.setdefault(id(variable), layer)
     rows, seen = {}, set()
+    weights = {id(v) for v in planned.fused.weights}  # without the states of seeds
     for item in planned.layouts:
-        if not item.is_state:
+        if id(item.target) in weights:
             rows.setdefault(id(owners[id(item.target)]), []).append(item)
     for items in rows.values():
         layer = owners[id(items[0].target)]
