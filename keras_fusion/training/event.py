@@ -18,6 +18,9 @@ class GrowthEvent:
         mean_change: float. Mean change of the outputs, relative to their mean size.
         argmax_agreement: float. Share of the probe's outputs with the same argmax.
         operator: string. What was done.
+        rounding: string. The half-precision dtype of the weights of a model that computes
+            in it, whose rounding is then all that an exact growth changes; `None` in
+            other cases. Under a mixed policy the change is measured in float32.
 
     Example:
 
@@ -42,6 +45,7 @@ class GrowthEvent:
     mean_change: float
     argmax_agreement: float
     operator: str
+    rounding: str | None = None
 
     def to_dict(self) -> dict:
         """The event as plain data."""
@@ -49,9 +53,11 @@ class GrowthEvent:
 
     def __str__(self) -> str:
         """The event as one line."""
+        rounding = f", rounding of {self.rounding}" if self.rounding else ""
         return (
             f"keras_fusion: step {self.step} (epoch {self.epoch}): {self.operator}, "
             f"{self.params_before:,} -> {self.params_after:,} parameters in "
             f"{self.seconds:.1f} s, function change {self.function_change:.1e} "
-            f"(mean {self.mean_change:.1e}, same argmax {self.argmax_agreement:.1%})"
+            f"(mean {self.mean_change:.1e}, same argmax {self.argmax_agreement:.1%}"
+            f"{rounding})"
         )

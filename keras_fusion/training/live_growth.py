@@ -171,6 +171,7 @@ def _prepare(
         mean_change=difference.mean,
         argmax_agreement=difference.argmax_agreement,
         operator=str(options.operator),
+        rounding=private.coarse_dtype(model) if prepared.plan.exact else None,
     )
     return prepared, event
 

@@ -119,6 +119,18 @@ def test_the_line_is_printed(capsys):
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_rounding_is_called_so_where_the_weights_are_coarse(dtype):
+    keras.config.set_dtype_policy(dtype)
+    model = functional()
+    event = grow(model, 2, verbose=0)
+    assert 1e-5 < event.function_change < 0.05 and event.rounding == dtype
+    assert f"rounding of {dtype})" in str(event)
+    assert model.layers[1].compute_dtype == dtype
+    changing = keras_fusion.FusionOperator(off_diagonal="random")
+    assert grow(model, changing, verbose=0).rounding is None
+
+
 def test_a_long_growth_shows_how_far_it_is(capsys, monkeypatch):
     """After some seconds; in a log every ten."""
     model = live_model()

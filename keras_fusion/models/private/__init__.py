@@ -25,6 +25,7 @@ from keras_fusion.models.private.loading import (
 from keras_fusion.models.private.marks import mark
 from keras_fusion.models.private.multi_worker import multi_worker_fit
 from keras_fusion.models.private.names import keep_names
+from keras_fusion.models.private.precision import coarse_dtype, in_float32
 from keras_fusion.models.private.seeds import seed_states
 from keras_fusion.models.private.trainer import (
     compile_again,
@@ -40,11 +41,13 @@ __all__ = [
     "attach",
     "attached",
     "before_loading",
+    "coarse_dtype",
     "compile_again",
     "fit_data",
     "forget_compiled_by_others",
     "give_values",
     "graph_config",
+    "in_float32",
     "initial_value",
     "is_optional",
     "keep_names",
