@@ -8,7 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_fusion.models import host, tree
+from keras_fusion.models import host, private, tree
 
 # The first input and the output of a layer's call; what is no single tensor is `None`.
 Pair = tuple[np.ndarray | None, np.ndarray | None]
@@ -91,12 +91,14 @@ def watch(
         training: bool. Whether the call is one of training.
 
     Returns:
-        A `Watched`. Of large tensors it has some positions of axis 1, always the same.
+        A `Watched`, computed in float32 as `probe.outputs` does. Of large tensors it has
+        some positions of axis 1, always the same.
     """
     calls: dict[int, list[Seen]] = {}
     watchers = {id(layer): (layer, _Watcher(layer, calls)) for layer in layers}
     inputs = keras.tree.map_structure(keras.ops.convert_to_tensor, inputs)
-    with _calling(watchers.values()), host.unchanging():
+    calling = _calling(watchers.values())
+    with private.in_float32(model), calling, host.unchanging():
         results: Any = keras.tree.flatten(model(inputs, training=training))
     outputs = [host.host(keras.ops.cast(y, _wide(y))) for y in results]
     return Watched(outputs, [_is_float(y) for y in results], calls)
