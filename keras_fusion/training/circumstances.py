@@ -13,6 +13,7 @@ import keras
 from keras_fusion import graft
 from keras_fusion.models import rules, tree
 from keras_fusion.training import matching
+from keras_fusion.training.learning_rate import rate_of
 from keras_fusion.training.record import plain
 
 # What is refused and what is told, by the keys of a description.
@@ -92,7 +93,7 @@ def _options(optimizer: keras.optimizers.Optimizer) -> dict:
 def _rate(optimizer: keras.optimizers.Optimizer) -> Any:
     schedule = graft.schedule_of(optimizer)
     if schedule is None:
-        return float(keras.ops.convert_to_numpy(optimizer.learning_rate))
+        return rate_of(optimizer)
     try:
         return keras.saving.serialize_keras_object(schedule)
     except Exception:  # A function, or a class without a config.
@@ -104,7 +105,9 @@ def _compile_config(model: keras.Model) -> dict:
         config = model.get_compile_config()
     except Exception:  # A loss that is an object of a class without a config.
         config = None
-    return config or {"loss": getattr(model, "loss", None)}
+    if not isinstance(config, dict) or not config:
+        config = {"loss": getattr(model, "loss", None)}
+    return config
 
 
 def _layer(layer: keras.Layer) -> dict:

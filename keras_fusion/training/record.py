@@ -129,7 +129,9 @@ def _ramp(given: Any) -> Ramp:
 
 def _event(given: Any) -> GrowthEvent:
     fields.check(given, _EVENT, "an event")
-    values = {k: float(v) if v in _NOT_FINITE else v for k, v in given.items()}
+    values: dict[str, Any] = {
+        k: float(v) if v in _NOT_FINITE else v for k, v in given.items()
+    }
     return GrowthEvent(**values | {"operator": given["operator"]})
 
 
@@ -160,7 +162,8 @@ class SavedGrowths:
         try:
             # Version 0.1.0 did not write `run`.
             fields.check(body, _BODY, "the record", optional=("run",))
-            return cls(**body | {"changes": changes_of(body["changes"])})
+            values: dict[str, Any] = {**body, "changes": changes_of(body["changes"])}
+            return cls(**values)
         except WrongFieldError as error:
             raise FusionError(
                 f"{os.fspath(path)} is no record of growths ({error}). Name another file."

@@ -113,6 +113,12 @@ def watched(held, nested=False):
     return keras.Model(inputs, Watch(held)(x))
 
 
+IN_LAYERS = pytest.mark.skipif(
+    keras.config.backend() == "jax", reason="Keras has no metrics in layers on JAX."
+)
+
+
+@IN_LAYERS
 @pytest.mark.parametrize(
     ("held", "nested"), [("attribute", False), ("dict", False), ("attribute", True)]
 )
@@ -128,6 +134,7 @@ def test_metric_of_a_layer_goes_on(held, nested):
     assert model.count_params() > 49
 
 
+@IN_LAYERS
 def test_metric_of_a_layer_goes_on_in_a_deeper_model():
     inputs = keras.Input((4,))
     x = layers.Dense(8)(inputs)
@@ -170,6 +177,7 @@ class PerFeature(layers.Layer):
         return shape
 
 
+@IN_LAYERS
 def test_metric_as_wide_as_what_grows_is_refused():
     inputs = keras.Input((4,))
     x = PerFeature(name="watch")(layers.Dense(8)(inputs))

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from typing import Any
 
 import keras
 
@@ -33,4 +34,5 @@ def attributes(layer: keras.Layer, *, lists: bool = True) -> Iterator[tuple]:
 
 def is_optional(tensor: keras.KerasTensor) -> bool:
     """Whether an input of a functional model may be left out."""
-    return bool(getattr(tensor._keras_history.operation, "optional", False))
+    history: Any = getattr(tensor, "_keras_history", None)
+    return bool(getattr(history and history.operation, "optional", False))

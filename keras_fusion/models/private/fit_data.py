@@ -13,7 +13,7 @@ def fit_data() -> dict[str, int | None]:
     """
     frame = sys._getframe()
     while frame is not None:
-        iterator = frame.f_locals.get("epoch_iterator")
+        iterator: Any = frame.f_locals.get("epoch_iterator")
         if frame.f_code.co_name == "fit" and hasattr(iterator, "data_adapter"):
             return _sizes(iterator.data_adapter)
         frame = frame.f_back
