@@ -12,6 +12,7 @@ import keras
 
 from keras_fusion.architecture import widths
 from keras_fusion.architecture.parents import Parents
+from keras_fusion.architecture.shapes import check_grown
 from keras_fusion.errors import FusionError
 from keras_fusion.models import graph as graphs
 from keras_fusion.models import probe, rules, tree
@@ -48,43 +49,66 @@ def build(
     Raises:
         FusionError: if a class has no config or no rule, with the way out.
     """
+    target = None if into is None else _given(into, parents)
     found = widths.Widths()
     if parents.is_plain:
-        found = _analysed(parents, capacity, into is not None)
+        found = _analysed(parents, capacity, target)
     found.block_norms, found.capacity = block_norms, capacity
     found.analysed = parents.is_plain
     found.epsilon_divisor = capacity if epsilon_divisor is None else epsilon_divisor
-    if into is not None:
-        model = into if isinstance(into, keras.Model) else into()
-        if not isinstance(model, keras.Model):
-            raise FusionError(
-                "`into` must be a keras.Model or a function that returns one. "
-                f"Received: into={into!r}, which gave {type(model).__name__}."
-            )
-    else:
-        model = _grow(parents.models, found)
+    model = _grow_model(parents.models, found) if target is None else target
+    if not (model.built and model.weights):
+        _build_weights(model, parents.first)
+    if target is not None:
+        parents.check_given(model)
+    check_grown(parents, model, found, is_given=target is not None)
+    return model, found
+
+
+def _given(into, parents):
+    """The bigger model that the caller gives."""
+    model = into if isinstance(into, keras.Model) else into()
+    if not isinstance(model, keras.Model):
+        raise FusionError(
+            "`into` must be a keras.Model or a function that returns one. "
+            f"Received: into={into!r}, which gave {type(model).__name__}."
+        )
     if any(model is parent for parent in parents.models):
         raise FusionError(
             "`into` is one of the parents. The fused model must be a new one; pass a "
             "function that builds it."
         )
-    if not (model.built and model.weights):
-        _build_weights(model, parents.first)
-    return model, found
+    return model
 
 
-def _analysed(parents: Parents, capacity: float, is_given: bool) -> widths.Widths:
+def _grow_model(models, found):
+    """The grown counterpart of whole models; Keras's own errors become ours."""
+    try:
+        return _grow(models, found)
+    except FusionError:
+        raise
+    except Exception as error:
+        raise FusionError(
+            f"The bigger {type(models[0]).__name__} {models[0].name!r} could not be built: "
+            f"{error} Some layer holds a width that its config does not tell. Register "
+            "its class with that key among `widths`, or pass the bigger model as `into`."
+        ) from error
+
+
+def _analysed(
+    parents: Parents, capacity: float, target: keras.Model | None
+) -> widths.Widths:
     """Where the parents' features lie, as far as the graph tells.
 
     In a model that was built elsewhere (`into`) the shapes tell it too. Copies of one
     model are then compared with the result; of distinct parents the mean is not known.
     """
     try:
-        return widths.analyse(parents, capacity)
+        return widths.analyse(parents, capacity, target)
     except Exception as error:
-        if not is_given and isinstance(error, FusionError):
+        if target is None and isinstance(error, FusionError):
             raise
-        if not is_given:
+        if target is None:
             raise FusionError(
                 f"The widths of {parents.first.name!r} cannot be told "
                 f"({type(error).__name__}: {error}). Build the bigger model yourself and "
@@ -101,15 +125,21 @@ def _analysed(parents: Parents, capacity: float, is_given: bool) -> widths.Width
 
 
 def _grow(layers, found):
-    """The grown counterpart of corresponding layers or models."""
+    """The grown counterpart of corresponding layers or models, built once."""
+    if id(layers[0]) not in found.made:
+        found.made[id(layers[0])] = _grown(layers, found)
+    return found.made[id(layers[0])]
+
+
+def _grown(layers, found):
     first = layers[0]
     if not isinstance(first, keras.Layer):  # an operation such as `x + y`
-        return _from_config(first, _config(first))
+        return _as_it_is(first, found)
     if graphs.is_plain(first):
         return _grow_graph(layers, found)
     rule = rules.find(first)
     if rule is None:
-        return _copy_weightless(first)
+        return _copy_weightless(first, found)
     return _from_config(first, _grown_config(layers, rule, found))
 
 
@@ -134,10 +164,32 @@ def _grow_graph(models, found):
         twin,
         input_tensors=keras.tree.pack_sequence_as(first.input, inputs),
         clone_function=lambda op: _grow(siblings.get(id(op), (op,)), found),
+        call_function=_caller(found),
     )
     if type(first) is graphs.functional_class():
         return grown
     return type(first)(grown.input, grown.output, name=first.name)
+
+
+def _caller(found):
+    """The function that calls the grown operations.
+
+    A concatenation gets some inputs once for each parent.
+    """
+    counts = {}
+    for (key, place), count in found.repeated.items():
+        counts.setdefault(key, {})[place] = count
+
+    def call(operation, *args, **kwargs):
+        own = next((k for k in counts if found.made.get(k) is operation), None)
+        if own is not None:
+            inputs = [
+                x for i, x in enumerate(args[0]) for _ in range(counts[own].get(i, 1))
+            ]
+            args = (inputs, *args[1:])
+        return operation(*args, **kwargs)
+
+    return call
 
 
 def _grown_inputs(model, found):
@@ -156,11 +208,16 @@ def _grown_inputs(model, found):
     ]
 
 
-def _copy_weightless(layer):
+def _copy_weightless(layer, found):
     if layer.weights:
-        names = [v.name for v in tree.own_variables(layer)]
-        raise rules.unregistered(layer, layer.name, names)
-    return _from_config(layer, _config(layer))
+        raise rules.unregistered(layer, layer.name, tree.own_variables(layer))
+    return _as_it_is(layer, found)
+
+
+def _as_it_is(operation, found):
+    """A layer or operation without weights, of which only constants may change."""
+    changes = found.overrides.get(id(operation), {})
+    return _from_config(operation, _config(operation) | changes)
 
 
 def _grown_config(layers, rule, found):
@@ -175,10 +232,12 @@ def _grown_config(layers, rule, found):
     if rule.grow is not None:
         config = rule.grow(configs, fixed)
         twice = rule.grow(configs * 2, fixed)
-        return _enlarged(config, twice, found.capacity, first.name)
+        larger = _enlarged(config, twice, found.capacity, first.name)
+        return {**larger, **found.overrides.get(id(first), {})}
     config: dict[str, Any] = dict(configs[0])
+    changes = found.overrides.get(id(first), {})
     for key in rule.widths:
-        if not (fixed and key == rule.output_width):
+        if not (fixed and key == rule.output_width) and key not in changes:
             own = [c[key] for c in configs]
             total = {key: _sum(own)}
             config |= _enlarged(total, {key: _sum(own * 2)}, found.capacity, first.name)
@@ -194,7 +253,7 @@ def _grown_config(layers, rule, found):
         config[key] = _grown_serialized([getattr(x, key) for x in layers], found)
     for key in rule.shared:
         config[key] = getattr(first, key)
-    config |= found.overrides.get(id(first), {})
+    config |= changes
     return {k: v for k, v in config.items() if k not in rule.unset}
 
 

@@ -72,7 +72,7 @@ class Parents:
         for address, layers in tree.lockstep(distinct):
             rule = rules.find(layers[0])
             if len(distinct) > 1 and rule is not None and (rule.widths or rule.equal):
-                _check_configs(address, layers, rule)
+                _check_configs(address, layers, rule, "The parents differ")
             owners = tuple(layers[i] for i in chosen)
             weights_rule = rules.find_for_weights(layers[0])
             siblings.append(Siblings(address, owners, rule, weights_rule))
@@ -104,11 +104,25 @@ class Parents:
         Raises:
             StructureError: if the bigger model has other layers.
         """
-        pairs = tree.lockstep([self.first, grown])
         return tuple(
             Match(own.address, own.layers, own.rule, own.weights_rule, layer)
-            for own, (_, (_, layer)) in zip(self.siblings, pairs, strict=True)
+            for own, layer in self._pairs(grown)
         )
+
+    def check_given(self, grown: keras.Model) -> None:
+        """Checks that a bigger model that was given differs in its widths only.
+
+        Raises:
+            StructureError: if it has other layers, or heads of another size.
+        """
+        for own, layer in self._pairs(grown):
+            if own.rule is not None and _is_of_a_library(layer):
+                both = [own.layers[0], layer]
+                _check_configs(own.address, both, own.rule, "Parents and `into` differ")
+
+    def _pairs(self, grown):
+        pairs = tree.lockstep([self.first, grown])
+        return [(o, new) for o, (_, (_, new)) in zip(self.siblings, pairs, strict=True)]
 
 
 def resolved(
@@ -217,7 +231,12 @@ def _wiring(model):
     return [*names, "the outputs"], [*forms, found.form[-1]]
 
 
-def _check_configs(address, layers, rule):
+def _is_of_a_library(layer):
+    """Whether a layer's config has no other widths than its rule says."""
+    return type(layer).__module__.startswith(("keras.", "keras_hub."))
+
+
+def _check_configs(address, layers, rule, what):
     where = f"{type(layers[0]).__name__} at {address or 'the top'!r}"
     configs = [layer.get_config() for layer in layers]
     for key, value in configs[0].items():
@@ -226,15 +245,15 @@ def _check_configs(address, layers, rule):
         if is_size and key not in rule.widths and any(v != value for v in values):
             hint = " Head sizes must be equal." if "dim" in key else ""
             raise StructureError(
-                f"The parents differ in {key!r} of {where}: {values}. Only widths "
+                f"{what} in {key!r} of {where}: {values}. Only widths "
                 f"{rule.widths} may differ.{hint}"
             )
     for name, function in rule.equal.items():
         values = [function(config) for config in configs]
         if len(set(values)) > 1:
             raise StructureError(
-                f"The parents differ in their {name} in {where}: {values}. It must be "
-                "equal in all parents."
+                f"{what} in their {name} in {where}: {values}. It must be "
+                "equal everywhere."
             )
 
 

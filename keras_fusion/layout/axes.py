@@ -24,6 +24,9 @@ class Axis:
             layer's output) or `None` (not a width).
         blocks: tuple with one integer array per parent, the positions of its entries
             along this axis; `None` if the axis did not grow.
+        stretches: tuple with one `(start, size, new start, new size)` per part of the
+            axis, in the first parent and in the fused variable; empty where that is to
+            be read off the blocks.
 
     Example: a bias of 3 units concatenated with one of 2.
 
@@ -36,6 +39,7 @@ class Axis:
     size: int
     role: str | None = None
     blocks: tuple[np.ndarray, ...] | None = None
+    stretches: tuple[tuple[int, int, int, int], ...] = ()
 
     @property
     def grown(self) -> bool:

@@ -10,8 +10,8 @@ from typing import Any
 
 import keras
 
+from keras_fusion.architecture.layer_rules import is_reverse
 from keras_fusion.architecture.parents import Match
-from keras_fusion.architecture.widths import is_reverse
 from keras_fusion.errors import FusionError
 from keras_fusion.models import graph as graphs
 from keras_fusion.models import rules

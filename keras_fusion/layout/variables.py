@@ -184,12 +184,12 @@ def _roles(
         return ()
     roles = rule.variable_roles(layer).get(tree.stable_name(target)) if rule else None
     if roles is None:
-        names = [v.name for v in tree.own_variables(layer)]
-        raise rules.unregistered(layer, name, names)
+        raise rules.unregistered(layer, name, tree.own_variables(layer))
     if len(roles) != rank:
         raise FusionError(
             f"The rule of {type(layer).__name__} gives {target.name!r} the roles "
-            f"{roles}, but it has {rank} axes of sizes {tuple(target.shape)}."
+            f"{roles}, but it has {rank} axes of sizes {tuple(target.shape)}. Give one "
+            f"role per axis, e.g. roles={rules.example_roles([target])}."
         )
     return roles
 
@@ -208,7 +208,7 @@ def _axis(
     if all(s == size for s in sizes) and (role is None or placement is None):
         return Axis(size, role)
     if placement is not None and placement.size == size:
-        return Axis(size, role, placement.blocks)
+        return Axis(size, role, placement.blocks, placement.stretches)
     if role is None or sum(sizes) > size:
         raise StructureError(
             f"Axis {i} of {name!r} has sizes {sizes} in the parents and {size} in the "

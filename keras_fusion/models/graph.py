@@ -37,20 +37,39 @@ class Tensor:
 
 @dataclasses.dataclass(frozen=True)
 class Call:
-    """One call of a layer or operation."""
+    """One call of a layer or operation.
+
+    Args:
+        name: the layer's name.
+        index: which call of it this is.
+        operation: the layer, or the class name of an operation without weights.
+        inputs: the tensors among its arguments.
+        args: its positional arguments, serialized.
+        kwargs: the others.
+        config: the layer's config.
+        source: the layer or the operation itself.
+    """
 
     name: str
     index: int
-    operation: Any  # the layer, or the class name of an operation without weights
+    operation: Any
     inputs: tuple[Tensor, ...]
     args: list
     kwargs: dict
     config: dict
+    source: Any = dataclasses.field(default=None, repr=False, compare=False)
 
     @property
     def key(self) -> tuple[str, int]:
         """The layer's name and which call of it this is."""
         return self.name, self.index
+
+    @property
+    def described(self) -> str:
+        """What the call is, for a message."""
+        if isinstance(self.operation, str):
+            return f"Operation {self.name!r} of class {self.operation}"
+        return f"Layer {self.name!r} of class {type(self.operation).__name__}"
 
     @property
     def features(self) -> tuple[Tensor, ...]:
@@ -228,6 +247,7 @@ def read(model: keras.Model) -> Graph:
     functional = as_functional(model)
     config = private.graph_config(functional)
     layers = {layer.name: layer for layer in functional.layers}
+    sources = {source.name: source for source in functional.operations}
     calls = []
     for entry in config["layers"]:
         operation = layers.get(entry["name"], entry["class_name"])
@@ -244,6 +264,7 @@ def read(model: keras.Model) -> Graph:
                     node["args"],
                     node["kwargs"],
                     entry["config"],
+                    sources.get(entry["name"]),
                 )
             )
     outputs = []

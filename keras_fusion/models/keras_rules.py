@@ -31,13 +31,22 @@ def einsum_letters(equation: str) -> tuple[str, str, str]:
     return inputs, kernel, output
 
 
-def _einsum_roles(layer: Any) -> dict[str, tuple[str, ...]]:
-    _, kernel, output = einsum_letters(layer.equation)
-    # A letter of both the input and the output is a batch of kernels: it is
+def _einsum_roles(layer: Any) -> dict[str, tuple[str | None, ...]]:
+    inputs, kernel, output = einsum_letters(layer.equation)
+    # Of the letters that only kernel and output have, the first one grows (the heads, not
+    # their size). A letter of both the input and the output is a batch of kernels: it is
     # concatenated, like an output.
-    kernel_roles = tuple("out" if letter in output else "in" for letter in kernel)
-    bias = "".join(letter for letter in output if letter in (layer.bias_axes or ""))
-    return {"kernel": kernel_roles, "bias": ("out",) * len(bias)}
+    new = [letter for letter in output if letter not in inputs]
+    roles = {letter: None if letter in new[1:] else "out" for letter in output}
+    biased = layer.bias_axes or ""
+    first = min((output.find(letter) for letter in biased), default=len(output))
+    bias = [roles[x] if x in biased else None for x in output[first:]]
+    if layer.bias is not None:  # It has an axis more for each one of a last ellipsis.
+        bias += [None] * (len(layer.bias.shape) - len(bias))
+    return {
+        "kernel": tuple(roles.get(letter, "in") for letter in kernel),
+        "bias": tuple(bias),
+    }
 
 
 def _grow_einsum(configs: Sequence[dict[str, Any]], fixed: bool) -> dict[str, Any]:
@@ -46,13 +55,9 @@ def _grow_einsum(configs: Sequence[dict[str, Any]], fixed: bool) -> dict[str, An
     inputs, _, output = einsum_letters(config["equation"])
     shapes = [list(_as_tuple(c["output_shape"])) for c in configs]
     letters = output[-len(shapes[0]) :]
-    grown = False
-    for i, letter in enumerate(letters):
-        if letter in inputs:
-            shapes[0][i] = None  # Keras infers it from the input, which may have grown.
-        elif not fixed and not grown:
-            shapes[0][i] = sum(shape[i] for shape in shapes)
-            grown = True
+    new = [i for i, letter in enumerate(letters) if letter not in inputs]
+    for i in new[:1] if not fixed else ():
+        shapes[0][i] = sum(shape[i] for shape in shapes)
     return config | {"output_shape": tuple(shapes[0])}
 
 
@@ -175,5 +180,5 @@ register(
     refuse="its function may hold a width or mix the features, which no rule describes; "
     "write it as a layer class with a config and a rule",
 )
-register(layers.Permute, refuse="it moves the widths to another axis")
-register(layers.Reshape, refuse="its target shape holds the parents' width")
+register(layers.Permute)
+register(layers.Reshape, refuse="its target shape holds the parents' width, or cuts it")

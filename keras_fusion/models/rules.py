@@ -318,33 +318,66 @@ def registered() -> dict[type | str, ClassRule]:
 
 
 def unregistered(
-    layer: keras.Layer, address: str, names: Sequence[str]
+    layer: keras.Layer, address: str, variables: Sequence[keras.Variable]
 ) -> UnregisteredLayerError:
     """Makes the error for a layer that has weights and no rule for them.
 
     Args:
         layer: the layer.
         address: string. The layer's address.
-        names: names of its own variables; empty for a composite, whose weights belong
-            to its sub-layers.
+        variables: its own variables; empty for a composite, whose weights belong to its
+            sub-layers.
     """
     cls = type(layer).__name__
-    known = ", ".join(sorted(c if isinstance(c, str) else c.__name__ for c in _RULES))
-    call = f"keras_fusion.register({cls}, widths={_width_keys(layer)}"
-    if names:
+    keys = _width_keys(layer)
+    call = f"keras_fusion.register({cls}, widths={keys}"
+    if variables:
+        names = [variable.name for variable in variables]
         what = f"has weights {names} that no rule describes"
-        roles = ", ".join(f"{name!r}: ('in', 'out')" for name in names)
-        call += f", roles={{{roles}}}"
+        call += f", roles={example_roles(variables)}"
         advice = "with the class's width keys and one role per axis of each weight"
+    elif isinstance(layer, keras.layers.RNN):
+        what = "holds layers with weights, a cell whose gates no rule describes"
+        call += f", output_width={keys[0]!r}) and {_cell_rule(layer)}"
+        advice = "which says how many gates lie side by side in a weight of the cell"
     else:
         what = (
             "holds layers with weights, but no rule says which config keys are widths"
         )
-        advice = "with the keys of its config that are widths"
+        advice = (
+            "with the keys of its config that are widths; or pass the bigger model as "
+            "`into`"
+        )
     return UnregisteredLayerError(
         f"Layer {layer.name!r} at {address!r}, of class {cls}, {what}. Register it, e.g. "
-        f"{call}), {advice}; or pass the bigger model as `into`. Registered: {known}."
+        f"{call}), {advice}."
     )
+
+
+def _cell_rule(layer: Any) -> str:
+    """The code that registers the cell of a recurrent layer, but for the last bracket."""
+    cell, roles = layer.cell, []
+    for variable in cell.variables:
+        gates = variable.shape[-1] // cell.units
+        last = f"('out', {gates})" if gates > 1 else "'out'"
+        first = "'in', " if "kernel" in variable.name else "None, "
+        axes = first * (len(variable.shape) - 1) + last
+        roles.append(f"{variable.name!r}: ({axes},)")
+    return (
+        f"keras_fusion.register(keras.layers.{type(cell).__name__}, "
+        f"roles={{{', '.join(roles)}}}"
+    )
+
+
+def example_roles(variables: Sequence[keras.Variable]) -> str:
+    """A first guess at the roles of variables, as code, with the right number of axes."""
+    ends = {0: "()", 1: "('out',)", 2: "('in', 'out')"}
+    pairs = []
+    for variable in variables:
+        rank = len(variable.shape)
+        roles = ends.get(rank) or f"({'None, ' * (rank - 2)}'in', 'out')"
+        pairs.append(f"{variable.name!r}: {roles}")
+    return "{" + ", ".join(pairs) + "}"
 
 
 def _width_keys(layer: keras.Layer) -> tuple[str, ...]:

@@ -98,12 +98,18 @@ def _copied(layout, mapping):
 
 
 def normed_sizes(draft: Draft) -> set[int]:
-    """The widths that one norm reads as a whole."""
-    return {
-        layer.variables[0].shape[-1]
+    """The widths that one norm reads as a whole, or as parts of a concatenation."""
+    ids = {
+        id(variable)
         for match in draft.matches
         if calibration.is_joint(match)
-        for layer in match.layers
+        for variable in match.grown.variables
+    }
+    return {
+        old
+        for layout in draft.layouts
+        if id(layout.target) in ids
+        for _, old, _, _ in _stretches(layout)
     }
 
 
@@ -131,12 +137,7 @@ def common_groups(draft: Draft) -> int:
 
     Copying whole groups, the same everywhere, keeps heads whole, each with its keys.
     """
-    sizes = {
-        old
-        for layout in draft.layouts
-        for _, old, _, new in _stretches(layout)
-        if old < new
-    }
+    sizes = {old for layout in draft.layouts for _, old, _, _ in _stretches(layout)}
     for match in draft.matches:
         if match.rule is not None and isinstance(match.rule.widths, tuple):
             old, new = _whole_numbers(match.layers[0]), _whole_numbers(match.grown)
@@ -154,9 +155,11 @@ def _whole_numbers(layer: keras.Layer) -> dict[str, int]:
 
 
 def _stretches(layout: VariableLayout):
+    """Yields the parts of the axes that grow."""
     for axis in layout.axes:
-        if axis.grown:
-            yield from copies.stretches(axis)
+        for part in copies.stretches(axis) if axis.grown else ():
+            if part[1] < part[3]:
+                yield part
 
 
 def free_sizes(draft: Draft) -> set[int]:
@@ -200,8 +203,10 @@ def _moved(
     for variable, axes in rows:
         old = new = np.array(host.read(variable))
         for dimension, axis in enumerate(axes):
-            for start, size, _, _ in copies.stretches(axis) if axis.grown else ():
-                if size == len(order):
+            for start, size, _, new_size in (
+                copies.stretches(axis) if axis.grown else ()
+            ):
+                if size == len(order) and new_size > size:
                     places = np.arange(old.shape[dimension])
                     places[start : start + size] = start + order
                     new = np.take(new, places, axis=dimension)

@@ -40,8 +40,9 @@ def copied_axis(axis: Axis, mapping: Callable[[int, int], np.ndarray]) -> Axis:
         return axis
     found = np.empty(axis.size, int)
     for start, old, place, new in stretches(axis):
-        found[place : place + new] = _shifted(mapping(old, new), start)
-    return CopiedAxis(axis.size, axis.role, axis.blocks, sources=found)
+        own = mapping(old, new) if new > old else np.arange(old)
+        found[place : place + new] = _shifted(own, start)
+    return CopiedAxis(axis.size, axis.role, axis.blocks, axis.stretches, sources=found)
 
 
 def _shifted(sources: np.ndarray, start: int) -> np.ndarray:
@@ -49,7 +50,10 @@ def _shifted(sources: np.ndarray, start: int) -> np.ndarray:
 
 
 def stretches(axis: Axis) -> list[tuple[int, int, int, int]]:
-    """The stretches of contiguous old features, with the new ones that follow them.
+    """The parts of an axis that grow by themselves.
+
+    Those that the axis tells, or each run of contiguous old features with the new ones
+    that follow it.
 
     Args:
         axis: an axis with one block.
@@ -57,6 +61,8 @@ def stretches(axis: Axis) -> list[tuple[int, int, int, int]]:
     Returns:
         List of `(old start, old size, new start, new size)`.
     """
+    if axis.stretches:
+        return list(axis.stretches)
     positions = axis.positions(0)
     breaks = np.flatnonzero(np.diff(positions) > 1) + 1
     starts = [0, *breaks.tolist()]

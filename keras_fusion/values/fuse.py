@@ -136,6 +136,7 @@ def fuse_arrays(
     disjoint = any(axis.is_disjoint for axis in axes)
     for parent, array in enumerate(arrays):
         index = block_index(axes, parent)
+        array = _shared(array, axes, parent)
         _place(result, index, array, scales[parent] * share, disjoint)
     if mean_outputs and "out" not in fresh_roles:
         _fill_with_mean(result, axes[-1])
@@ -165,6 +166,17 @@ def _place(
         result[index] = array
     else:
         np.multiply(array, factor, out=result[index])
+
+
+def _shared(array: np.ndarray, axes: Sequence[Axis], parent: int) -> np.ndarray:
+    """A parent's array, its outputs divided by how many parents share their places."""
+    for dimension, axis in enumerate(axes):
+        if axis.role == "out" and axis.blocks is not None and not axis.is_disjoint:
+            counts = np.bincount(np.concatenate(axis.blocks), minlength=axis.size)
+            own = counts[axis.blocks[parent]].astype(array.dtype)
+            shape = [-1 if i == dimension else 1 for i in range(array.ndim)]
+            array = array / own.reshape(shape)
+    return array
 
 
 def _fill_with_mean(result: np.ndarray, last: Axis) -> None:

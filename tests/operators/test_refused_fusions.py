@@ -1,11 +1,23 @@
 """What `fuse` refuses: a clear error names the value and the way out."""
 
+import re
+
 import keras
 import numpy as np
 import pytest
 from keras import layers
-from models import Subclassed, bert, gpt2, norm_free, perturbed, subclassed
+from models import (
+    Subclassed,
+    bert,
+    gpt2,
+    norm_free,
+    outputs,
+    perturbed,
+    relative_change,
+    subclassed,
+)
 
+import keras_fusion
 from keras_fusion import (
     FusionError,
     StructureError,
@@ -13,6 +25,7 @@ from keras_fusion import (
     fuse,
     register,
 )
+from keras_fusion.models import rules
 
 
 def deeper():
@@ -131,11 +144,11 @@ BAD_FUSIONS = {
         lambda: fuse(
             around(layers.Dense(4), Unregistered(), layers.Dense(2)), factor=2
         ),
-        r"(?s)Unregistered.*\['kernel'\].*keras_fusion.register\(Unregistered.*Dense",
+        r"Unregistered.*\['kernel'\].*register\(Unregistered.*'kernel': \('in', 'out'\)",
     ),
     "recurrent layer": (
         lambda: fuse(around(layers.LSTM(4), layers.Dense(2)), factor=2),
-        r"class LSTM, holds layers.*widths=\('units'",
+        r"class LSTM, holds layers.*a cell whose gates.*widths=\('units'.*\('out', 4\)",
     ),
     "unregistered block": (
         lambda: fuse(around(UnregisteredBlock(4), layers.Dense(2)), factor=2),
@@ -171,7 +184,10 @@ BAD_FUSIONS = {
         r"`into` must be.*gave str",
     ),
     "wrong width key": (lambda: fuse(wrong_widths(), factor=2), r"\['unitz'\].*config"),
-    "wrong roles": (lambda: fuse(wrong_roles(), factor=2), r"2 axes"),
+    "wrong roles": (
+        lambda: fuse(wrong_roles(), factor=2),
+        r"2 axes.*roles=\{'kernel': \('in', 'out'\)\}",
+    ),
     "nothing grows": (
         lambda: fuse(around(layers.Dense(2)), factor=2),
         r"Nothing grows",
@@ -197,6 +213,29 @@ def test_bad_fusion(case):
     call, pattern = BAD_FUSIONS[case]
     with pytest.raises(FusionError, match=pattern):
         call()
+
+
+def test_an_error_lists_no_other_classes():
+    model = around(layers.Dense(4), Unregistered(), layers.Dense(2))
+    with pytest.raises(UnregisteredLayerError) as raised:
+        fuse(model, factor=2)
+    assert "MultiHeadAttention" not in str(raised.value)
+
+
+@pytest.mark.parametrize("make", [layers.LSTM, layers.GRU, layers.SimpleRNN])
+def test_the_way_out_for_a_recurrent_layer_works(make, monkeypatch):
+    monkeypatch.setattr(rules, "_RULES", dict(rules._RULES))
+    model = perturbed(around(layers.Dense(6), make(4), layers.Dense(2), shape=(5, 3)))
+    with pytest.raises(UnregisteredLayerError) as raised:
+        fuse(model, factor=2)
+    advice = re.search(r"e.g. (.*\)) and (.*\)), which", str(raised.value))
+    for call in advice.groups():
+        call = call.replace(f"({make.__name__}", f"(keras.layers.{make.__name__}")
+        eval(call, {"keras": keras, "keras_fusion": keras_fusion})
+    x = np.random.default_rng(0).standard_normal((4, 5, 3)).astype("float32")
+    fused = fuse(model, factor=2)
+    assert fused.layers[2].units == 8
+    assert relative_change(outputs(model, x), outputs(fused, x)) < 1e-5
 
 
 def test_errors_have_classes_of_their_own():

@@ -56,6 +56,11 @@ SAMPLES = {
     layers.Conv2D: (lambda: layers.Conv2D(5, 2), (2, 4, 4, 3), {}),
     layers.PReLU: (layers.PReLU, FEATURES, {}),
     layers.Concatenate: (layers.Concatenate, FEATURES, {"call": joined}),
+    layers.Permute: (
+        lambda: layers.Permute((2, 1)),
+        FEATURES,
+        {"call": lambda layer, x: layers.Permute((2, 1))(layers.Dense(5)(layer(x)))},
+    ),
     "keras_hub>TransformerEncoder": (
         lambda: hub("TransformerEncoder")(8, 2),
         FEATURES,
@@ -91,6 +96,5 @@ REFUSING = {
     layers.Softmax: None,
     layers.UnitNormalization: None,
     layers.Lambda: lambda layer, x: layers.Lambda(lambda h: 2 * h)(x),
-    layers.Permute: lambda layer, x: layers.Permute((2, 1))(x),
     layers.Reshape: lambda layer, x: layers.Reshape((8, 3))(x),
 }
