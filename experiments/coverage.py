@@ -19,7 +19,16 @@ from keras_fusion.models import probe, samples
 from keras_fusion.t5 import markdown
 
 PAGE = pathlib.Path(__file__).parents[1] / "docs" / "coverage.md"
-HEAD = "family", "model", "self-fusion", "joint", "calibrated", "reloaded", "trained"
+HEAD = (
+    "family",
+    "model",
+    "self-fusion",
+    "block",
+    "calibrated",
+    "joint",
+    "reloaded",
+    "trained",
+)
 
 
 def main():
@@ -67,7 +76,7 @@ def row(family, name, parents):
     try:
         cells = measure(*parents)
     except keras_fusion.FusionError as error:
-        cells = [f"refused: {str(error).split(': ', 1)[-1]}"] + [""] * 4
+        cells = [f"refused: {str(error).split(': ', 1)[-1]}"] + [""] * 5
     return [family, name, *cells]
 
 
@@ -79,15 +88,25 @@ def measure(model, other):
     own = probe.change(before, probe.outputs(fused, inputs))
     mean = probe.mean_outputs([model, other], inputs)
     distances = []
-    for norms in ("joint", "calibrated"):
+    for norms in ("calibrated", "joint"):
         joined = keras_fusion.fuse([model, other], norms=norms, probe=inputs)
         distances.append(distance(mean, probe.outputs(joined, inputs)))
     return [
         f"{own:.0e}",
+        block_wise(model, other, inputs, mean),
         *(f"{d:.2f}" for d in distances),
         _through_a_file(fused, model, inputs),
         "yes" if trains(model, inputs, before) else "no",
     ]
+
+
+def block_wise(model, other, inputs, mean):
+    """Distance from the mean of the parents under block norms."""
+    try:
+        joined = keras_fusion.fuse([model, other], norms="block")
+    except keras_fusion.FusionError:
+        return "refused"
+    return f"{distance(mean, probe.outputs(joined, inputs)):.0e}"
 
 
 def distance(expected, outputs):

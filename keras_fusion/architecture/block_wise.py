@@ -29,8 +29,7 @@ def exchange_norms(matches: Sequence[Match], widths: Widths) -> dict[str, str]:
         reason = _exchange(match, widths)
         if reason is not None:
             refused[match.address] = reason
-    model = matches[0].grown
-    exchange.mark(exchange.block_norms(model), exchange.owners(model))
+    exchange.mark_owners(matches[0].grown)
     return refused
 
 

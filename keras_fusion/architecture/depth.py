@@ -22,9 +22,10 @@ from keras_fusion.architecture.repeat import align, repeat
 from keras_fusion.architecture.stacks import stacks
 from keras_fusion.architecture.widths import Widths
 from keras_fusion.errors import FusionError, StructureError
+from keras_fusion.models import exchange, host, probe, rules, samples, tree
 from keras_fusion.models import graph as graphs
-from keras_fusion.models import host, probe, rules, samples, tree
 from keras_fusion.models.graph import Graph
+from keras_fusion.models.stock import is_block_norm, stock_class
 
 
 class Row(NamedTuple):
@@ -116,10 +117,12 @@ def _continued(model: keras.Model, deep: keras.Model, rows: Iterable[Row]):
     kernels = [v for v in new if v.trainable and len(v.shape) > 1]
     for variable in quiet(model, deep, kernels):
         host.write(variable, np.zeros(variable.shape, variable.dtype))
+    exchange.mark_owners(deep)
     return deep
 
 
 def _copy(old, new, address):
+    _follow_norm(old, new)
     for source, target in tree.shared_variables([old, new]):
         if source.shape != target.shape:
             raise StructureError(
@@ -202,9 +205,18 @@ def deeper(
         FusionError: for a model in which no blocks can be found.
         StructureError: if a new block has no block of its kind to repeat.
     """
-    if graphs.is_plain(model):
-        return _repeated(model, factor, order)
-    return _recounted(model, factor, order)
+    find = _repeated if graphs.is_plain(model) else _recounted
+    deep, rows = find(model, factor, order)
+    for row in rows:
+        _follow_norm(row.old, row.new)
+    exchange.mark_owners(deep)
+    return deep, rows
+
+
+def _follow_norm(old, new):
+    """Makes a norm block-wise if the one that it continues or repeats is."""
+    if is_block_norm(old) and not is_block_norm(new):
+        exchange.make_block_wise(new, old.blocks)
 
 
 def _repeated(model, factor, order):
@@ -244,7 +256,7 @@ def _rewired(model: keras.Model, config: dict) -> keras.Model:
     """
     # Classes that nobody has registered with Keras are known from the model. Keras's own
     # are left out: a layer and an operation of it may have one name (`Add`).
-    classes = {type(layer) for _, layer in tree.walk(model)}
+    classes = {stock_class(layer) for _, layer in tree.walk(model)}
     classes = {c.__name__: c for c in classes if c.__module__.split(".")[0] != "keras"}
     if isinstance(model, keras.Sequential):
         made = graphs.functional_class().from_config(config, classes)
@@ -296,7 +308,7 @@ def _recounted(model, factor, order):
     for address, layer in grown.items():
         origin, is_new = numbers.origin(address, factor, order)
         old = places.get(origin)
-        if type(old) is type(layer):
+        if stock_class(old) is stock_class(layer):
             rows.append(Row(address, old, layer, is_new))
         elif layer.trainable_variables:
             raise StructureError(

@@ -47,7 +47,7 @@ def stock_norms(live: keras.Model) -> Iterator[None]:
             if not hasattr(norm, BLEND):
                 exchange.make_block_wise(norm, blocks)
                 norm.blend.assign(blend)
-        exchange.mark(norms, exchange.owners(live))
+        exchange.mark_owners(live)
         raise
     finally:
         for _, layer in tree.walk(live):

@@ -191,20 +191,21 @@ class ExchangedNorm(BlockNorm):
     """
 
     def get_config(self) -> dict[str, Any]:
-        """The stock norm and the blocks."""
+        """The stock norm's arguments and class, and the blocks."""
         stock = as_class(self, self.stock)
         serialized = dict(keras.saving.serialize_keras_object(stock))
-        serialized.pop("build_config", None)
-        serialized["config"] = stock_config(self)
-        return {"norm": serialized, "blocks": self.blocks}
+        keys = ("module", "class_name", "registered_name")
+        return super().get_config() | {"norm": {k: serialized[k] for k in keys}}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "ExchangedNorm":
         """Rebuilds a block norm of the class that its config names."""
-        norm = keras.saving.deserialize_keras_object(config["norm"])
-        made: Any = block_class(type(norm))
-        arguments = dict(config["norm"]["config"]) | {"blocks": config["blocks"]}
-        return type(norm).from_config.__func__(made, arguments)
+        config = dict(config)
+        norm, blocks = config.pop("norm"), config.pop("blocks")
+        stock = keras.saving.deserialize_keras_object(norm | {"config": config})
+        arguments = config | {"blocks": blocks}
+        made: Any = block_class(type(stock))
+        return type(stock).from_config.__func__(made, arguments)
 
 
 def _registered(cls: type) -> type:

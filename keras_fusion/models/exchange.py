@@ -106,6 +106,13 @@ def mark(norms: Iterable[keras.Layer], holding: dict[int, list[keras.Layer]]) ->
         private.mark(layer, True)
 
 
+def mark_owners(model: keras.Layer) -> None:
+    """Marks the configs of all layers of a model that hold block norms."""
+    norms = block_norms(model)
+    if norms:
+        mark(norms, owners(model))
+
+
 def unmark(model: keras.Layer) -> None:
     """Takes the marks from the configs of a model's layers."""
     for _, layer in tree.walk(model):

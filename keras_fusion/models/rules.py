@@ -69,6 +69,7 @@ class _Fixed:
     merge: str | None = None
     grow: Callable[[Sequence[dict], bool], dict] | None = None
     refuse: str | None = None
+    approximate: str | None = None
 
     def variable_roles(self, layer: keras.Layer) -> Roles:
         """Roles of the axes of the layer's own variables, by variable name."""
@@ -148,6 +149,7 @@ def register(
     merge: str | None = None,
     grow: Callable[[Sequence[dict], bool], dict] | None = None,
     refuse: str | None = None,
+    approximate: str | None = None,
 ) -> _Class:
     """Registers how a layer or model class grows.
 
@@ -197,6 +199,8 @@ def register(
         grow: function `(configs, fixed) -> config` for a class whose widths do not
             simply add up. `fixed` says that the output must keep its size.
         refuse: string. The reason why the class cannot be grown where its input grows.
+        approximate: string. The reason why distinct parents of the class can be fused
+            approximately only, whatever becomes of their norms.
 
     Returns:
         `cls`, so that `register` can be applied to a class in place.
@@ -246,6 +250,7 @@ def register(
         merge=merge,
         grow=grow,
         refuse=refuse,
+        approximate=approximate,
     )
     return cls
 

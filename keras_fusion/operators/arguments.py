@@ -9,7 +9,7 @@ from keras_fusion.errors import FusionError, is_integer, is_number, is_path, req
 from keras_fusion.models import processes
 from keras_fusion.values.fuse import OFF_DIAGONALS
 
-NORMS = ("joint", "block", "calibrated")
+NORMS = ("auto", "block", "calibrated", "joint")
 
 
 def check_off_diagonal(off_diagonal: str, *, copies: bool) -> None:

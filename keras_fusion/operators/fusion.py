@@ -14,9 +14,10 @@ from keras_fusion.models import probe as probes
 from keras_fusion.models.renamed import renamed
 from keras_fusion.operators import arguments
 from keras_fusion.operators.base import GrowthOperator, register_operator
+from keras_fusion.operators.norms import are_block_wise, settled
 from keras_fusion.operators.plan import Plan, build_and_lay_out
 from keras_fusion.operators.verification import verify
-from keras_fusion.values import calibration, new_capacity
+from keras_fusion.values import new_capacity
 from keras_fusion.values.fillers import FusionFiller
 
 
@@ -46,13 +47,13 @@ def plan_fusion(
     arguments.check_seed(seed)
     seed = arguments.chosen_seed(seed, None)
     draft = build_and_lay_out(
-        matched, into, seed=seed, block_norms=norms == "block", capacity=capacity
+        matched,
+        into,
+        seed=seed,
+        block_norms=are_block_wise(norms, copies=matched.copies),
+        capacity=capacity,
     )
-    if norms == "block":
-        _check_block_norms(draft)
-    corrections = {}
-    if norms == "calibrated" and not matched.copies:
-        corrections = calibration.corrections(draft.matches, draft.layouts, probe)
+    corrections, keeps = settled(draft, norms, probe)
     filler = FusionFiller(
         off_diagonal=off_diagonal,
         noise_scale=noise_scale,
@@ -63,25 +64,7 @@ def plan_fusion(
         filler = new_capacity.settled(
             filler, draft.matches, draft.layouts, count=len(models)
         )
-    return draft.plan(filler, exact=_is_exact(draft, off_diagonal))
-
-
-def _is_exact(draft, off_diagonal):
-    """Whether the fusion is the parents' mean: of copies, and where no norm is joint."""
-    if off_diagonal == "random":
-        return False
-    return draft.parents.copies or not any(map(calibration.is_joint, draft.matches))
-
-
-def _check_block_norms(draft):
-    """Says where a norm cannot be block-wise, and why."""
-    for match in draft.matches:
-        if match.address in draft.stock:
-            raise FusionError(
-                f"{type(match.grown).__name__} {match.grown.name!r} at {match.address!r} "
-                f"cannot be block-wise: {draft.stock[match.address]}. Use "
-                "norms='calibrated' or norms='joint'."
-            )
+    return draft.plan(filler, exact=keeps and off_diagonal != "random")
 
 
 @renamed(off_diagonal_scale="noise_scale", batch="probe")
@@ -113,9 +96,8 @@ def fuse(
             head count and width must stay whole.
         into: model, or function without arguments that builds one. What to fuse into
             when the parents' classes have no config, or when the target is to be
-            larger than the sum of the parents; with the layers of `keras_fusion.layers`
-            as its norms, the last block of which is new, that is exact. By default it
-            is built from the parents' configs.
+            larger than the sum of the parents; with `norms="block"` that is exact. By
+            default it is built from the parents' configs.
         off_diagonal: how the blocks that join one parent's inputs to another's outputs
             are filled. `"zeros"` keeps the parents apart. `"random"` draws noise, as in
             the paper's second setting; the outputs change a little. `"paired"`, for
@@ -127,13 +109,16 @@ def fuse(
             the kernel. Defaults to 0.25.
         norms: what becomes of the layer and RMS norms of distinct parents, whose one
             statistic over all features would not be the parents' own. `"joint"` leaves
-            them as they are: the function changes. `"block"`, for functional and
-            `Sequential` models of Keras's layers, puts in norms with one statistic a
-            parent (`keras_fusion.layers`): the fused outputs are exactly the mean.
-            `"calibrated"` keeps the norms and absorbs the mean ratio of the statistics,
-            measured on `probe`, in their weights. Copies need neither. Defaults to
-            `"joint"`.
-        probe: inputs in the structure of the model's, for `norms="calibrated"`.
+            them as they are: the function changes. `"block"` gives them one statistic
+            a parent, wherever they are: the fused outputs are exactly the mean. The
+            classes of the model and its layers stay, but its files load only where
+            keras_fusion is imported (see `AnnealBlockNorms`). `"calibrated"` keeps the
+            norms and absorbs the mean ratio of the statistics, measured on `probe`, in
+            their weights. `"auto"` is `"block"`, and where that is not possible
+            `"calibrated"`, with a warning that says where. Copies need neither. Defaults
+            to `"joint"`.
+        probe: inputs in the structure of the model's, for `norms="calibrated"`; for
+            `"auto"` a made-up batch by default.
         seed: int. Seed of the noise. Defaults to one drawn from NumPy's global
             generator, which `keras.utils.set_random_seed` governs.
 
@@ -197,7 +182,7 @@ class FusionOperator(GrowthOperator):
         noise_scale: float, see `fuse`.
         into: see `fuse`; for models whose class has no config.
         seed: int or `None`, see `fuse`.
-        norms: `"joint"`, `"block"` or `"calibrated"`, see `fuse`.
+        norms: `"joint"`, `"block"`, `"calibrated"` or `"auto"`, see `fuse`.
         probe: inputs for `norms="calibrated"`, see `fuse`.
 
     Raises:

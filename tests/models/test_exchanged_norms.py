@@ -1,5 +1,7 @@
 """Norms inside blocks of keras-hub and of users, made block-wise in the built model."""
 
+import warnings
+
 import keras
 import keras_hub
 import numpy as np
@@ -62,6 +64,9 @@ keras_fusion.register(
     scalable=("gain",),
     norm=keras_fusion.Norm("mean_square", scale="gain"),
 )
+
+
+IDS = data_for("functional", 4)[0]
 
 
 def kind_of(name):
@@ -129,10 +134,6 @@ def test_a_norm_of_a_users_own_needs_no_formula(tmp_path):
 
 
 def test_what_saves_in_its_own_way_is_refused():
-    class Strange(Gain):
-        def load_own_variables(self, store):
-            super().load_own_variables(store)
-
     with pytest.raises(
         keras_fusion.FusionError, match=r"Strange.*in its own way.*joint"
     ):
@@ -156,6 +157,51 @@ def test_half_as_wide_again_after_the_residual_sum():
     (model, _), x = pair("bert")
     fused = fuse(model, factor=1.5, norms="block", seed=0)
     assert relative_change(outputs(model, x), outputs(fused, x)) < 1e-5
+
+
+def test_deeper_with_its_block_norms():
+    """A model of blocks of keras-hub, and one whose graph is repeated."""
+    for parents, x in (pair("gpt2"), ([own_norm(8, 0), own_norm(12, 1)], IDS)):
+        fused = fuse(parents, norms="block")
+        operator = keras_fusion.DepthStacking(factor=2, identity=True)
+        deep = operator.plan(fused, seed=0).fill()
+        assert relative_change(outputs(fused, x), outputs(deep, x)) < 1e-5
+
+
+def test_into_a_larger_model_without_config():
+    parents, x = pair("bert")
+    fused = fuse(parents, into=bert(width=24, seed=2), norms="block")
+    assert relative_change(mean_of(parents, x), outputs(fused, x)) < 1e-5
+
+
+def test_auto_is_block_wise_where_it_can_be():
+    parents, x = pair("bert")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "The fusion is not exact")
+        fused = fuse(parents, norms="auto")
+    assert relative_change(mean_of(parents, x), outputs(fused, x)) < 1e-5
+    before = [v.path for v in parents[0].variables]
+    twice = fuse(parents[0], factor=2, norms="auto")  # copies need nothing
+    assert [v.path for v in twice.variables] == before
+
+
+class Strange(layers.RMSNormalization):
+    """A norm that loads its variables in its own way."""
+
+    def load_own_variables(self, store):
+        super().load_own_variables(store)
+
+
+def test_auto_says_what_is_calibrated():
+    parents = [own_norm(32, 0, Strange), large(own_norm(32, 1, Strange))]
+    with pytest.warns(
+        UserWarning, match=r"not exact.*Strange.*own way.*1 more.*calibr"
+    ):
+        fused = fuse(parents, norms="auto", probe=IDS)
+    expected = mean_of(parents, IDS)
+    joint = outputs(fuse(parents), IDS)
+    found = outputs(fused, IDS)
+    assert np.linalg.norm(found - expected) < np.linalg.norm(joint - expected)
 
 
 def test_half_precision():
