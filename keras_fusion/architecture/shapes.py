@@ -6,7 +6,7 @@ from keras_fusion.architecture import widths
 from keras_fusion.architecture.parents import Parents
 from keras_fusion.errors import FusionError
 from keras_fusion.models import graph as graphs
-from keras_fusion.models import host, probe
+from keras_fusion.models import host, samples
 from keras_fusion.models.host import is_distributed
 
 
@@ -35,7 +35,7 @@ def check_grown(
 def _check_call(parent, model):
     """What models of a class make of one made-up batch has equal shapes."""
     try:
-        inputs = probe.accepted(parent)
+        inputs = samples.accepted(parent)
     except FusionError:
         return  # It takes no made-up batch; a real one is compared in training.
     with host.unchanging():

@@ -4,7 +4,7 @@ import warnings
 from typing import Any
 
 from keras_fusion.errors import FusionError
-from keras_fusion.models import probe as probes
+from keras_fusion.models import samples
 from keras_fusion.operators.plan import Draft
 from keras_fusion.values import calibration
 from keras_fusion.values.calibration import Corrections
@@ -37,7 +37,7 @@ def settled(draft: Draft, norms: str, probe: Any) -> tuple[Corrections, bool]:
     calibrated = norms == "calibrated" or (norms == "auto" and bool(draft.stock))
     found: Corrections = {}
     if calibrated:
-        probe = probes.accepted(draft.parents.first) if probe is None else probe
+        probe = samples.accepted(draft.parents.first) if probe is None else probe
         found = calibration.corrections(draft.matches, draft.layouts, probe)
     if norms == "auto" and reasons:
         more = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""

@@ -10,7 +10,7 @@ import keras
 
 from keras_fusion import graft
 from keras_fusion.errors import FusionError, require
-from keras_fusion.models import flops, private, probe, rules, tree
+from keras_fusion.models import flops, private, rules, samples, tree
 from keras_fusion.models.names import helpful
 from keras_fusion.models.stock import is_block_norm
 from keras_fusion.operators.plan import Plan, Plans
@@ -193,7 +193,7 @@ def _after(before: Preview, planned: Any, inputs: Any, notes: list[str]) -> Prev
     size = graft.bytes_of(fused.weights) + graft.optimizer_bytes(model, layouts)[1]
     counted = None
     if before.flops is not None:
-        inputs = probe.accepted(model) if inputs is None else inputs
+        inputs = samples.accepted(model) if inputs is None else inputs
         counted, _ = _counted(fused, inputs)
     layers = tuple(_grown(planned))
     approximate = [x.name for x in layers if x.note.startswith("approximate")]
@@ -218,7 +218,7 @@ def _after(before: Preview, planned: Any, inputs: Any, notes: list[str]) -> Prev
 def _counted(model: keras.Model, inputs: Any) -> tuple[int | None, list[str]]:
     """The FLOPs of a step without its loss, and on what they were counted."""
     try:
-        inputs = probe.accepted(model) if inputs is None else inputs
+        inputs = samples.accepted(model) if inputs is None else inputs
         shapes = [tuple(x.shape) for x in keras.tree.flatten(inputs)]
         listed = ", ".join(dict.fromkeys(map(str, shapes)))
         note = f"FLOPs: forward and backward, on inputs of shape {listed}."
