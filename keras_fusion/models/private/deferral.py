@@ -138,8 +138,14 @@ def _methods() -> dict[str, Callable[..., None]]:
             known[id(variable)] = initializer
         # The state of a seed is small, and may be read.
         is_float = keras.backend.is_float_dtype(variable.dtype)
-        if known is None or not is_float or not _can_defer():
+        if known is None or not is_float:
             own(variable, initializer)
+        elif not _can_defer():
+            try:
+                own(variable, initializer)
+            except Exception:
+                # It makes one shape only. The values will be overwritten.
+                own(variable, keras.initializers.Zeros())
         else:
             variable._value, variable._initializer = None, initializer
             vars(variable)["_direct_assign"] = functools.partial(_first, variable)
