@@ -24,6 +24,8 @@ def _load(layer: Any, store: Any) -> bool:
     """Loads a block norm, if the store has one; says whether it did."""
     if isinstance(layer, keras.Model):
         _LOADING[layer] = None
+    if is_block_norm(layer):
+        private.find_under_old_name(store)
     if BLOCKS not in store.keys():  # noqa: SIM118 (a store is no dict)
         return False
     blocks = tuple(int(size) for size in store[BLOCKS])

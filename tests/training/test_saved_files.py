@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import zipfile
 from pathlib import Path
 
 import keras
@@ -58,6 +59,16 @@ def test_block_norms_load(expected):
     kinds = {type(layer) for layer in model.layers}
     assert keras_fusion.layers.BlockLayerNormalization in kinds
     assert keras_fusion.layers.BlockRMSNormalization in kinds
+
+
+def test_weights_of_block_norms_load(expected, tmp_path):
+    """Whose layers now have the names of the stock norms'."""
+    with zipfile.ZipFile(SAVED / "block_norms.keras") as file:
+        file.extract("model.weights.h5", tmp_path)
+    parents = [write.build(4), write.build(6)]
+    model = keras_fusion.fuse(parents, norms="block")
+    model.load_weights(tmp_path / "model.weights.h5")
+    assert_computes(model, expected["block_norms"])
 
 
 def test_a_grown_model_loads(expected):

@@ -18,6 +18,7 @@ from keras_fusion.models.private.exchange import (
 from keras_fusion.models.private.fit_data import fit_data
 from keras_fusion.models.private.loading import (
     before_loading,
+    find_under_old_name,
     load_safely,
     loads_by_itself,
     parameters_of,
@@ -43,6 +44,7 @@ __all__ = [
     "before_loading",
     "coarse_dtype",
     "compile_again",
+    "find_under_old_name",
     "fit_data",
     "forget_compiled_by_others",
     "give_values",

@@ -68,3 +68,17 @@ def loads_by_itself(cls: type) -> bool:
     """Whether a class of layers has its own way to save or load variables."""
     names = ("load_own_variables", "save_own_variables")
     return any(getattr(cls, name) is not getattr(keras.Layer, name) for name in names)
+
+
+def find_under_old_name(store: Any) -> None:
+    """Opens what version 0.1.0 has saved of a block norm, if the store has nothing.
+
+    There the class, by whose name Keras tells layers in a list apart, had another name.
+
+    Args:
+        store: where Keras looks for the variables of a block norm.
+    """
+    path = getattr(store, "_h5_entry_path", None)
+    if path is not None and not len(store.keys()):
+        folder, _, name = path.rpartition("/")
+        store.get(f"{folder}/block_{name}")

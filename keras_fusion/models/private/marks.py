@@ -4,22 +4,26 @@ from typing import Any
 
 import keras
 
-# Keras quotes the name of a class that it does not know in its error.
-_NAME = "saved with block norms, so import keras_fusion before loading"
+# An argument that Keras's class does not have, and names in its error.
+_ADVICE = "saved_with_block_norms_so_import_keras_fusion_before_loading"
 
 
 class BlockNormsPolicy(keras.DTypePolicy):
     """The dtype policy of a layer or model inside which norms are block-wise.
 
-    It is the policy that it was made from, under another name: a config with it cannot
-    be read where keras_fusion is not imported. The model that is made of the config has
+    It is the policy that it was made from. In a config it has an argument that Keras
+    refuses where keras_fusion is not imported. The model that is made of the config has
     the ordinary policy; its norms become block-wise when it loads its weights.
     """
+
+    def get_config(self) -> dict[str, Any]:
+        """The name, and what to do for those who cannot read it."""
+        return {"name": self.name, _ADVICE: True}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> keras.DTypePolicy:
         """The ordinary policy."""
-        return keras.DTypePolicy(**config)
+        return keras.DTypePolicy(config["name"])
 
     def __eq__(self, other: object) -> bool:
         """Whether it is the same policy, marked or not."""
@@ -28,7 +32,8 @@ class BlockNormsPolicy(keras.DTypePolicy):
     __hash__ = None
 
 
-BlockNormsPolicy.__name__ = _NAME
+# By this name Keras takes it for its own.
+BlockNormsPolicy.__name__ = keras.DTypePolicy.__name__
 keras.saving.register_keras_serializable("keras_fusion", "BlockNorms")(BlockNormsPolicy)
 _KINDS = (keras.DTypePolicy, BlockNormsPolicy)
 
