@@ -15,17 +15,17 @@ from keras_fusion.training.record import STOCK_NORMS, Change
 
 @keras.saving.register_keras_serializable(package="keras_fusion")
 class AnnealBlockNorms(keras.callbacks.Callback):
-    """Turns block-wise norms into Keras's own over a number of batches.
+    """Turns block norms into the stock norms they are made of, over a number of batches.
 
     From the first batch on which the live model has block norms (a growth with
-    `norms="block"` put them in, or they were there from the start) their statistics
-    move linearly from the blocks' own to those of all features. Then each becomes one of
-    Keras's norms, with the same weights and optimizer state, so that the model saves and
-    loads without keras_fusion. A run that was cut off continues where the norms' blend
-    stood.
+    `norms="block"` put them in, or they were there from the start) their outputs move
+    linearly from the norms of the blocks to the norm of all features. Then each becomes
+    the stock norm again, of Keras, keras-hub or a user, with the same weights and
+    optimizer state, so that the model saves and loads without keras_fusion. A run that
+    was cut off continues where the norms' blend stood.
 
     Args:
-        steps: int of at least 1. Training batches over which the statistics move.
+        steps: int of at least 1. Training batches over which the outputs move.
 
     Raises:
         FusionError: if `steps` is no such number.
