@@ -51,10 +51,11 @@ def permute(site: Site) -> list[Axes]:
 
 def concatenation(site: Site) -> list[Axes]:
     """Axes are put one behind the other; the others are one and the same."""
-    place = site.option("axis", -1) % len(site.inputs[0])
-    result = list(joined(site, [_without(axes, place) for axes in site.inputs]))
+    operands = [axes for axes in site.operands() if axes]
+    place = site.option("axis", -1) % len(operands[0])
+    result = list(joined(site, [_without(axes, place) for axes in operands]))
     parts = []
-    for i, axes in enumerate(site.inputs):
+    for i, axes in enumerate(operands):
         parts += _part_of(site, axes[place], (id(site.call.source), i))
     result.insert(place, tuple(parts))
     return [tuple(result)]
@@ -76,9 +77,10 @@ def _part_of(site: Site, axis: Axis, origin: Hashable) -> Axis:
 
 def stack(site: Site) -> list[Axes]:
     """A new axis, as long as there are inputs."""
-    axes = list(joined(site, site.inputs))
+    operands = site.operands()
+    axes = list(joined(site, operands))
     place = site.option("axis", 0) % (len(axes) + 1)
-    axes.insert(place, (Part(len(site.inputs)),))
+    axes.insert(place, (Part(len(operands)),))
     return [tuple(axes)]
 
 

@@ -27,7 +27,7 @@ def check_grown(
     if found.shapes and graphs.is_plain(model):
         _check_tensors(parents, model, found, is_given)
     elif graphs.is_graph_model(parents.first) and graphs.is_graph_model(model):
-        _check_outputs(parents.first.outputs, model.outputs)
+        _check_outputs(parents.first, parents.first.outputs, model.outputs)
     elif not is_distributed():
         _check_call(parents.first, model)
 
@@ -40,12 +40,13 @@ def _check_call(parent, model):
         return  # It takes no made-up batch; a real one is compared in training.
     with host.unchanging():
         before, after = (m(inputs, training=False) for m in (parent, model))
-    _check_outputs(keras.tree.flatten(before), keras.tree.flatten(after))
+    _check_outputs(parent, keras.tree.flatten(before), keras.tree.flatten(after))
 
 
 def _check_tensors(parents, model, found, is_given):
     """Every tensor of the graph has the shape that its named axes tell."""
     made = widths.counterparts(parents.graph, model)
+    reasons = found.reasons if is_given else ()
     for call in parents.graph.calls:
         other, shapes = made.get(call.key, (None, {}))
         for tensor in parents.graph.made_by(call):
@@ -53,7 +54,7 @@ def _check_tensors(parents, model, found, is_given):
             shape = shapes.get(tensor.key[2])
             if shape is None or _fits(shape, expected, tensor.shape, is_given):
                 continue
-            raise FusionError(_text(call, tensor.shape, expected, shape, found))
+            raise FusionError(_text(call, tensor.shape, expected, shape, reasons))
     _check_outputs(parents.first.outputs, model.outputs)
 
 
@@ -65,11 +66,11 @@ def _fits(shape, expected, old, is_given):
     )
 
 
-def _text(call, old, expected, shape, found):
+def _text(call, old, expected, shape, reasons):
     kept = expected == old
     must = f"but its shape must stay {old}" if kept else f"instead of {expected}"
     why = next(
-        iter(found.reasons),
+        iter(reasons),
         "Its rule does not tell what it does to the widths: say in keras_fusion.register "
         "which key of the config sets the width of its output (`output_width`).",
     )
@@ -79,16 +80,29 @@ def _text(call, old, expected, shape, found):
     )
 
 
-def _check_outputs(before, after):
+def _check_outputs(parent, before, after):
     specs = [
         [(tuple(x.shape), keras.backend.standardize_dtype(x.dtype)) for x in outputs]
         for outputs in (before, after)
     ]
     for i, (old, new) in enumerate(zip(*specs, strict=True)):
-        if old != new:
-            raise FusionError(
-                f"Output {i} of the model would change from shape {old[0]} and dtype "
-                f"{old[1]} to {new[0]} and {new[1]}. An output must keep its shape: leave "
-                "out of `widths` the config key that sets its size, or name the key as "
-                "`output_width` of the layer that makes it (keras_fusion.register)."
-            )
+        if old == new or (_is_backbone(parent) and _is_wider(old, new)):
+            continue
+        raise FusionError(
+            f"Output {i} of the model would change from shape {old[0]} and dtype "
+            f"{old[1]} to {new[0]} and {new[1]}. An output must keep its shape: leave "
+            "out of `widths` the config key that sets its size, or name the key as "
+            "`output_width` of the layer that makes it (keras_fusion.register)."
+        )
+
+
+def _is_backbone(model):
+    """Whether a model is one of keras-hub's without a task, whose outputs are features."""
+    return any(
+        cls.__name__ == "Backbone" and cls.__module__.startswith("keras_hub.")
+        for cls in type(model).__mro__
+    )
+
+
+def _is_wider(old, new):
+    return old[0][:-1] == new[0][:-1] and old[1] == new[1]

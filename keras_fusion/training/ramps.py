@@ -104,7 +104,8 @@ def of_growth(
     Raises:
         FusionError: if a factor, or a rate that it makes, is not finite and positive.
     """
-    for optimizer, factor in zip(graft.leaves(model.optimizer), factors, strict=True):
+    optimizers = graft.leaves(graft.optimizer_of(model))
+    for optimizer, factor in zip(optimizers, factors, strict=True):
         _check_factor(optimizer, factor)
     return [
         Ramp(
@@ -114,9 +115,7 @@ def of_growth(
             slots.correction(optimizer) if reset else None,
             optimizer.gradient_accumulation_steps or 1,
         )
-        for optimizer, factor in zip(
-            graft.leaves(graft.optimizer_of(model)), factors, strict=True
-        )
+        for optimizer, factor in zip(optimizers, factors, strict=True)
     ]
 
 

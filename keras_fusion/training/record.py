@@ -50,6 +50,7 @@ _EVENT: dict[str, fields.Kind] = {
     "mean_change": fields.is_measured,
     "argmax_agreement": fields.is_measured,
     "operator": fields.is_text,
+    "rounding": fields.none_or(fields.is_text),
 }
 _BODY: dict[str, fields.Kind] = {
     "script": fields.is_dict,
@@ -128,7 +129,7 @@ def _ramp(given: Any) -> Ramp:
 
 
 def _event(given: Any) -> GrowthEvent:
-    fields.check(given, _EVENT, "an event")
+    fields.check(given, _EVENT, "an event", optional=("rounding",))
     values: dict[str, Any] = {
         k: float(v) if v in _NOT_FINITE else v for k, v in given.items()
     }

@@ -350,6 +350,22 @@ def test_integers_made_features_keep_their_number(name):
     assert relative_change(outputs(model, x), outputs(fused, x)) < 1e-5
 
 
+@pytest.mark.skipif(
+    keras.config.backend() != "tensorflow", reason="strings are TensorFlow's"
+)
+@pytest.mark.parametrize("flat", [False, True])
+def test_strings_keep_their_number(flat):
+    words = ["a", "b", "c"]
+    x = [keras.Input((2,), dtype="string"), layers.StringLookup(vocabulary=words)]
+    pool = layers.Flatten() if flat else layers.GlobalAveragePooling1D()
+    model = keras.Sequential([*x, layers.Embedding(4, 8), pool, layers.Dense(2)])
+    fused = fuse(model, factor=2)
+    batch = np.array([["a", "b"], ["c", "d"]], dtype=object)
+    before, after = (ops.convert_to_numpy(m(ops.array(batch))) for m in (model, fused))
+    assert fused.layers[1].output_dim == 16
+    assert relative_change(before, after) < 1e-5
+
+
 # Operators that copy units follow the parts of an axis as well.
 
 OPERATORS = {
