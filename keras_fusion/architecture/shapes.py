@@ -55,7 +55,7 @@ def _check_tensors(parents, model, found, is_given):
             if shape is None or _fits(shape, expected, tensor.shape, is_given):
                 continue
             raise FusionError(_text(call, tensor.shape, expected, shape, reasons))
-    _check_outputs(parents.first.outputs, model.outputs)
+    _check_outputs(parents.first, parents.first.outputs, model.outputs)
 
 
 def _fits(shape, expected, old, is_given):

@@ -67,12 +67,14 @@ def _is_harmless(site: Site, axis: Axis, grown: keras.Layer) -> bool:
     shape = [2 if size is None else size for size in site.call.inputs[0].shape[:-1]]
     sizes = [own_size(site, axis, k) for k in range(site.names.count)]
     parts = [rng.normal(size=(*shape, size)).astype("float32") for size in sizes]
+    tensors = map(keras.ops.convert_to_tensor, (*parts, np.concatenate(parts, -1)))
+    layers = (*site.layers, grown)
     try:
-        made = [
-            host.host(layer(keras.ops.convert_to_tensor(part)))
-            for layer, part in zip(site.layers, parts, strict=True)
-        ]
-        joint = host.host(grown(keras.ops.convert_to_tensor(np.concatenate(parts, -1))))
+        with host.unchanging():  # A layer may hold a metric.
+            *made, joint = [
+                host.host(layer(tensor))
+                for layer, tensor in zip(layers, tensors, strict=True)
+            ]
     except Exception:  # Whatever a foreign layer raises: it cannot be called so.
         return False
     expected = np.concatenate(made, -1)

@@ -65,11 +65,14 @@ def check_equal(address: str, layers: Sequence[keras.Layer]) -> None:
         return
     kept, options = of(first), _options(first)
     for other in others:
-        for name, value in _options(other).items():
-            if not _equal(value, options.get(name)):
+        theirs = _options(other)
+        # Without a config (of some layers of keras-hub) nothing can be compared.
+        for name in theirs.keys() & options.keys():
+            value = theirs[name]
+            if not _equal(value, options[name]):
                 raise FusionError(
                     f"The parents' {type(first).__name__} at {address!r} differ in "
-                    f"{name!r}: {_short(options.get(name))} and {_short(value)}. The fused "
+                    f"{name!r}: {_short(options[name])} and {_short(value)}. The fused "
                     "model has one for all; build the parents with the same."
                 )
         if not of(other).equals(kept):
