@@ -14,6 +14,8 @@ from keras_fusion.models import graph as graphs
 from keras_fusion.models import rules, tree
 from keras_fusion.models.rules import Rule
 
+_LARGEST = 1000  # of factors
+
 
 @dataclasses.dataclass(frozen=True)
 class Siblings:
@@ -164,9 +166,11 @@ def check_factor(factor: float) -> None:
     """Checks how many times as wide a model is to become.
 
     Raises:
-        FusionError: if it is not a finite number above 1.
+        FusionError: if it is not a number above 1, or larger than can be meant: the
+            weights become as many as its square.
     """
-    require(is_number(factor) and factor > 1, "factor", factor, "a number above 1")
+    good = is_number(factor) and 1 < factor <= _LARGEST
+    require(good, "factor", factor, f"a number above 1, and of at most {_LARGEST}")
 
 
 def _check_count(models):

@@ -171,8 +171,11 @@ def _calling(
     """A scope in which layers call replacements of their `call`."""
     with contextlib.ExitStack() as restored:
         for layer, replacement in replacements:
+            if "call" in vars(layer):  # A scope within another one.
+                restored.callback(setattr, layer, "call", layer.call)
+            else:
+                restored.callback(delattr, layer, "call")
             layer.call = replacement
-            restored.callback(delattr, layer, "call")
         yield
 
 

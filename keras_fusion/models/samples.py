@@ -137,11 +137,26 @@ def _grouped(inputs: Any) -> Sample:
 
 def _call(model: keras.Model, inputs: Any) -> list[np.ndarray]:
     """The outputs, in a call that refuses what a backend would let pass."""
+    if len(probe.lengths(model)) > 1 and probe.knows_dtypes(model) and _shrinks(model):
+        # Keras checks that something is left of small images; a backend need not.
+        model.compute_output_spec(
+            keras.tree.map_structure(
+                lambda x: keras.KerasTensor(x.shape, str(x.dtype)), inputs
+            )
+        )
     with checked_ids(model):
         results = probe.outputs(model, inputs)
     if not all(y.size for y in results):
         raise ValueError(f"Its outputs are empty: {[y.shape for y in results]}.")
     return results
+
+
+def _shrinks(model: keras.Model) -> bool:
+    """Whether layers of a model make images smaller."""
+    return any(
+        vars(layer).keys() & {"kernel_size", "pool_size", "cropping"}
+        for _, layer in tree.walk(model)
+    )
 
 
 def _checked(model: keras.Model, inputs: Any) -> Any:

@@ -51,10 +51,10 @@ def check_whole_factor(factor: int, method: str, advice: str) -> None:
     Raises:
         FusionError: naming the argument.
     """
-    if not is_number(factor) or factor % 1 or factor < 2:
+    if not is_number(factor) or factor % 1 or not 2 <= factor <= 1000:
         raise FusionError(
-            f"`factor` of {method} must be an integer of at least 2. Received: "
-            f"factor={factor!r}.{advice}"
+            f"`factor` of {method} must be an integer of at least 2 and at most 1000. "
+            f"Received: factor={factor!r}.{advice}"
         )
 
 

@@ -1,11 +1,13 @@
 """Several operators, one after the other, as one."""
 
 import contextlib
+from typing import Any
 
 import keras
 import numpy as np
 
 from keras_fusion.errors import FusionError
+from keras_fusion.models import probe as probes
 from keras_fusion.models.names import helpful
 from keras_fusion.operators import arguments
 from keras_fusion.operators.base import (
@@ -26,6 +28,8 @@ class Chain(GrowthOperator):
 
     Args:
         operators: list of operators, the first to act first.
+        probe: batch in the structure of the model's inputs, on which the growth is tried.
+            By default a small one is made up. A config does not hold it.
 
     Raises:
         FusionError: for an empty list, or for what is no operator.
@@ -44,7 +48,7 @@ class Chain(GrowthOperator):
     """
 
     @helpful
-    def __init__(self, operators: list):
+    def __init__(self, operators: list, probe: Any = None):
         if not isinstance(operators, (list, tuple)) or not operators:
             raise FusionError(
                 "`operators` must be a list of at least one operator. Received: "
@@ -53,6 +57,7 @@ class Chain(GrowthOperator):
         for i, operator in enumerate(operators):
             check_operator(operator, f"operators[{i}]")
         self.operators = list(operators)
+        self.probe = probe
 
     def parents(self, model: keras.Model) -> list[keras.Model]:
         """The models that go into the first growth."""
@@ -65,6 +70,7 @@ class Chain(GrowthOperator):
         """
         seed, plans = arguments.chosen_seed(None, seed), Plans()
         with contextlib.ExitStack() as assumed:
+            assumed.enter_context(probes.given(self.probe))
             for number, operator in enumerate(self.operators):
                 own = np.random.SeedSequence([seed, number]).generate_state(1)[0]
                 plans.extend(operator.plan(model, int(own)).stages)

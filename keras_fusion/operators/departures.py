@@ -81,6 +81,38 @@ def _before(model: Any, layer: Any) -> list[str]:
     return list(found.values())[::-1][-4:]
 
 
+def other_shape(plan: Any, i: int, old: np.ndarray, new: np.ndarray) -> FusionError:
+    """The error for an output that has another shape after a growth.
+
+    Args:
+        plan: the `Plan`.
+        i: int. Which output.
+        old: the parent's output.
+        new: the grown model's.
+    """
+    return FusionError(
+        f"Output {i} of {plan.parents[0].name!r} has shape {old.shape}, and {new.shape} in "
+        "the grown model, where nothing says which of it is the old one. End the model in "
+        "a layer whose size is no width, such as Dense, or pass the bigger model as `into`."
+    )
+
+
+def failed(model: Any, error: Exception, training: bool) -> FusionError:
+    """The error for a grown model that cannot be called, unlike its parents.
+
+    Args:
+        model: the grown model.
+        error: what it raised.
+        training: bool. Whether it was called as in training.
+    """
+    when = " in training mode" if training else ""
+    return FusionError(
+        f"The grown {model.name!r} fails{when}, where its parents do not: {error} A "
+        "constant or an option in it holds a width. Keep that out of the model, or pass "
+        "the bigger model as `into`."
+    )
+
+
 def not_verified(
     plan: Any, silent: Sequence[int], outputs: Sequence[np.ndarray]
 ) -> FusionError:

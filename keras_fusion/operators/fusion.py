@@ -117,8 +117,9 @@ def fuse(
             their weights. `"auto"` is `"block"`, and where that is not possible
             `"calibrated"`, with a warning that says where. Copies need neither. Defaults
             to `"joint"`.
-        probe: inputs in the structure of the model's, for `norms="calibrated"`; for
-            `"auto"` a made-up batch by default.
+        probe: inputs in the structure of the model's, on which the fusion is tried and
+            measured, and the norms of `norms="calibrated"`. By default, but for those, a
+            small batch is made up.
         seed: int. Seed of the noise. Defaults to one drawn from NumPy's global
             generator, which `keras.utils.set_random_seed` governs.
 
@@ -129,7 +130,8 @@ def fuse(
     Raises:
         FusionError: for arguments or models that cannot be fused; the message names
             the layer or argument, the value and the fix. Also if a fusion that should
-            be exact changes the outputs on a small made-up batch.
+            be exact (of copies, or of distinct parents without joint norms) changes the
+            function, or if that cannot be seen on any batch that is made up.
 
     Example:
 
@@ -146,19 +148,19 @@ def fuse(
     Initializations, ICML 2024. The paired form and the treatment of norms, tied
     readouts and unequal parents are this package's own.
     """
-    plan = plan_fusion(
-        parents,
-        factor=factor,
-        into=into,
-        off_diagonal=off_diagonal,
-        noise_scale=noise_scale,
-        norms=norms,
-        probe=probe,
-        seed=seed,
-    )
-    plan.fill()
-    if plan.exact:
-        with probes.given(probe):
+    with probes.given(probe):
+        plan = plan_fusion(
+            parents,
+            factor=factor,
+            into=into,
+            off_diagonal=off_diagonal,
+            noise_scale=noise_scale,
+            norms=norms,
+            probe=probe,
+            seed=seed,
+        )
+        plan.fill()
+        if plan.exact:
             verify(plan, samples.sample(plan.parents[0]))
     parent_blocks.remember(plan.layouts, plan.fused)
     return plan.fused
@@ -183,7 +185,8 @@ class FusionOperator(GrowthOperator):
         into: see `fuse`; for models whose class has no config.
         seed: int or `None`, see `fuse`.
         norms: `"joint"`, `"block"`, `"calibrated"` or `"auto"`, see `fuse`.
-        probe: inputs for `norms="calibrated"`, see `fuse`.
+        probe: inputs on which the growth is tried, and for `norms="calibrated"`, see
+            `fuse`.
 
     Raises:
         FusionError: for arguments that cannot work; from `plan`, for anything that
@@ -248,6 +251,10 @@ class FusionOperator(GrowthOperator):
 
     def plan(self, model: keras.Model, seed: int | None = None) -> Plan:
         """Lays out the growth of a model; changes nothing."""
+        with probes.given(self.probe):
+            return self._plan(model, seed)
+
+    def _plan(self, model, seed):
         own = self.partners is None
         plan = plan_fusion(
             model if own else self.parents(model),

@@ -1,7 +1,10 @@
 """HyperCloning: every unit is copied equally often, and each kernel is W / factor."""
 
+from typing import Any
+
 import keras
 
+from keras_fusion.models import probe as probes
 from keras_fusion.models.renamed import renamed
 from keras_fusion.operators import arguments, widening
 from keras_fusion.operators.base import GrowthOperator, register_operator
@@ -31,6 +34,8 @@ class HyperCloning(GrowthOperator):
             again over the copies of each input, so that the function stays. Defaults
             to 0, the paper's symmetric form.
         seed: int. Seed of the noise.
+        probe: batch in the structure of the model's inputs, on which the growth is tried.
+            By default a small one is made up. A config does not hold it.
 
     Raises:
         FusionError: for a factor that is not whole, or a negative noise.
@@ -52,7 +57,11 @@ class HyperCloning(GrowthOperator):
 
     @renamed(noise="noise_scale")
     def __init__(
-        self, factor: int = 2, noise_scale: float = 0.0, seed: int | None = None
+        self,
+        factor: int = 2,
+        noise_scale: float = 0.0,
+        seed: int | None = None,
+        probe: Any = None,
     ):
         arguments.check_whole_factor(
             factor, "HyperCloning", " It copies every unit equally often; see Net2Net."
@@ -62,17 +71,19 @@ class HyperCloning(GrowthOperator):
         self.factor = factor
         self.noise_scale = noise_scale
         self.seed = seed
+        self.probe = probe
 
     def plan(self, model: keras.Model, seed: int | None = None) -> Plan:
         """Lays out the growth of a model; changes nothing."""
-        draft = widening.lay_out(
-            model,
-            self.factor,
-            lambda draft: copies.in_turn,
-            seed=arguments.chosen_seed(self.seed, seed),
-            noise_scale=self.noise_scale,
-        )
-        return draft.plan()
+        with probes.given(self.probe):
+            draft = widening.lay_out(
+                model,
+                self.factor,
+                lambda draft: copies.in_turn,
+                seed=arguments.chosen_seed(self.seed, seed),
+                noise_scale=self.noise_scale,
+            )
+            return draft.plan()
 
     def __str__(self):
         """A short name of the operator, for the console."""

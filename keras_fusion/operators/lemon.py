@@ -1,11 +1,13 @@
 """LEMON: copies with unequal splits, and what no copy fills left without influence."""
 
 import dataclasses
+from typing import Any
 
 import keras
 
 from keras_fusion.architecture.parents import check_factor
 from keras_fusion.errors import FusionError
+from keras_fusion.models import probe as probes
 from keras_fusion.models.renamed import renamed
 from keras_fusion.operators import arguments, widening
 from keras_fusion.operators.base import GrowthOperator, register_operator
@@ -41,6 +43,8 @@ class Lemon(GrowthOperator):
             cancels over the copies of each input. Splits by a number alone leave copies
             alike under Adam, which divides the gradient's scale away. Defaults to 0.01.
         seed: int. Seed of the splits and the noise.
+        probe: batch in the structure of the model's inputs, on which the growth is tried.
+            By default a small one is made up. A config does not hold it.
 
     Raises:
         FusionError: for arguments out of range; in training, if the function would change.
@@ -65,6 +69,7 @@ class Lemon(GrowthOperator):
         spread: float = 0.5,
         noise_scale: float = 0.01,
         seed: int | None = None,
+        probe: Any = None,
     ):
         check_factor(factor)
         arguments.check_noise_scale(noise_scale)
@@ -78,10 +83,14 @@ class Lemon(GrowthOperator):
         self.spread = spread
         self.noise_scale = noise_scale
         self.seed = seed
+        self.probe = probe
 
     def plan(self, model: keras.Model, seed: int | None = None) -> Plan:
         """Lays out the growth of a model; changes nothing."""
+        with probes.given(self.probe):
+            return self._plan(model, seed)
 
+    def _plan(self, model, seed):
         def choose(draft):
             normed = widening.normed_sizes(draft)
             expand = {True: copies.average_expansion, False: copies.in_turn}

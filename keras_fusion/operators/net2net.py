@@ -1,10 +1,13 @@
 """Net2Net: units are copied, and what goes out of each is divided among its copies."""
 
+from typing import Any
+
 import keras
 import numpy as np
 
 from keras_fusion.architecture.parents import check_factor
 from keras_fusion.errors import FusionError
+from keras_fusion.models import probe as probes
 from keras_fusion.models.renamed import renamed
 from keras_fusion.operators import arguments, widening
 from keras_fusion.operators.base import GrowthOperator, register_operator
@@ -43,6 +46,8 @@ class Net2Net(GrowthOperator):
             part; it cancels over the copies of each input. Defaults to 0.01. The paper
             adds noise as well where no dropout is used; that ours cancels is ours.
         seed: int. Seed of the draws and the noise.
+        probe: batch in the structure of the model's inputs, on which the growth is tried.
+            By default a small one is made up. A config does not hold it.
 
     Raises:
         FusionError: for arguments that cannot work; in training, for a growth that
@@ -70,6 +75,7 @@ class Net2Net(GrowthOperator):
         exact: bool = True,
         noise_scale: float = 0.01,
         seed: int | None = None,
+        probe: Any = None,
     ):
         if draw not in DRAWS:
             raise FusionError(
@@ -83,6 +89,7 @@ class Net2Net(GrowthOperator):
         self.exact = exact
         self.noise_scale = noise_scale
         self.seed = seed
+        self.probe = probe
 
     def plan(self, model: keras.Model, seed: int | None = None) -> Plan:
         """Lays out the growth of a model; changes nothing."""
@@ -92,9 +99,10 @@ class Net2Net(GrowthOperator):
             groups, free = widening.common_groups(draft), widening.free_sizes(draft)
             return lambda old, new: self._sources(old, new, seed, groups, free)
 
-        widened = widening.lay_out(
-            model, self.factor, choose, seed=seed, noise_scale=self.noise_scale
-        )
+        with probes.given(self.probe):
+            widened = widening.lay_out(
+                model, self.factor, choose, seed=seed, noise_scale=self.noise_scale
+            )
         exact = widening.has_even_norms(widened.draft)
         if self.exact and not exact:
             raise FusionError(

@@ -1,6 +1,7 @@
 """The layout of a growth in depth: which old block each new one is a copy of."""
 
 import dataclasses
+from typing import Any
 
 import keras
 
@@ -10,6 +11,7 @@ from keras_fusion.errors import FusionError, StructureError
 from keras_fusion.layout.axes import Axis
 from keras_fusion.layout.variables import VariableLayout
 from keras_fusion.models import private, tree
+from keras_fusion.models import probe as probes
 from keras_fusion.models.names import helpful
 from keras_fusion.operators import arguments
 from keras_fusion.operators.base import GrowthOperator, register_operator
@@ -134,6 +136,8 @@ class DepthStacking(GrowthOperator):
             `"stacked"`.
         identity: bool. Whether the weights through which new blocks write to the stream
             start at zero, their other weights as copies. Defaults to `False`.
+        probe: batch in the structure of the model's inputs, on which the growth is tried.
+            By default a small one is made up. A config does not hold it.
 
     Raises:
         FusionError: for a factor that is not whole, or an unknown order; in training, for a
@@ -159,7 +163,13 @@ class DepthStacking(GrowthOperator):
     """
 
     @helpful
-    def __init__(self, factor: int = 2, order: str = "stacked", identity: bool = False):
+    def __init__(
+        self,
+        factor: int = 2,
+        order: str = "stacked",
+        identity: bool = False,
+        probe: Any = None,
+    ):
         arguments.check_whole_factor(factor, "DepthStacking", "")
         if order not in ORDERS:
             raise FusionError(
@@ -172,16 +182,18 @@ class DepthStacking(GrowthOperator):
         self.factor = int(factor)
         self.order = order
         self.identity = identity
+        self.probe = probe
 
     def plan(self, model: keras.Model, seed: int | None = None) -> Plan:
         """Lays out the growth of a model; changes nothing."""
-        return lay_out(
-            model,
-            self.factor,
-            seed=arguments.chosen_seed(None, seed),
-            order=self.order,
-            identity=self.identity,
-        )
+        with probes.given(self.probe):
+            return lay_out(
+                model,
+                self.factor,
+                seed=arguments.chosen_seed(None, seed),
+                order=self.order,
+                identity=self.identity,
+            )
 
     def __str__(self):
         """A short name of the operator, for the console."""

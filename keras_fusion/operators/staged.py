@@ -1,7 +1,10 @@
 """Staged training: two copies side by side, and nothing that joins them."""
 
+from typing import Any
+
 import keras
 
+from keras_fusion.models import probe as probes
 from keras_fusion.models.renamed import renamed
 from keras_fusion.operators import arguments
 from keras_fusion.operators.base import GrowthOperator, register_operator
@@ -32,6 +35,8 @@ class StagedTraining(GrowthOperator):
         noise_scale: float. Deviation of noise on the off-diagonals relative to the
             kernel's, taken off the diagonals. Defaults to 0, as in the paper.
         seed: int. Seed of the noise.
+        probe: batch in the structure of the model's inputs, on which the growth is tried.
+            By default a small one is made up. A config does not hold it.
 
     Raises:
         FusionError: for a negative noise.
@@ -50,21 +55,25 @@ class StagedTraining(GrowthOperator):
     """
 
     @renamed(noise="noise_scale")
-    def __init__(self, noise_scale: float = 0.0, seed: int | None = None):
+    def __init__(
+        self, noise_scale: float = 0.0, seed: int | None = None, probe: Any = None
+    ):
         arguments.check_noise_scale(noise_scale)
         arguments.check_seed(seed)
         self.noise_scale = noise_scale
         self.seed = seed
+        self.probe = probe
 
     def plan(self, model: keras.Model, seed: int | None = None) -> Plan:
         """Lays out the growth of a model; changes nothing."""
-        return plan_fusion(
-            model,
-            factor=2,
-            off_diagonal="paired" if self.noise_scale else "zeros",
-            noise_scale=self.noise_scale,
-            seed=arguments.chosen_seed(self.seed, seed),
-        )
+        with probes.given(self.probe):
+            return plan_fusion(
+                model,
+                factor=2,
+                off_diagonal="paired" if self.noise_scale else "zeros",
+                noise_scale=self.noise_scale,
+                seed=arguments.chosen_seed(self.seed, seed),
+            )
 
     def __str__(self):
         """A short name of the operator, for the console."""

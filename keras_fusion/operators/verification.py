@@ -14,6 +14,7 @@ import keras
 import numpy as np
 
 from keras_fusion.errors import FusionError
+from keras_fusion.models import graph as graphs
 from keras_fusion.models import host, private, probe
 from keras_fusion.models.observe import Watched, watch
 from keras_fusion.models.samples import Sample
@@ -120,8 +121,11 @@ class _Verification:
         return self._watch_parents(training), self._watched_grown(training)
 
     def _watched_grown(self, training: bool) -> Watched:
-        layers = [layer.grown for layer in self._layers]
-        return watch(self._plan.fused, self._sample.inputs, layers, training=training)
+        layers, inputs = [layer.grown for layer in self._layers], self._sample.inputs
+        try:
+            return watch(self._plan.fused, inputs, layers, training=training)
+        except Exception as error:
+            raise departures.failed(self._plan.fused, error, training) from error
 
     def _watch_parents(self, training: bool) -> list[Watched]:
         inputs, own = self._sample.inputs, {}
@@ -140,21 +144,16 @@ class _Verification:
         for i, new in enumerate(after.outputs):
             old = [watched.outputs[i] for watched in before]
             pairs = correspondence.corresponding(old, new, axes)
-            if not pairs:
-                self._refuse_shape(i, old[0], new)
-            amounts = [correspondence.amount_of(*p, self._sample) for p in pairs]
+            is_scaled = any(layer.is_scaled for layer in self._layers)
             has_grown = old[0].shape != new.shape
-            if not (has_grown and any(layer.is_scaled for layer in self._layers)):
-                outputs.append(Change(None, "output", i, max(amounts, default=0.0)))
+            if has_grown and graphs.is_plain(self._models[0]):
+                raise departures.other_shape(self._plan, i, old[0], new)
+            if not pairs and not (is_scaled and old[0].ndim == new.ndim):
+                raise departures.other_shape(self._plan, i, old[0], new)
+            amounts = [correspondence.amount_of(*p, self._sample) for p in pairs]
+            if pairs and not (has_grown and is_scaled):
+                outputs.append(Change(None, "output", i, max(amounts)))
         return _Measured(before, after, inside, outputs)
-
-    def _refuse_shape(self, i, old, new):
-        pairs = zip(old.shape, new.shape, strict=False)
-        if old.ndim != new.ndim or sum(a != b for a, b in pairs) > 1:
-            raise FusionError(
-                f"Output {i} of {self._plan.parents[0].name!r} has shape {old.shape}, and "
-                f"in the grown model {new.shape}, so it cannot be verified."
-            )
 
     # What changed.
 
@@ -329,19 +328,10 @@ class _Verification:
             except Exception:
                 return  # The parents themselves cannot be called so.
             with in_training.quiet(layers):
-                after = self._watch_trained()
+                after = self._watched_grown(True)
                 self._judge(self._compared(before, after), "in training mode, ", True)
         if in_training.needs_noise(layers):
-            self._watch_trained()
-
-    def _watch_trained(self) -> Watched:
-        try:
-            return self._watched_grown(True)
-        except Exception as error:
-            raise FusionError(
-                f"The grown {self._plan.fused.name!r} fails in training mode, where its "
-                f"parents do not: {error}"
-            ) from error
+            self._watched_grown(True)
 
     def _check_update(self) -> None:
         """The first update applies constraints; then it is still the same function."""

@@ -1,8 +1,11 @@
 """Zero padding: new units beside the old ones, without influence at first."""
 
+from typing import Any
+
 import keras
 
 from keras_fusion.architecture.parents import check_factor
+from keras_fusion.models import probe as probes
 from keras_fusion.models.names import helpful
 from keras_fusion.operators import arguments
 from keras_fusion.operators.base import GrowthOperator, register_operator
@@ -33,6 +36,8 @@ class ZeroPadding(GrowthOperator):
     Args:
         factor: number above 1. How many times as wide the model becomes; heads and
             widths must stay whole. Defaults to 2.
+        probe: batch in the structure of the model's inputs, on which the growth is tried.
+            By default a small one is made up. A config does not hold it.
 
     Raises:
         FusionError: for a factor that is not above 1; in training, if the function would
@@ -54,14 +59,16 @@ class ZeroPadding(GrowthOperator):
     """
 
     @helpful
-    def __init__(self, factor: float = 2):
+    def __init__(self, factor: float = 2, probe: Any = None):
         check_factor(factor)
         self.factor = factor
+        self.probe = probe
 
     def plan(self, model: keras.Model, seed: int | None = None) -> Plan:
         """Lays out the growth of a model; changes nothing."""
         seed = arguments.chosen_seed(None, seed)
-        return plan_fusion(model, factor=self.factor, seed=seed, copies=1)
+        with probes.given(self.probe):
+            return plan_fusion(model, factor=self.factor, seed=seed, copies=1)
 
     def __str__(self):
         """A short name of the operator, for the console."""

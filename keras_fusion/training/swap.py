@@ -76,6 +76,11 @@ def plan(model: keras.Model, operator: Any, seed: int) -> Plan:
         return operator.plan(model, seed)
 
 
+def _probe(operator: Any, inputs: Any) -> Any:
+    """The batch on which a growth is measured: the callback's, or the operator's."""
+    return getattr(operator, "probe", None) if inputs is None else inputs
+
+
 def nth_seed(seed: int, n: int) -> int:
     """The seed of the n-th growth of a run."""
     return int(np.random.SeedSequence([seed, n]).generate_state(1)[0])
@@ -99,7 +104,7 @@ def check(
         FusionError: if the growth is refused.
     """
     try:
-        with private.scope(model), probe.given(inputs):
+        with private.scope(model), probe.given(_probe(operator, inputs)):
             planned = operator.plan(model, seed)
             if memory.holds(planned.fused):
                 _measured(planned, model, tolerance)
@@ -167,7 +172,7 @@ def prepare(
         GrowthError: if it failed.
     """
     try:
-        with private.scope(model), probe.given(inputs):
+        with private.scope(model), probe.given(_probe(operator, inputs)):
             planned = operator.plan(model, seed)
             difference = _measured(planned, model, tolerance)
             optimizer = graft.grown_optimizer(planned, optimizer_state, multipliers)

@@ -83,7 +83,14 @@ class _Trial:
         return self._filler.value(index, self._layouts[index], arrays)
 
     def _outputs(self) -> list[np.ndarray]:
-        outputs = probe.outputs(self._fused, self._inputs)
+        try:
+            outputs = probe.outputs(self._fused, self._inputs)
+        except Exception as error:
+            raise FusionError(
+                f"The grown {self._fused.name!r} fails where its parent does not: {error} "
+                "A constant or an option in it holds a width. Keep that out of the model, "
+                "or pass the bigger model as `into`."
+            ) from error
         return _old_part(outputs, self._expected)
 
     def _without_use(self, assumed: contextlib.ExitStack) -> list[np.ndarray]:

@@ -1,0 +1,180 @@
+"""The judge: a grown model against its parents, at several scales of the inputs."""
+
+import collections
+import dataclasses
+import hashlib
+import json
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+
+import keras_fusion as kf
+from experiments.fuzz import generator
+from keras_fusion.models import samples
+from keras_fusion.operators import verification
+
+SCALES = (1.0, 0.1, 30.0)
+# Larger changes are wrong; those of layer norms over two features are roundings.
+TOLERANCE = {"float64": 1e-6, "float32": 5e-3}
+
+
+def _operator(make: Callable[[], Any]) -> Callable[..., keras.Model]:
+    def grow(model, seed):
+        plan = make().plan(model, seed)
+        plan.fill()
+        verification.verify(plan, samples.sample(model))
+        return plan.fused
+
+    return grow
+
+
+def _distinct(norms):
+    def grow(models, seed):
+        return kf.fuse(models, norms=norms, seed=seed)
+
+    return grow
+
+
+GROWTHS: dict[str, Callable[..., keras.Model]] = {
+    "zeros": lambda m, seed: kf.fuse(m, factor=2, seed=seed),
+    "paired": lambda m, seed: kf.fuse(m, factor=2, off_diagonal="paired", seed=seed),
+    "factor 1.5": lambda m, seed: kf.fuse(m, factor=1.5, seed=seed),
+    "distinct": _distinct("joint"),
+    "distinct, block norms": _distinct("block"),
+    "HyperCloning": _operator(lambda: kf.HyperCloning(2, noise_scale=0.1)),
+    "Net2Net": _operator(lambda: kf.Net2Net(1.5)),
+    "Lemon": _operator(lambda: kf.Lemon(1.5)),
+    "ZeroPadding": _operator(lambda: kf.ZeroPadding(2)),
+    "StagedTraining": _operator(lambda: kf.StagedTraining()),
+    "DepthStacking": _operator(lambda: kf.DepthStacking(identity=True)),
+    "Chain": _operator(lambda: kf.Chain([kf.HyperCloning(2), kf.ZeroPadding(1.5)])),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """What became of one growth.
+
+    Args:
+        seed: int.
+        growth: string, a key of `GROWTHS`.
+        result: `"exact"`, `"refused"`, `"approximate"` (distinct parents under joint
+            norms or softmaxes), `"output grew"` (a class's hidden states), `"no model"`,
+            or a fault: `"wrong"`, `"error"`, `"parents"`.
+        detail: string.
+    """
+
+    seed: int
+    growth: str
+    result: str
+    detail: str
+
+    @property
+    def is_fault(self) -> bool:
+        """Whether a promise is broken."""
+        return self.result in ("wrong", "error", "parents")
+
+
+def judged(seed: int) -> Verdict:
+    """Grows the model of a seed in one way, which the seed chooses too."""
+    growth = list(GROWTHS)[seed % len(GROWTHS)]
+    is_distinct = growth.startswith("distinct")
+    kind = generator.program(seed).kind
+    try:
+        parents = [generator.model(seed, k) for k in range(2 if is_distinct else 1)]
+        expected = [_answers(parent, kind) for parent in parents]
+    except Exception as error:
+        return Verdict(seed, growth, "no model", f"{type(error).__name__}: {error}")
+    digests = [_digest(parent) for parent in parents]
+    try:
+        grown = GROWTHS[growth](parents if is_distinct else parents[0], seed)
+        result = _compared(parents, grown, expected, seed, growth)
+    except kf.FusionError as error:
+        result = "refused", str(error)
+    except Exception as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        result = "error", f"{type(error).__name__}: {error} ({place})"
+    if [_digest(parent) for parent in parents] != digests:
+        result = "parents", "a parent has changed"
+    return Verdict(seed, growth, *result)
+
+
+def _answers(model, kind) -> list[list[np.ndarray]]:
+    """By scale, the outputs."""
+    x = generator.batch(kind)
+    batches = [x] if kind == "ids" else [scale * x for scale in SCALES]
+    found = []
+    for inputs in batches:
+        tensors = keras.tree.flatten(model(keras.ops.convert_to_tensor(inputs)))
+        found.append([np.array(keras.ops.convert_to_numpy(y)) * 1.0 for y in tensors])
+    return found
+
+
+def _compared(parents, grown, expected, seed, growth) -> tuple[str, str]:
+    tolerance = TOLERANCE[keras.config.floatx()]
+    worst, kind = 0.0, generator.program(seed).kind
+    for *before, after in zip(*expected, _answers(grown, kind), strict=True):
+        for *olds, new in zip(*before, after, strict=True):
+            if olds[0].shape != new.shape:
+                if generator.program(seed).form == "subclassed":
+                    return "output grew", f"shape {olds[0].shape} became {new.shape}"
+                return "wrong", f"shape {olds[0].shape} became {new.shape}"
+            with np.errstate(all="ignore"):
+                worst = max(worst, _change(np.mean(olds, axis=0), new))
+    if worst <= tolerance:
+        return "exact", f"{worst:.1e}"
+    joint = growth == "distinct" and _has_norms(parents[0])
+    if len(parents) > 1 and (joint or _is_softmax(parents[0])):
+        return "approximate", f"{worst:.1e}"
+    return "wrong", f"{worst:.1e}"
+
+
+def _change(old, new) -> float:
+    finite = np.isfinite(old)
+    if not finite.any():
+        return 0.0
+    change = np.abs(new[finite] - old[finite])
+    change = np.max(np.where(np.isfinite(change), change, np.inf))
+    size = np.max(np.abs(old[finite]))
+    return float(change / max(size, 1e-30)) if change else 0.0
+
+
+def _has_norms(model) -> bool:
+    norms = (keras.layers.LayerNormalization, keras.layers.RMSNormalization)
+    return any(isinstance(layer, norms) for layer in model._flatten_layers())
+
+
+def _is_softmax(model) -> bool:
+    """Whether the logits are averaged, and not the outputs."""
+    return any(
+        getattr(getattr(layer, "activation", None), "__name__", "") == "softmax"
+        for layer in model._flatten_layers()
+    )
+
+
+def _digest(model) -> str:
+    digest = hashlib.sha256()
+    for value in model.get_weights():
+        digest.update(np.ascontiguousarray(value).tobytes())
+    return digest.hexdigest()
+
+
+def summary(verdicts: list[Verdict]) -> str:
+    """The counts by result and by growth, and the faults."""
+    counts = collections.Counter(verdict.result for verdict in verdicts)
+    by_growth: dict[str, dict] = {}
+    for verdict in verdicts:
+        own = by_growth.setdefault(verdict.growth, collections.Counter())
+        own[verdict.result] += 1
+    lines = [json.dumps(counts), *(f"{k}: {dict(v)}" for k, v in by_growth.items())]
+    for verdict in verdicts:
+        if verdict.is_fault:
+            drawn = generator.program(verdict.seed).describe()
+            lines.append(
+                f"seed {verdict.seed} {verdict.growth} {verdict.result} "
+                f"{verdict.detail}\n    {drawn}"
+            )
+    return "\n".join(lines)
