@@ -52,6 +52,12 @@ def _first(plan: Any, change: Change) -> str:
     cause = "What stands before it mixes" if change.place == "input" else "It mixes"
     if before and change.place == "input":
         cause = f"Before it stand {', '.join(before)}; one of these mixes"
+    if any(layout.has_new for layout in plan.layouts):
+        cause = (
+            "The new capacity counts there: in a norm after the residual sum, or whose "
+            "epsilon is not small, for which a whole `factor` is exact. Or "
+            f"{cause[0].lower()}{cause[1:]}"
+        )
     return (
         f"The first layer that departs is {type(layer.grown).__name__} "
         f"{layer.parents[0].name!r} at {layer.address!r}: {place} changed by "

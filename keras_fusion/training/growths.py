@@ -183,8 +183,10 @@ class Growths(journal.Author):
                 f"The process was killed at the growth of step {change.step}, while the "
                 "learning rate's factor was measured. Resume from before it."
             )
-        operator = self.callback.operator
-        prepared = swap.prepare_again(model, operator, change.seed, self._multiplies)
+        operator, inputs = self.callback.operator, self.callback.probe
+        prepared = swap.prepare_again(
+            model, operator, change.seed, self._multiplies, inputs
+        )
         with self._kept(), swap.in_place_again(model, prepared, change):
             self.callback.blocks = swap.remember_blocks(model, prepared)
             ramps.start(model, change.ramps)

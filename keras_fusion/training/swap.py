@@ -70,12 +70,6 @@ class StockNorms:
         return graft.stock_norms(model)
 
 
-def plan(model: keras.Model, operator: Any, seed: int) -> Plan:
-    """Asks an operator for its plan; what it draws at random depends on `seed` alone."""
-    with private.scope(model):
-        return operator.plan(model, seed)
-
-
 def _probe(operator: Any, inputs: Any) -> Any:
     """The batch on which a growth is measured: the callback's, or the operator's."""
     return getattr(operator, "probe", None) if inputs is None else inputs
@@ -187,14 +181,14 @@ def prepare(
 
 
 def prepare_again(
-    model: keras.Model, operator: Any, seed: int, multipliers: bool
+    model: keras.Model, operator: Any, seed: int, multipliers: bool, inputs: Any = None
 ) -> Prepared:
     """Prepares a growth whose weights and optimizer state will be loaded afterwards."""
-    with private.scope(model):
+    with private.scope(model), probe.given(_probe(operator, inputs)):
         if not model.optimizer.built:
             # In the order that the run had, which a file of weights goes by.
             model.optimizer.build(model.trainable_variables)
-        planned = plan(model, operator, seed)
+        planned = operator.plan(model, seed)
         planned.fill()
         optimizer = graft.grown_optimizer(planned, "reset", multipliers)
     return Prepared(planned, optimizer)
