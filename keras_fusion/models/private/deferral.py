@@ -11,7 +11,6 @@ import contextlib
 import contextvars
 import functools
 import random
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -19,6 +18,7 @@ import keras
 import numpy as np
 
 from keras_fusion.models import host
+from keras_fusion.models.private.patches import Patch, Replacements
 
 Initializer = Callable[..., Any]
 
@@ -44,7 +44,7 @@ def without_values() -> Iterator[dict[int, Initializer]]:
     """
     initializers: dict[int, Initializer] = {}
     states = random.getstate(), np.random.get_state()
-    with _patch():
+    with _PATCH.applied():
         token = _INITIALIZERS.set(initializers)
         try:
             yield initializers
@@ -106,29 +106,7 @@ def _can_defer() -> bool:
     return keras.config.backend() != "torch" and not keras.config.is_nnx_enabled()
 
 
-# Keras's class of variables is patched while any thread is in the scope; the patch has an
-# effect only in contexts that have opened it.
-_LOCK, _PATCH = threading.Lock(), contextlib.ExitStack()
-_USERS: list[object] = []
-
-
-@contextlib.contextmanager
-def _patch() -> Iterator[None]:
-    user = object()
-    with _LOCK:
-        if not _USERS:
-            _PATCH.enter_context(_replaced(**_methods()))
-        _USERS.append(user)
-    try:
-        yield
-    finally:
-        with _LOCK:
-            _USERS.remove(user)
-            if not _USERS:
-                _PATCH.close()
-
-
-def _methods() -> dict[str, Callable[..., None]]:
+def _methods() -> Replacements:
     own = keras.Variable._initialize_with_initializer
     own_later = keras.Variable._deferred_initialize
 
@@ -156,26 +134,14 @@ def _methods() -> dict[str, Callable[..., None]]:
         else:
             variable._initialize_with_initializer(variable._initializer)
 
-    return {
-        "_initialize_with_initializer": initialize,
-        "_deferred_initialize": initialize_later,
-    }
+    return [
+        (keras.Variable, "_initialize_with_initializer", initialize),
+        (keras.Variable, "_deferred_initialize", initialize_later),
+    ]
 
 
-@contextlib.contextmanager
-def _replaced(**methods: Callable[..., None]) -> Iterator[None]:
-    """Opens a scope in which methods of Keras's class of variables are replaced."""
-    before = {name: vars(keras.Variable).get(name) for name in methods}
-    try:
-        for name, method in methods.items():
-            setattr(keras.Variable, name, method)
-        yield
-    finally:
-        for name, method in before.items():
-            if method is None:
-                delattr(keras.Variable, name)  # It was inherited.
-            else:
-                setattr(keras.Variable, name, method)
+# It has an effect only in contexts that have opened the scope.
+_PATCH = Patch(_methods)
 
 
 def _first(variable: Any, value: Any) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 import keras
 
 from keras_fusion.errors import FusionError
+from keras_fusion.models.private.patches import Patch, Replacements
 
 
 @contextlib.contextmanager
@@ -57,6 +58,13 @@ def multi_worker_fit() -> Iterator[None]:
     >>> model.layers[0].units
     16
     """
+    _trainer()  # Where this does not work it says so.
+    with _PATCH.applied():
+        yield
+
+
+def _replacements() -> Replacements:
+    """What makes the trainer of TensorFlow work with several workers."""
     trainer = _trainer()
     cls = trainer.TensorFlowTrainer
     build, reduce = cls._maybe_symbolic_build, trainer.reduce_per_replica
@@ -86,13 +94,13 @@ def multi_worker_fit() -> Iterator[None]:
             values,
         )
 
-    try:
-        cls._maybe_symbolic_build = build_locally
-        trainer.reduce_per_replica = reduce_locally
-        yield
-    finally:
-        cls._maybe_symbolic_build = build
-        trainer.reduce_per_replica = reduce
+    return [
+        (cls, "_maybe_symbolic_build", build_locally),
+        (trainer, "reduce_per_replica", reduce_locally),
+    ]
+
+
+_PATCH = Patch(_replacements)
 
 
 def _has_workers(strategy: Any) -> bool:
