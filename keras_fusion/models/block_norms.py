@@ -16,6 +16,7 @@ import numpy as np
 from keras import ops
 
 from keras_fusion.errors import FusionError
+from keras_fusion.models.private.checkpoints import Guarded
 from keras_fusion.models.private.views import as_class
 from keras_fusion.models.stock import BlockWise
 
@@ -24,7 +25,7 @@ __all__ = ["BlockLayerNormalization", "BlockRMSNormalization"]
 BLEND, BLOCKS = "blend", "blocks"
 
 
-class BlockNorm(BlockWise):
+class BlockNorm(Guarded, BlockWise):
     """Base of all block norms: the blocks and the blend.
 
     It comes before the class of the stock norm among the bases of a class.

@@ -71,6 +71,7 @@ def make_block_wise(norm: keras.Layer, blocks: Sequence[int]) -> None:
 def make_stock(norm: BlockNorm) -> None:
     """Makes a block norm the norm that it is made of again."""
     private.remove_variable(norm, BLEND)
+    private.forget(norm)
     del norm.blocks
     private.use_class(norm, norm.stock)
 

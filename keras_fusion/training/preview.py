@@ -181,7 +181,7 @@ def previewed(model: keras.Model, options: live_growth.Options) -> Preview:
                 inputs=options.probe,
                 tolerance=options.tolerance,
             )
-            planned = swap.plan(model, options.operator, 0)
+            planned = options.operator.plan(model, 0)
             return _after(before, planned, options.probe, notes)
     except FusionError as error:
         return dataclasses.replace(before, refused=str(error), notes=tuple(notes))

@@ -22,6 +22,47 @@ REFUSED = {
 }
 
 
+# Not by their norms.
+APPROXIMATE = {
+    **dict.fromkeys(
+        ("Mixtral", "GptOss", "QwenMoe", "Qwen3Moe", "Qwen3_5Moe"),
+        "mean of the parents",
+    ),
+    **dict.fromkeys(families.PAIRS, "embeddings of unit length"),
+}
+
+
+def scaled(model, scale):
+    """The model, with embeddings of another scale."""
+    for variable in perturbed(model).trainable_variables:
+        if "embedding" in variable.path:
+            variable.assign(scale * variable)
+    return model
+
+
+@pytest.mark.parametrize("family", [f for f in families.ALL if f not in REFUSED])
+def test_distinct_parents_of_a_family_under_block_norms(family):
+    """Of unequal widths where the family allows it; one's features are 3 times larger."""
+    scale = 1 if family in families.PAIRS else 2
+    pairs = zip(
+        families.models(family).items(),
+        families.models(family, scale, 1).values(),
+        strict=True,
+    )
+    for (name, model), other in pairs:
+        parents = [scaled(model, 1.0), scaled(other, 3.0)]
+        if family in APPROXIMATE:
+            with pytest.raises(FusionError, match=APPROXIMATE[family]):
+                fuse(parents, norms="block")
+            continue
+        inputs = probe.accepted(model)
+        fused = fuse(parents, norms="block")
+        assert type(fused) is type(model)
+        expected = probe.mean_outputs(parents, inputs)
+        assert probe.change(expected, probe.outputs(fused, inputs)) < 1e-5, name
+    keras.utils.clear_session()
+
+
 @pytest.mark.parametrize("family", families.ALL)
 def test_family(family):
     for name, model in families.models(family).items():

@@ -173,6 +173,31 @@ def test_a_preset_has_the_block_norms(tmp_path):
     assert relative_change(mean_of(parents, x), outputs(again, x)) < 1e-5
 
 
+def test_a_checkpoint_of_tensorflows(tmp_path):
+    tf = pytest.importorskip("tensorflow")
+    if keras.config.backend() != "tensorflow":
+        pytest.skip("its variables are TensorFlow's")
+    parents, x = [encoder(), encoder(12, 1)], data_for("functional", 4)[0]
+
+    def restored(model, path):
+        for variable in model.trainable_variables:
+            variable.assign(0.5 * variable)
+        status = tf.train.Checkpoint(model=model).restore(path)
+        status.assert_existing_objects_matched()
+        return outputs(model, x)
+
+    fused = fuse(parents, norms="block")
+    path = tf.train.Checkpoint(model=fused).save(str(tmp_path / "block"))
+    again = restored(fuse(parents, norms="block"), path)
+    np.testing.assert_array_equal(again, outputs(fused, x))
+    with pytest.raises(ValueError, match="incompatible tensor"):
+        restored(fuse(parents), path)
+    fused.compile("sgd", loss())
+    train(fused, AnnealBlockNorms(steps=2))
+    path = tf.train.Checkpoint(model=fused).save(str(tmp_path / "stock"))
+    np.testing.assert_array_equal(restored(fuse(parents), path), outputs(fused, x))
+
+
 class Crash(Exception):
     pass
 

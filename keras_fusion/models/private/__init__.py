@@ -2,6 +2,7 @@
 
 from keras_fusion.models.private.attachments import attach, attached
 from keras_fusion.models.private.attributes import is_optional
+from keras_fusion.models.private.checkpoints import forget
 from keras_fusion.models.private.configs import graph_config
 from keras_fusion.models.private.deferral import (
     adopt_shardings,
@@ -47,6 +48,7 @@ __all__ = [
     "find_under_old_name",
     "fit_data",
     "forget_compiled_by_others",
+    "forget",
     "give_values",
     "graph_config",
     "in_float32",
