@@ -58,9 +58,7 @@ def _exchange(match: Match, widths: Widths) -> str | None:
     return reason
 
 
-def _blocks(
-    layers: Sequence[keras.Layer], sizes: Sequence[int], size: int
-) -> list[int]:
+def _blocks(layers: Sequence[keras.Layer], sizes: Sequence, size: int) -> list[int]:
     """The blocks of a norm: its parents' own, and one for what is new."""
     blocks = []
     for layer, own in zip(layers, sizes, strict=True):

@@ -1,7 +1,7 @@
 """Block norms that become the stock norms they are made of, in the live model."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import keras
 import numpy as np
@@ -54,7 +54,7 @@ def stock_norms(live: keras.Model) -> Iterator[None]:
             private.track_again(layer)
 
 
-def _make_stock(live: keras.Model, norms: list[keras.Layer]) -> None:
+def _make_stock(live: keras.Model, norms: Sequence[keras.Layer]) -> None:
     shapes = [tuple(v.shape) for v in live.weights]
     without_blends = _dropping(live)
     try:

@@ -9,7 +9,7 @@ output from that to the norm of all features; with `blend` at 1 it is the stock 
 
 import functools
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import keras
 import numpy as np
@@ -87,7 +87,7 @@ class BlockNorm(Guarded, BlockWise):
                 return x
             return x[..., own] if len(x.shape) and x.shape[-1] == size else x
 
-        args, kwargs = keras.tree.map_structure(part, (args, kwargs))
+        args, kwargs = cast(Any, keras.tree.map_structure(part, (args, kwargs)))
         return self.stock.call(as_class(self, self.stock, own), *args, **kwargs)
 
 
@@ -194,7 +194,7 @@ class ExchangedNorm(BlockNorm):
     def get_config(self) -> dict[str, Any]:
         """The stock norm's arguments and class, and the blocks."""
         stock = as_class(self, self.stock)
-        serialized = dict(keras.saving.serialize_keras_object(stock))
+        serialized = cast(Any, keras.saving.serialize_keras_object(stock))
         keys = ("module", "class_name", "registered_name")
         return super().get_config() | {"norm": {k: serialized[k] for k in keys}}
 

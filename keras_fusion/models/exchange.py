@@ -6,6 +6,7 @@ and it gets a blend.
 """
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import keras
 
@@ -63,7 +64,8 @@ def make_block_wise(norm: keras.Layer, blocks: Sequence[int]) -> None:
             f"The blocks {sizes} of the norm {norm.name!r} do not add up to its {size} "
             "features."
         )
-    private.use_class(norm, block_class(type(norm)))
+    stock: Any = type(norm)
+    private.use_class(norm, block_class(stock))
     norm.blocks = sizes
     private.add_variable(norm, **blend_options(norm))
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import keras
 
+from keras_fusion.models import host
 from keras_fusion.models.private.attributes import MASKED_LM_NORM
 from keras_fusion.models.rules import Norm, register
 from keras_fusion.models.stock import stock_class
@@ -211,9 +212,8 @@ for _name in ("BloomBackbone", "FalconBackbone"):
 
 def _as_computed(value: Any, backbone: Any) -> float:
     """A factor as keras-hub computes with it, rounded as there."""
-    return float(
-        keras.ops.convert_to_numpy(keras.ops.cast(value, backbone.compute_dtype))
-    )
+    rounded: Any = keras.ops.cast(value, backbone.compute_dtype)
+    return float(host.host(rounded))
 
 
 def _root(width: int, backbone: Any) -> float:

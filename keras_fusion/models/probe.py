@@ -148,8 +148,8 @@ def _words(model: keras.Model) -> list[str]:
     """Some words that a model knows."""
     found = ["a", "b"]
     for _, layer in tree.walk(model):
-        vocabulary = getattr(layer, "get_vocabulary", None)
-        if callable(vocabulary):
+        vocabulary: Any = getattr(layer, "get_vocabulary", None)
+        if vocabulary is not None:
             found += [str(word) for word in vocabulary()][:100]
     return found
 

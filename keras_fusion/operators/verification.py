@@ -9,6 +9,7 @@ cannot be verified is refused.
 import contextlib
 import dataclasses
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -54,25 +55,25 @@ def verify(
     """
     first = plan.parents[0]
     tolerance = probe.tolerance(first) if tolerance is None else tolerance
-    before, after = None, None
-    for stage in plan.stages:
-        stage_before, after = _Verification(stage, sample, tolerance).run()
-        before = stage_before if before is None else before
-    return _difference(before or [], after, sample)
+    verified = [_Verification(stage, sample, tolerance).run() for stage in plan.stages]
+    (before, _), (_, after) = verified[0], verified[-1]
+    return _difference(before, after, sample)
 
 
-def _difference(before, after, sample):
+def _difference(
+    before: list[Watched], after: Watched, sample: Sample
+) -> probe.Difference:
     """The difference on the first rows on which there is one."""
     mean = [
         np.mean(ys, axis=0) if len({y.shape for y in ys}) == 1 else None
         for ys in zip(*(watched.outputs for watched in before), strict=True)
     ]
-    found = None
+    found: Any = None
     for rows in sample.groups:
 
         def chosen(y, rows=rows):
             whole = y is None or not y.ndim or y.shape[0] != sample.rows
-            return y if whole else y[rows]
+            return y if whole or y is None else y[rows]
 
         with np.errstate(all="ignore"):
             found = probe.difference(

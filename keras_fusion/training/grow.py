@@ -122,7 +122,8 @@ def as_operator(given: Any) -> Any:
         FusionError: for anything else.
     """
     if isinstance(given, numbers.Real) and not isinstance(given, bool):
-        return FusionOperator(factor=float(given) if given % 1 else int(given))
+        factor = float(given)
+        return FusionOperator(factor=int(factor) if factor.is_integer() else factor)
     check_operator(given, "operator_or_factor")
     return given
 

@@ -182,7 +182,7 @@ def ramps_of(model: keras.Model, options: Options, blocks: Blocks | None) -> lis
     if callable(factor):
         factors = ramps.measured(model, factor, blocks)
     else:
-        factors = [factor] * len(graft.leaves(optimizer))
+        factors = [float(factor)] * len(graft.leaves(optimizer))
     is_reset = options.optimizer_state == "reset"
     return ramps.of_growth(model, factors, options.rewarmup_steps, is_reset)
 

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import keras
 
@@ -32,7 +32,7 @@ def in_float32(model: keras.Model) -> Iterator[None]:
 
 def _set(layer: keras.Layer, policy: Any) -> None:
     # The property would quantize the layer, or write into a map of many layers' policies.
-    vars(layer)["_dtype_policy"] = policy
+    cast(dict, vars(layer))["_dtype_policy"] = policy
 
 
 def coarse_dtype(model: keras.Model) -> str | None:

@@ -1,6 +1,6 @@
 """A layer as one of another class, and with a part of its variables, for one call."""
 
-from typing import Any
+from typing import Any, cast
 
 import keras
 
@@ -13,7 +13,7 @@ class VariablePart(keras.Variable):
     """
 
     def __init__(self, whole: keras.Variable, own: slice):
-        vars(self).update(vars(whole))
+        cast(dict, vars(self)).update(vars(whole))
         self._whole, self._own = whole, own
         self._shape = (own.stop - own.start,)
 
