@@ -19,8 +19,11 @@ from keras_fusion.architecture.named_axes import Axes, Axis, Width, constant, to
 from keras_fusion.architecture.sites import PROJECT, Site
 from keras_fusion.architecture.unruled_layers import tried
 from keras_fusion.models import graph as graphs
+from keras_fusion.models import tree
 from keras_fusion.models.keras_rules import einsum_letters
 from keras_fusion.models.rules import Rule
+
+_CONVOLUTIONS = (layers.Conv1D, layers.Conv2D, layers.Conv3D)
 
 
 def is_reverse(call: graphs.Call) -> bool:
@@ -48,9 +51,7 @@ def by_rule(site: Site, rule: Rule) -> list[Axes]:
             f"Layer {site.call.name!r} has data_format='channels_first'; the widths must "
             "be the last axis. Use data_format='channels_last'."
         )
-    if getattr(layer, "groups", 1) > 1 and isinstance(
-        layer, (layers.Conv1D, layers.Conv2D)
-    ):
+    if isinstance(layer, _CONVOLUTIONS) and layer.groups > 1:
         return _grouped(site, rule)
     if rule.merge == "concatenate":
         return places.concatenation(site)
@@ -94,6 +95,7 @@ def _projection(site: Site, rule: Rule) -> list[Axes]:
         if tensor.is_float and tensor.shape[-1] == total(width):
             axes = (*axes[:-1], width)
             make(site, width)
+            _check_common_weights(site, rule, width)
         else:
             site.keep(width, "its output is not as wide as its config says")
         result.append(axes)
@@ -239,8 +241,11 @@ def _as_wide(site: Site, rule: Rule) -> list[Axes]:
         site.keep(axis, f"its axis is {site.option('axis')}, not the last one alone")
     elif rule.norm is not None and not site.names.is_grown(axis):
         site.keep(axis, "its statistic is over features that grow and others that stay")
+    if isinstance(site.call.operation, layers.Normalization) and site.option("mean"):
+        site.keep(axis, "it holds the mean and variance of the parents' features")
     if rule.roles is not None and site.call.operation.weights:
         _weigh(site, axis)
+        _check_common_weights(site, rule, axis)
     result = []
     for tensor in site.outputs:
         axes = constant(tensor.shape)
@@ -282,6 +287,17 @@ def _group(site: Site, axis: Axis) -> None:
     elif names.size(axis) % size:
         site.keep(axis, "the factor cuts one of its groups")
     site.override({"groups": names.size(axis) // size})
+
+
+def _check_common_weights(site: Site, rule: Rule, axis: Axis) -> None:
+    """Distinct parents have no one weight for all of their features."""
+    layer = site.call.operation
+    roles = rule.variable_roles(layer)
+    for variable in tree.own_variables(layer) if not site.known.copies else ():
+        own = roles.get(tree.stable_name(variable), ("out",))
+        if variable.trainable and not any(own):
+            cause = f"its weight {variable.name!r} is one for all features"
+            site.keep(axis, f"{cause}, and the parents' differ")
 
 
 def _weigh(site: Site, axis: Axis) -> None:

@@ -226,6 +226,10 @@ def _reshaped(site: Site, axes: Sequence[Axis]) -> None:
 
 def _groups(ours: Sequence, theirs: Sequence) -> list[tuple[list[int], list[int]]]:
     """The axes of two shapes in groups that hold equally many entries."""
+    if len(ours) > 1 < len(theirs) and None is not ours[-1] == theirs[-1]:
+        # The last axis passes, whatever becomes of those before it.
+        last = ([len(ours) - 1], [len(theirs) - 1])
+        return [*_groups(ours[:-1], theirs[:-1]), last]
     groups, i, j = [], 0, 0
     while i < len(ours) and j < len(theirs):
         own, new = [i], [j]

@@ -155,9 +155,20 @@ register(
     roles={"kernel": (None, None, "in", "out"), "bias": ("out",)},
 )
 register(
-    layers.PReLU,
-    roles=lambda layer: {"alpha": (None,) * (len(layer.alpha.shape) - 1) + ("out",)},
+    layers.Conv3D,
+    widths=("filters",),
+    output_width="filters",
+    roles={"kernel": (None, None, None, "in", "out"), "bias": ("out",)},
 )
+
+
+def _prelu_roles(layer: Any) -> dict[str, tuple[str | None, ...]]:
+    rank = len(layer.alpha.shape)
+    last = None if rank in (layer.shared_axes or ()) else "out"
+    return {"alpha": (*(None,) * (rank - 1), last)}
+
+
+register(layers.PReLU, roles=_prelu_roles)
 
 # Layers without weights. All others keep the width of their input.
 

@@ -391,5 +391,6 @@ def _width_keys(layer: keras.Layer) -> tuple[str, ...]:
         config = layer.get_config()
     except NotImplementedError:
         return ("units",)
-    whole = (k for k, v in config.items() if type(v) is int and k != "seed")
+    no_widths = ("groups", "rank", "seed")
+    whole = (k for k, v in config.items() if type(v) is int and k not in no_widths)
     return tuple(whole) or ("units",)

@@ -13,7 +13,7 @@ from bodies import (
 from keras import layers, ops
 from models import mean_of, outputs, perturbed, relative_change
 
-from keras_fusion import FusionError, fuse
+from keras_fusion import FusionError, fuse, register
 
 pytestmark = pytest.mark.core
 ROW, ROWS, IMAGE = (4,), (6, 4), (4, 4, 3)
@@ -162,16 +162,55 @@ def test_groups_of_features_that_stay():
     assert next(x for x in fused.layers if hasattr(x, "groups")).groups == 3
 
 
-@pytest.mark.parametrize("rank", [1, 2])
-def test_grouped_convolutions_are_refused(rank):
-    shape = (*[6] * rank, 4)
-    make = layers.Conv1D if rank == 1 else layers.Conv2D
+@pytest.mark.parametrize("make", [layers.Conv1D, layers.Conv2D, layers.Conv3D])
+def test_grouped_convolutions_are_refused(make):
+    rank = int(make.__name__[-2])
+    shape = (*[4] * rank, 4)
 
     def body(x, units):
         return layers.Flatten()(make(units, 3, groups=4)(make(units, 1)(x)))
 
     assert_refused(body, shape, "'conv.*it has groups=4")
     assert_refused(body, shape, "'conv.*it has groups=4", distinct=True)
+
+
+# One weight for all features.
+
+
+class Tempered(layers.Layer):
+    """Multiplies all features by one number."""
+
+    def build(self, shape):
+        self.factor = self.add_weight(shape=(), initializer="ones", name="factor")
+
+    def call(self, x):
+        return x * self.factor
+
+
+register(Tempered, roles={"factor": ()})
+COMMON = {
+    "a factor": (ROW, lambda x, n: Tempered()(dense(x, n)), "'factor'"),
+    "PReLU": (
+        ROWS,
+        lambda x, n: layers.PReLU(shared_axes=[1, 2])(dense(x, n)),
+        "'alpha'",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", COMMON)
+def test_one_weight_for_all_features(name):
+    shape, body, weight = COMMON[name]
+    assert_copies_fuse(body, shape)
+    assert_refused(body, shape, f"weight {weight} is one for all", distinct=True)
+
+
+def test_a_normalization_by_constants_is_refused():
+    def body(x, units):
+        constants = {"mean": [0.5] * units, "variance": [2.0] * units}
+        return layers.Normalization(**constants)(dense(x, units))
+
+    assert_refused(body, ROW, "'normalization.*holds the mean and variance")
 
 
 # One layer at several places.
@@ -408,8 +447,6 @@ def test_no_raw_error_from_building_the_bigger_model():
 
         def call(self, x):
             return x * self.scale
-
-    from keras_fusion import register
 
     register(Liar, roles={"scale": ("out",)})
     with pytest.raises(FusionError, match="'liar.*|could not be built"):

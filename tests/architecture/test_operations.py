@@ -141,6 +141,12 @@ PASS = {
         lambda x, n: layers.Dot(axes=1)([layers.Softmax(axis=1)(x), dense(x, n)]),
     ),
     "reshape to one axis": (ROWS, lambda x, n: ops.reshape(dense(x, n), (-1, 6 * n))),
+    "positions in the batch and back": (
+        ROWS,
+        lambda x, n: ops.reshape(
+            dense(ops.reshape(dense(x, n), (-1, n)), 2 * n, "relu"), (-1, 6, 2 * n)
+        ),
+    ),
     "reshape of positions": (ROWS, lambda x, n: layers.Reshape((2, 3, n))(dense(x, n))),
     "permute": (
         ROWS,

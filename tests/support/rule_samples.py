@@ -54,6 +54,7 @@ SAMPLES = {
     ),
     layers.Conv1D: (lambda: layers.Conv1D(5, 2), FEATURES, {}),
     layers.Conv2D: (lambda: layers.Conv2D(5, 2), (2, 4, 4, 3), {}),
+    layers.Conv3D: (lambda: layers.Conv3D(5, 2), (2, 3, 3, 3, 2), {}),
     layers.PReLU: (layers.PReLU, FEATURES, {}),
     layers.Concatenate: (layers.Concatenate, FEATURES, {"call": joined}),
     layers.Permute: (
