@@ -9,6 +9,7 @@ import keras
 import numpy as np
 
 from keras_fusion.models import host, private, tree
+from keras_fusion.models.private.attributes import instance_attributes
 
 # The first input and the output of a layer's call; what is no single tensor is `None`.
 Pair = tuple[np.ndarray | None, np.ndarray | None]
@@ -125,7 +126,7 @@ class _Watcher:
 @contextlib.contextmanager
 def _behind_activation(layer: keras.Layer, inner: list[Any]) -> Iterator[None]:
     """A scope in which what a layer's activation gets is recorded."""
-    function = vars(layer).get("activation")
+    function = instance_attributes(layer).get("activation")
     if not callable(function) or isinstance(function, keras.Layer):
         yield
         return
@@ -171,7 +172,7 @@ def _calling(
     """A scope in which layers call replacements of their `call`."""
     with contextlib.ExitStack() as restored:
         for layer, replacement in replacements:
-            if "call" in vars(layer):  # A scope within another one.
+            if "call" in instance_attributes(layer):  # A scope within another one.
                 restored.callback(setattr, layer, "call", layer.call)
             else:
                 restored.callback(delattr, layer, "call")

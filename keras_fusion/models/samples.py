@@ -15,6 +15,7 @@ import numpy as np
 from keras_fusion.errors import FusionError
 from keras_fusion.models import host, probe, tree
 from keras_fusion.models.observe import checked_ids
+from keras_fusion.models.private.attributes import instance_attributes
 
 # What is done to the rows of floating-point inputs, in turn.
 KINDS: tuple[Callable[[np.ndarray], np.ndarray], ...] = (
@@ -154,7 +155,7 @@ def _call(model: keras.Model, inputs: Any) -> list[np.ndarray]:
 def _shrinks(model: keras.Model) -> bool:
     """Whether layers of a model make images smaller."""
     return any(
-        vars(layer).keys() & {"kernel_size", "pool_size", "cropping"}
+        instance_attributes(layer).keys() & {"kernel_size", "pool_size", "cropping"}
         for _, layer in tree.walk(model)
     )
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import keras
 
 from keras_fusion.models import tree
+from keras_fusion.models.private.attributes import instance_attributes
 
 # Layers of these packages act in training by dropout, noise and statistics alone.
 _KNOWN = ("keras", "keras_hub", "keras_fusion")
@@ -37,7 +38,7 @@ def quiet(layers: Sequence[keras.Layer]) -> Iterator[None]:
     with contextlib.ExitStack() as restored:
         for layer in layers:
             for name in _RATES:
-                value = vars(layer).get(name)
+                value = instance_attributes(layer).get(name)
                 if isinstance(value, (int, float)) and value > 0:
                     setattr(layer, name, 0.0)
                     restored.callback(setattr, layer, name, value)

@@ -36,3 +36,8 @@ def is_optional(tensor: keras.KerasTensor) -> bool:
     """Whether an input of a functional model may be left out."""
     history: Any = getattr(tensor, "_keras_history", None)
     return bool(getattr(history and history.operation, "optional", False))
+
+
+def instance_attributes(layer: keras.Layer) -> dict[str, Any]:
+    """What an object holds itself, by name, without what its class gives it."""
+    return vars(layer)
