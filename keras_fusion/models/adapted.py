@@ -48,8 +48,9 @@ class State:
 
 
 def of(layer: keras.Layer) -> State:
-    """What a layer keeps; nothing if it has variables of its own, which hold it."""
-    if tree.own_variables(layer):
+    """What a layer keeps; nothing if its class has variables, which hold it."""
+    rule = rules.find(layer)
+    if tree.own_variables(layer) or (rule is not None and rule.roles is not None):
         return State()
     return State(_arrays(layer), _files(layer), _values(layer))
 
