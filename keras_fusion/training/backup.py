@@ -257,6 +257,20 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
         return cls(**config)
 
 
+def warn_of_keras_backup() -> None:
+    """Warns if a `BackupAndRestore` of Keras is in the `fit` that begins now."""
+    for callback in private.callbacks_of_fit():
+        ours = isinstance(callback, BackupAndRestore)
+        if isinstance(callback, keras.callbacks.BackupAndRestore) and not ours:
+            warnings.warn(
+                "Keras's BackupAndRestore cannot resume a run after a growth: the script "
+                "builds the small model, and the backup is of the bigger one. Use "
+                "keras_fusion.BackupAndRestore, or give the callback that grows the model "
+                "a `record` in the folder of the backup (docs/resume.md).",
+                stacklevel=3,
+            )
+
+
 def _check_authors(entries: list[Entry], where: str) -> None:
     """Checks that the changes to be done again have authors in this `fit`."""
     for entry in entries:

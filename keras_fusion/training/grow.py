@@ -142,11 +142,11 @@ def _trained_by(model: keras.Model, optimizer: Any) -> Iterator[None]:
         "a Keras optimizer, or None (one of another kind, as PyTorch's own, is made anew "
         "on the grown model's parameters)",
     )
-    if own is not None:
+    if own is not None and own.built:  # keras-hub's tasks are compiled by themselves
         raise FusionError(
-            f"Model {model.name!r} was compiled with an optimizer, and `optimizer` is "
-            f"another one ({type(optimizer).__name__}); only one can be grown. Leave "
-            "`optimizer` out, or do not compile the model."
+            f"Model {model.name!r} has been trained with the optimizer that it was "
+            f"compiled with, and `optimizer` is another one ({type(optimizer).__name__}); "
+            "only one can be grown. Leave `optimizer` out, or compile the model again."
         )
     with graft.with_optimizer(model, optimizer):
         yield

@@ -14,6 +14,8 @@ from keras_fusion.models import private
 from keras_fusion.models.names import helpful
 from keras_fusion.operators.base import check_operator
 from keras_fusion.training import journal, live_growth, options, ramps
+from keras_fusion.training.backup import warn_of_keras_backup
+from keras_fusion.training.epoch_count import EpochCount
 from keras_fusion.training.event import GrowthEvent
 from keras_fusion.training.growths import Growths
 from keras_fusion.training.matching import shapes_of
@@ -137,6 +139,7 @@ class GrowModel(keras.callbacks.Callback):
         self._checked = self._begun = False
         # Where the schedule stood in a run that has not come to its end.
         self._looked: Moment | None = None
+        self._epochs = EpochCount()
 
     @property
     def model(self) -> keras.Model:
@@ -186,7 +189,10 @@ class GrowModel(keras.callbacks.Callback):
         """Checks the growth before anything changes."""
         journal.of(self.model).check_records(self)
         self._growths.draw_seed()
-        self.schedule.reset()
+        if self.record is None:
+            warn_of_keras_backup()
+        if not self._epochs.continues(self.model):
+            self.schedule.reset()
         self._checked = self._begun = False
         ramps.put_back(self.model)  # The last run may have stopped within a batch.
         if self.model.built and self.model.weights and self._may_grow:
@@ -197,6 +203,7 @@ class GrowModel(keras.callbacks.Callback):
         journal.of(self.model).begin_epoch(self.model, epoch)
         if not self._begun:
             self._begun = True
+            self._epochs.begin(epoch)
             self._begin()
 
     def _begin(self) -> None:
@@ -220,6 +227,7 @@ class GrowModel(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         """Grows if the schedule says so."""
+        self._epochs.end(epoch)
         journal.of(self.model).end_epoch(self, epoch, logs)
 
     def on_train_end(self, logs: dict | None = None) -> None:
@@ -240,7 +248,7 @@ class GrowModel(keras.callbacks.Callback):
         return not self.schedule.is_done(len(self.events))
 
     def _moment(self, logs: dict | None) -> Moment:
-        epochs = journal.of(self.model).clock.epochs
+        epochs = self._epochs.total(journal.of(self.model).clock.epochs)
         return Moment(self._step, epochs, len(self.events), logs)
 
     def _check_schedule(self) -> None:
@@ -248,9 +256,9 @@ class GrowModel(keras.callbacks.Callback):
         steps, epochs = params.get("steps"), params.get("epochs")
         if steps and epochs:
             raw = clock.raw + steps * (epochs - clock.epochs)
-            last = Moment(self._steps_of(raw), epochs, 0, None)
+            last = Moment(self._steps_of(raw), self._epochs.total(epochs), 0, None)
         elif epochs and isinstance(self.schedule, AtEpoch):
-            last = Moment(0, epochs, 0, None)
+            last = Moment(0, self._epochs.total(epochs), 0, None)
         first = self._moment(None)
         if self._looked is not None and self._looked.growths == first.growths:
             # A growth that failed, or that an exception came before, is still to come.

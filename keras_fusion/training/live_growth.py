@@ -179,6 +179,7 @@ def _prepare(
 def ramps_of(model: keras.Model, options: Options, blocks: Blocks | None) -> list[Ramp]:
     """The ramps of a growth that happens now, one per optimizer."""
     optimizer, factor = graft.optimizer_of(model), options.learning_rate_factor
+    factors: list[float]
     if callable(factor):
         factors = ramps.measured(model, factor, blocks)
     else:

@@ -17,7 +17,8 @@ class Moment:
 
     Args:
         step: int. Optimizer steps done so far, over all calls of `fit`.
-        epoch: int. Epochs done so far.
+        epoch: int. Epochs done so far, over all calls of `fit` with the callback that
+            asks.
         growths: int. Growths done so far by the callback that asks.
         logs: dict of metrics at the end of an epoch, `None` within one.
 
@@ -74,7 +75,7 @@ class GrowthSchedule:
     """
 
     def reset(self) -> None:
-        """Called when a training run begins."""
+        """Called when a callback begins to train a model, but not when it goes on."""
 
     def check(self, first: Moment, last: Moment | None) -> None:
         """Called before the first step; raises if a growth can never happen.
@@ -123,35 +124,47 @@ class GrowthSchedule:
         return cls(**config)
 
 
-def _check_within(
-    name: str, values: list[int], growths: int, now: int, end: int | None
-) -> None:
-    """Raises for moments that have passed, or that the run will not reach."""
-    waiting = values[growths:]
-    if waiting and waiting[0] <= now:
-        raise FusionError(
-            f"`{name}={waiting[0]}` has passed: training begins after {now}. Steps and "
-            "epochs are counted from the model's first; choose a later one."
-        )
-    if waiting and end is not None and waiting[-1] > end:
-        raise FusionError(
-            f"`{name}={waiting[-1]}` lies past the end of training, which stops after "
-            f"{end}. Train longer, or grow earlier."
-        )
+class _Listed(GrowthSchedule):
+    """A schedule that grows at listed counts of steps or epochs."""
+
+    # The name that errors call the list by; `DeepFusion` has another one.
+    argument = ""
+    _told = False
+
+    def _check(
+        self, values: list[int], growths: int, now: int, end: int | None
+    ) -> None:
+        """Raises for moments that have passed; warns of those past the end of this fit."""
+        waiting, name = values[growths:], self.argument
+        if waiting and waiting[0] <= now:
+            raise FusionError(
+                f"`{name}={waiting[0]}` has passed: training begins after {now}. Steps and "
+                "epochs are counted from the first; choose a later one. If fit() is called "
+                "several times, make the callback once and pass it to each."
+            )
+        if waiting and end is not None and waiting[-1] > end and not self._told:
+            self._told = True  # A loop of fits says it once.
+            warnings.warn(
+                f"`{name}={waiting[-1]}` lies past the end of this fit(), which stops "
+                f"after {end}. The model grows in a later fit() with this callback, or "
+                "not at all: train longer, or grow earlier.",
+                stacklevel=3,
+            )
 
 
 @keras.saving.register_keras_serializable(package="keras_fusion")
-class AtStep(GrowthSchedule):
+class AtStep(_Listed):
     """Grows after given optimizer steps.
 
     Args:
         steps: int or increasing list of ints, counted from 1: a growth at step s
             happens after step s. Under `steps_per_execution=n` it happens at the end of
-            the execution that holds step s.
+            the execution that holds step s. They are the optimizer's, over all calls of
+            `fit`.
 
     Raises:
         FusionError: if `steps` is not made of positive integers; when training begins,
-            for steps that have passed or that it will not reach.
+            for steps that have passed. Steps that a `fit` does not reach give a warning.
 
     Example:
 
@@ -159,7 +172,6 @@ class AtStep(GrowthSchedule):
     >>> grow = keras_fusion.DeepFusion(schedule=keras_fusion.AtStep([1000, 5000]))
     """
 
-    # The name that errors call the list by; `DeepFusion` has another one.
     argument = "steps"
 
     @helpful
@@ -167,9 +179,9 @@ class AtStep(GrowthSchedule):
         self.steps = positive_integers("steps", steps)
 
     def check(self, first: Moment, last: Moment | None) -> None:
-        """Raises for steps that have passed or that the run does not reach."""
+        """Raises for steps that have passed, warns of those that `fit` does not reach."""
         end = last.step if last else None
-        _check_within(self.argument, self.steps, first.growths, first.step, end)
+        self._check(self.steps, first.growths, first.step, end)
 
     def is_done(self, growths: int) -> bool:
         """Whether all of the list has been done."""
@@ -186,16 +198,17 @@ class AtStep(GrowthSchedule):
 
 
 @keras.saving.register_keras_serializable(package="keras_fusion")
-class AtEpoch(GrowthSchedule):
+class AtEpoch(_Listed):
     """Grows at the end of given epochs, after their validation.
 
     Args:
-        epochs: int or increasing list of ints, counted from 1 as the progress bar does.
+        epochs: int or increasing list of ints, counted from 1 as the progress bar does;
+            a callback that is passed to several calls of `fit` counts on.
 
     Raises:
         FusionError: if `epochs` is not made of positive integers; when training begins,
-            for epochs that have passed or that it will not reach. For its last epoch
-            there is a warning: the grown model would not be trained.
+            for epochs that have passed. Those that a `fit` does not reach, or that are its
+            last, give a warning.
 
     Example:
 
@@ -203,7 +216,6 @@ class AtEpoch(GrowthSchedule):
     >>> grow = keras_fusion.DeepFusion(schedule=keras_fusion.AtEpoch(3))
     """
 
-    # The name that errors call the list by; `DeepFusion` has another one.
     argument = "epochs"
 
     @helpful
@@ -211,13 +223,14 @@ class AtEpoch(GrowthSchedule):
         self.epochs = positive_integers("epochs", epochs)
 
     def check(self, first: Moment, last: Moment | None) -> None:
-        """Raises for epochs that have passed or that the run does not reach."""
+        """Raises for epochs that have passed, warns of those that `fit` does not reach."""
         end = last.epoch if last else None
-        _check_within(self.argument, self.epochs, first.growths, first.epoch, end)
+        self._check(self.epochs, first.growths, first.epoch, end)
         if self.epochs[first.growths :] and self.epochs[-1] == end:
             warnings.warn(
-                f"`{self.argument}={end}` is the end of training: the model grows there, "
-                "and is not trained afterwards. Train longer, or grow earlier.",
+                f"`{self.argument}={end}` is the end of this fit(): the model grows there, "
+                "and is not trained afterwards, unless in a later fit(). Train longer, or "
+                "grow earlier.",
                 stacklevel=2,
             )
 

@@ -53,8 +53,6 @@ def other_optimizer(live):
 
 
 BAD_RUNS = {
-    "past the end": (lambda live: DeepFusion(at_step=9), r"at_step=9.*past the end.*8"),
-    "epoch past the end": (lambda live: DeepFusion(at_epoch=3), r"at_epoch=3.*2"),
     "itself as partner": (
         lambda live: DeepFusion(at_step=2, partners=[live]),
         r"live model itself",

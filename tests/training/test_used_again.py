@@ -162,6 +162,6 @@ def test_plain_fit_after_a_resumed_run_was_refused(tmp_path):
 @pytest.mark.parametrize(("at_epoch", "epochs"), [(1, 1), ([1, 2], 2), (3, 3)])
 def test_growth_at_the_end_of_training_is_told(at_epoch, epochs):
     model, grow = made(), DeepFusion(at_epoch=at_epoch, verbose=0)
-    with pytest.warns(UserWarning, match=f"at_epoch={epochs}` is the end of training"):
+    with pytest.warns(UserWarning, match=f"at_epoch={epochs}` is the end of this fit"):
         fit(model, grow, epochs=epochs)
     assert model.layers[0].units > 8

@@ -30,6 +30,7 @@ from keras_fusion.models.private.names import keep_names
 from keras_fusion.models.private.precision import coarse_dtype, in_float32
 from keras_fusion.models.private.seeds import seed_states
 from keras_fusion.models.private.trainer import (
+    callbacks_of_fit,
     compile_again,
     forget_compiled_by_others,
     scope,
@@ -43,6 +44,7 @@ __all__ = [
     "attach",
     "attached",
     "before_loading",
+    "callbacks_of_fit",
     "coarse_dtype",
     "compile_again",
     "find_under_old_name",

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import keras
 
@@ -40,4 +40,4 @@ def is_optional(tensor: keras.KerasTensor) -> bool:
 
 def instance_attributes(layer: keras.Layer) -> dict[str, Any]:
     """What an object holds itself, by name, without what its class gives it."""
-    return vars(layer)
+    return cast(dict, vars(layer))

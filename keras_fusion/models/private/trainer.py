@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import sys
 import weakref
 from collections.abc import Iterator
 
@@ -105,3 +106,17 @@ def compile_again(model: keras.Model) -> None:
         model.train_function = None
         model.make_train_function(force=True)
     renew(model)
+
+
+def callbacks_of_fit() -> list[keras.callbacks.Callback]:
+    """The callbacks of the `fit` that calls now; none outside of a callback's hook.
+
+    A callback is not told which others there are, so they are looked up on the stack.
+    """
+    frame = sys._getframe()
+    while frame is not None:
+        owner = frame.f_locals.get("self")
+        if isinstance(owner, keras.callbacks.CallbackList):
+            return list(owner.callbacks)
+        frame = frame.f_back
+    return []
