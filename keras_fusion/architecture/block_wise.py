@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 
 import keras
+import numpy as np
 
 from keras_fusion.architecture.parents import Match
 from keras_fusion.architecture.widths import Widths
-from keras_fusion.models import exchange
+from keras_fusion.models import exchange, host
 from keras_fusion.models.stock import is_block_norm
 
 
@@ -49,13 +50,51 @@ def _exchange(match: Match, widths: Widths) -> str | None:
     elif size is None or None in sizes:
         return "it does not tell how many features it normalizes"
     elif all(own == size for own in sizes):
-        if is_block_norm(first):
-            exchange.make_block_wise(grown, first.blocks)
-        return None
+        return _exchange_shared(match)
     reason = exchange.reason_against(grown)
     if reason is None:
         exchange.make_block_wise(grown, _blocks(match.layers, sizes, size))
     return reason
+
+
+def _exchange_shared(match: Match) -> str | None:
+    """Makes a norm of single heads one with weights for each parent's heads."""
+    grown, layers = match.grown, match.layers
+    total = _heads(grown)
+    heads = [_heads(layer) for layer in layers]
+    if total is None or None in heads or total == heads[0]:
+        if is_block_norm(layers[0]):
+            exchange.follow(grown, layers[0])
+        return None
+    reason = exchange.reason_against(grown)
+    if reason is None and sum(heads) == total:
+        blocks = []
+        for layer, own in zip(layers, heads, strict=True):
+            blocks += layer.blocks if is_block_norm(layer) else (own,)
+        exchange.make_head_wise(grown, blocks, lambda *_, **__: _differences(layers))
+    return reason
+
+
+def _heads(norm: keras.Layer) -> int | None:
+    """The number of heads that a norm by head was built for; `None` for another norm."""
+    size = exchange.features(norm)
+    shape = (norm.get_build_config() or {}).get("input_shape") or ()
+    if len(shape) > 1 and shape[-1] == size:
+        return shape[-2]
+    return shape[-1] // size if shape and shape[-1] and shape[-1] % size == 0 else None
+
+
+def _differences(layers: Sequence[keras.Layer]) -> np.ndarray:
+    """The differences of the parents' weights from their mean, block by block."""
+    rows, means = [], []
+    for layer in layers:
+        stock = [v for v in layer.variables if len(v.shape) == 1]
+        own = np.stack([np.array(host.read(v)) for v in stock])
+        means.append(own)
+        rows += (
+            list(own + host.read(layer.differences)) if is_block_norm(layer) else [own]
+        )
+    return np.stack(rows) - np.mean(means, axis=0)
 
 
 def _blocks(layers: Sequence[keras.Layer], sizes: Sequence, size: int) -> list[int]:

@@ -216,7 +216,7 @@ def deeper(
 def _follow_norm(old, new):
     """Makes a norm block-wise if the one that it continues or repeats is."""
     if is_block_norm(old) and not is_block_norm(new):
-        exchange.make_block_wise(new, old.blocks)
+        exchange.follow(new, old)
 
 
 def _repeated(model, factor, order):

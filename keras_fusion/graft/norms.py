@@ -9,15 +9,16 @@ import numpy as np
 from keras_fusion.errors import GrowthError
 from keras_fusion.graft.attributes import attributes
 from keras_fusion.graft.live import accept_old_weights
-from keras_fusion.models import exchange, private, tree
-from keras_fusion.models.block_norms import BLEND
+from keras_fusion.models import exchange, host, private, tree
+from keras_fusion.models.block_norms import BlockNorm
 from keras_fusion.models.private import attachments
+from keras_fusion.models.stock import is_block_norm
 
 
 def shapes_with_stock_norms(live: keras.Model) -> list[list[int]]:
     """The shapes of the weights that the live model will have."""
-    blends = _blends(live)
-    return [list(v.shape) for v in live.weights if id(v) not in blends]
+    extra = _extra(live)
+    return [list(v.shape) for v in live.weights if id(v) not in extra]
 
 
 @contextlib.contextmanager
@@ -34,7 +35,7 @@ def stock_norms(live: keras.Model) -> Iterator[None]:
         GrowthError: if it failed; the model continues to train as before.
     """
     norms = exchange.block_norms(live)
-    before = [(norm, norm.blocks, float(norm.blend)) for norm in norms]
+    before = [(norm, norm.blocks, _values(norm)) for norm in norms]
     state, put_back = dict(attributes(live)), attachments.remembered(live)
     try:
         _make_stock(live, norms)
@@ -43,10 +44,9 @@ def stock_norms(live: keras.Model) -> Iterator[None]:
         attributes(live).clear()
         attributes(live).update(state)
         put_back()
-        for norm, blocks, blend in before:
-            if not hasattr(norm, BLEND):
-                exchange.make_block_wise(norm, blocks)
-                norm.blend.assign(blend)
+        for norm, blocks, values in before:
+            if not is_block_norm(norm):
+                exchange.make_block_wise_again(norm, blocks, values)
         exchange.mark_owners(live)
         raise
     finally:
@@ -72,14 +72,19 @@ def _make_stock(live: keras.Model, norms: Sequence[keras.Layer]) -> None:
         ) from error
 
 
-def _blends(live: keras.Model) -> set[int]:
-    return {id(norm.blend) for norm in exchange.block_norms(live)}
+def _values(norm: BlockNorm) -> dict[str, np.ndarray]:
+    return {v.name: np.array(host.read(v)) for v in exchange.extra_variables(norm)}
+
+
+def _extra(live: keras.Model) -> set[int]:
+    norms = exchange.block_norms(live)
+    return {id(v) for norm in norms for v in exchange.extra_variables(norm)}
 
 
 def _dropping(live: keras.Model) -> Callable[[list], list]:
-    """The function that drops the blends from weights of the live model."""
-    blends = _blends(live)
-    kept = [id(v) not in blends for v in live.weights]
+    """The function that drops from weights of the live model what stock norms lack."""
+    extra = _extra(live)
+    kept = [id(v) not in extra for v in live.weights]
 
     def dropped(weights: list[np.ndarray]) -> list[np.ndarray]:
         return [w for w, keep in zip(weights, kept, strict=True) if keep]

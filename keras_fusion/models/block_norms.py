@@ -17,7 +17,7 @@ from keras import ops
 
 from keras_fusion.errors import FusionError
 from keras_fusion.models.private.checkpoints import Guarded
-from keras_fusion.models.private.views import as_class
+from keras_fusion.models.private.views import StandIn, as_class
 from keras_fusion.models.stock import BlockWise
 
 __all__ = ["BlockLayerNormalization", "BlockRMSNormalization"]
@@ -30,6 +30,9 @@ class BlockNorm(Guarded, BlockWise):
 
     It comes before the class of the stock norm among the bases of a class.
     """
+
+    # The axis of the inputs along which the blocks lie.
+    blocks_axis = -1
 
     def __init__(self, blocks: tuple[int, ...], **kwargs: Any):
         super().__init__(**kwargs)
@@ -68,17 +71,17 @@ class BlockNorm(Guarded, BlockWise):
     def normalized(self, *args: Any, **kwargs: Any) -> Any:
         """The stock norm of each block, moved to the norm of all features by `blend`."""
         joint = self.stock.call(self, *args, **kwargs)
-        parts = [self._part(own, args, kwargs) for own in self._slices()]
-        apart = ops.concatenate(parts, axis=-1)
+        parts = [self.part(k, own, args, kwargs) for k, own in self._slices()]
+        apart = ops.concatenate(parts, axis=self.blocks_axis)
         blend = ops.cast(self.blend, apart.dtype)
         return (1 - blend) * apart + blend * joint
 
-    def _slices(self) -> Iterator[slice]:
+    def _slices(self) -> Iterator[tuple[int, slice]]:
         ends = np.cumsum(self.blocks).tolist()
-        for size, end in zip(self.blocks, ends, strict=True):
-            yield slice(end - size, end)
+        for k, (size, end) in enumerate(zip(self.blocks, ends, strict=True)):
+            yield k, slice(end - size, end)
 
-    def _part(self, own: slice, args: tuple, kwargs: dict[str, Any]) -> Any:
+    def part(self, k: int, own: slice, args: tuple, kwargs: dict[str, Any]) -> Any:
         """The stock norm of one block of the inputs, with its weights."""
         size = sum(self.blocks)
 
@@ -87,8 +90,12 @@ class BlockNorm(Guarded, BlockWise):
                 return x
             return x[..., own] if len(x.shape) and x.shape[-1] == size else x
 
+        def own_entries(variable: keras.Variable) -> StandIn:
+            return StandIn(variable, own.stop - own.start, lambda value: value[own])
+
         args, kwargs = cast(Any, keras.tree.map_structure(part, (args, kwargs)))
-        return self.stock.call(as_class(self, self.stock, own), *args, **kwargs)
+        view = as_class(self, self.stock, own_entries)
+        return self.stock.call(view, *args, **kwargs)
 
 
 def stock_config(layer: Any) -> dict[str, Any]:
@@ -220,16 +227,21 @@ _registered(ExchangedNorm)
 @functools.cache
 def block_class(stock: type[keras.Layer]) -> type[BlockNorm]:
     """The class of what a norm of a built model becomes, made of the norm's class."""
+    own = (BlockLayerNormalization, BlockRMSNormalization)
+    bases = next(((cls,) for cls in own if cls.stock is stock), (stock,))
+    return _registered(made_of(stock, (ExchangedNorm, *bases)))
+
+
+def made_of(stock: type[keras.Layer], bases: tuple[type, ...]) -> type[BlockNorm]:
+    """A class of block norms with the name and the signature of the stock norm."""
 
     @functools.wraps(stock.call)
     def call(self: BlockNorm, *args: Any, **kwargs: Any) -> Any:
         return self.normalized(*args, **kwargs)
 
-    own = (BlockLayerNormalization, BlockRMSNormalization)
-    bases = next(((cls,) for cls in own if cls.stock is stock), (stock,))
     members = {"stock": stock, "call": call, "__doc__": BlockNorm.__doc__}
     members["__module__"] = __name__
-    return _registered(type(stock.__name__, (ExchangedNorm, *bases), members))
+    return type(stock.__name__, bases, members)
 
 
 def is_of_last_axis(layer: Any) -> bool:

@@ -5,10 +5,11 @@ block of keras-hub, a subclassed model. Only its class changes, to a subclass of
 and it gets a blend.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 
 from keras_fusion.errors import FusionError
 from keras_fusion.models import private, tree
@@ -19,6 +20,12 @@ from keras_fusion.models.block_norms import (
     block_class,
     checked_blocks,
     is_of_last_axis,
+)
+from keras_fusion.models.head_norms import (
+    DIFFERENCES,
+    HeadNorm,
+    differences_options,
+    head_class,
 )
 from keras_fusion.models.private.attributes import attributes
 from keras_fusion.models.stock import is_block_norm
@@ -48,6 +55,12 @@ def reason_against(norm: keras.Layer) -> str | None:
     return None
 
 
+def follow(norm: keras.Layer, other: BlockNorm) -> None:
+    """Makes a norm block-wise as another one is."""
+    make = make_head_wise if isinstance(other, HeadNorm) else make_block_wise
+    make(norm, other.blocks)
+
+
 def make_block_wise(norm: keras.Layer, blocks: Sequence[int]) -> None:
     """Makes a built norm one with a statistic for each block.
 
@@ -70,9 +83,43 @@ def make_block_wise(norm: keras.Layer, blocks: Sequence[int]) -> None:
     private.add_variable(norm, **blend_options(norm))
 
 
+def make_head_wise(
+    norm: keras.Layer, blocks: Sequence[int], differences: Any = "zeros"
+) -> None:
+    """Gives each parent's heads weights of their own in a built norm by head.
+
+    Args:
+        norm: the norm, for which there is no `reason_against`.
+        blocks: numbers of the parents' heads.
+        differences: initializer of what is added to the norm's variables, of shape
+            `(parents, variables, features)`.
+    """
+    options = differences_options(norm, len(blocks)) | {"initializer": differences}
+    private.use_class(norm, head_class(type(norm)))
+    norm.blocks = checked_blocks(blocks)
+    private.add_variable(norm, **blend_options(norm))
+    private.add_variable(norm, **options)
+
+
+def make_block_wise_again(
+    norm: keras.Layer, blocks: Sequence[int], values: Mapping[str, np.ndarray]
+) -> None:
+    """Makes a norm the block norm that it was, with its values by name."""
+    make = make_head_wise if DIFFERENCES in values else make_block_wise
+    make(norm, blocks)
+    for name, value in values.items():
+        getattr(norm, name).assign(value)
+
+
+def extra_variables(norm: BlockNorm) -> list[keras.Variable]:
+    """The variables of a block norm that the stock norm does not have."""
+    return [v for v in norm.all_variables() if v.name in (BLEND, DIFFERENCES)]
+
+
 def make_stock(norm: BlockNorm) -> None:
     """Makes a block norm the norm that it is made of again."""
-    private.remove_variable(norm, BLEND)
+    for variable in extra_variables(norm):
+        private.remove_variable(norm, variable.name)
     private.forget(norm)
     del norm.blocks
     private.use_class(norm, norm.stock)

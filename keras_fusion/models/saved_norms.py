@@ -30,7 +30,7 @@ def _load(layer: Any, store: Any) -> bool:
         return False
     blocks = tuple(int(size) for size in store[BLOCKS])
     if not is_block_norm(layer):
-        _become(layer, blocks)
+        _become(layer, blocks, len(store.keys()) - 1)
     if sum(layer.blocks) != sum(blocks):
         raise FusionError(
             f"The norm {layer.name!r} has the blocks {layer.blocks}, and in the file "
@@ -42,7 +42,7 @@ def _load(layer: Any, store: Any) -> bool:
     return True
 
 
-def _become(layer: Any, blocks: tuple[int, ...]) -> None:
+def _become(layer: Any, blocks: tuple[int, ...], variables: int) -> None:
     rule = rules.find_for_weights(layer)
     if rule is None or rule.norm is None or exchange.reason_against(layer):
         raise FusionError(
@@ -51,7 +51,9 @@ def _become(layer: Any, blocks: tuple[int, ...]) -> None:
             "as it was when it was saved, and import the modules that register its "
             "layers with keras_fusion."
         )
-    exchange.make_block_wise(layer, blocks)
+    by_head = variables > len(layer.variables) + 1
+    make = exchange.make_head_wise if by_head else exchange.make_block_wise
+    make(layer, blocks)
     for model in list(_LOADING):
         if _LOADING[model] is None:
             _LOADING[model] = exchange.owners(model)

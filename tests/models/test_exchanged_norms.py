@@ -17,6 +17,7 @@ from models import (
     numpy,
     outputs,
     perturbed,
+    qwen3,
     relative_change,
     subclassed,
     t5,
@@ -39,7 +40,7 @@ def llama(width=8, seed=0):
     return keras_hub.models.LlamaCausalLM(backbone, preprocessor=None)
 
 
-MAKERS = {"t5": t5, "llama": llama, "gpt2": gpt2, "bert": bert}
+MAKERS = {"t5": t5, "llama": llama, "gpt2": gpt2, "bert": bert, "qwen3": qwen3}
 
 
 @keras.saving.register_keras_serializable("tests")
@@ -70,7 +71,7 @@ IDS = data_for("functional", 4)[0]
 
 
 def kind_of(name):
-    return "gpt2" if name == "llama" else name
+    return "gpt2" if name in ("llama", "qwen3") else name
 
 
 def large(model):

@@ -125,6 +125,24 @@ def gpt2(width=8, seed=0):
     return keras_hub.models.GPT2CausalLM(backbone, preprocessor=None)
 
 
+def qwen3(width=8, seed=0):
+    """With norms of queries and keys by head."""
+    import keras_hub
+
+    keras.utils.set_random_seed(seed)
+    backbone = keras_hub.models.Qwen3Backbone(
+        vocabulary_size=VOCABULARY,
+        num_layers=1,
+        num_query_heads=width // 2,
+        num_key_value_heads=width // 4,
+        head_dim=4,
+        hidden_dim=width,
+        intermediate_dim=2 * width,
+        dropout=0.0,
+    )
+    return keras_hub.models.Qwen3CausalLM(backbone, preprocessor=None)
+
+
 def norm_free(width=32, seed=0):
     """A transformer without norms, in which fusion of distinct parents is exact."""
     keras.utils.set_random_seed(seed)

@@ -11,11 +11,12 @@ from models import (
     LENGTH,
     VOCABULARY,
     data_for,
-    gpt2,
     loss,
     mean_of,
     numpy,
     outputs,
+    perturbed,
+    qwen3,
     relative_change,
     t5,
 )
@@ -94,7 +95,7 @@ class Watch(keras.callbacks.Callback):
 
 
 @pytest.mark.core
-@pytest.mark.parametrize(("make", "kind"), [(t5, "t5"), (gpt2, "gpt2")])
+@pytest.mark.parametrize(("make", "kind"), [(t5, "t5"), (qwen3, "gpt2")])
 def test_a_run_begins_anew_at_the_ensemble_and_ends_stock(make, kind):
     live, partner = trained(make, kind)
     x, y = data_for(kind, 48)
@@ -107,7 +108,7 @@ def test_a_run_begins_anew_at_the_ensemble_and_ends_stock(make, kind):
     assert abs(losses[0] - losses[1]) < 1e-4
     assert relative_change(ensemble, after.outputs) < 1e-5
     assert type(live) is old_class
-    assert not [v for v in live.variables if v.name == "blend"]
+    assert not [v for v in live.variables if v.name in ("blend", "differences")]
     assert not [x for x in live._flatten_layers() if "fusion" in type(x).__module__]
 
 
@@ -162,6 +163,22 @@ def test_files_say_when_they_need_the_package(tmp_path):
     train(model, AnnealBlockNorms(steps=2))
     model.save(tmp_path / "stock.keras")
     run_code(LOADS, tmp_path / "stock.keras")
+
+
+@pytest.mark.parametrize("end", [".keras", ".weights.h5"])
+def test_files_have_what_each_parents_heads_keep(end, tmp_path):
+    parents = [perturbed(qwen3()), perturbed(qwen3(width=12, seed=1), 1)]
+    fused, x = fuse(parents, norms="block"), data_for("gpt2", 4)[0]
+    path = str(tmp_path / f"model{end}")
+    if end == ".keras":
+        fused.save(path)
+        again = keras.saving.load_model(path)
+    else:
+        fused.save_weights(path)
+        again = fuse(parents)
+        again.load_weights(path)
+    np.testing.assert_allclose(outputs(again, x), outputs(fused, x), atol=1e-6)
+    assert relative_change(mean_of(parents, x), outputs(again, x)) < 1e-5
 
 
 def test_a_preset_has_the_block_norms(tmp_path):

@@ -1,40 +1,49 @@
-"""A layer as one of another class, and with a part of its variables, for one call."""
+"""A layer as one of another class, and with other variables, for one call."""
 
+from collections.abc import Callable
 from typing import Any, cast
 
 import keras
 
 
-class VariablePart(keras.Variable):
-    """Some of the entries of a variable, read wherever a layer reads a variable.
+class StandIn(keras.Variable):
+    """What is made of a variable, read wherever a layer reads that variable.
 
     It has no value of its own. Keras converts the dtypes of variables as it does not
     those of tensors, so that a tensor would not do.
+
+    Args:
+        whole: the variable.
+        size: int. Its own length.
+        make: function from the variable's value to its own.
     """
 
-    def __init__(self, whole: keras.Variable, own: slice):
+    def __init__(
+        self, whole: keras.Variable, size: int, make: Callable[[Any], Any]
+    ) -> None:
         cast(dict, vars(self)).update(vars(whole))
-        self._whole, self._own = whole, own
-        self._shape = (own.stop - own.start,)
+        self._whole, self._make, self._shape = whole, make, (size,)
 
     @property
     def value(self) -> Any:
-        """The entries, as a tensor."""
-        return self._whole.value[self._own]
+        """A tensor."""
+        return self._make(self._whole.value)
 
 
-def as_class(layer: Any, cls: type, own: slice | None = None) -> Any:
+def as_class(
+    layer: Any, cls: type, stand_in: Callable[[Any], StandIn] | None = None
+) -> Any:
     """An object of another class with the attributes of a layer.
 
     Args:
         layer: the layer.
         cls: the class.
-        own: which entries of its vectors it has; all by default.
+        stand_in: function from each vector among its variables to what it has instead.
     """
     view = object.__new__(cls)
     held = dict(vars(layer))
     for name, value in held.items():
-        if own is not None and isinstance(value, keras.Variable) and len(value.shape):
-            held[name] = VariablePart(value, own)
+        if stand_in is not None and isinstance(value, keras.Variable):
+            held[name] = stand_in(value) if len(value.shape) == 1 else value
     vars(view).update(held)
     return view

@@ -1,0 +1,78 @@
+"""Norms of single heads, whose weights all heads share: each parent's heads keep theirs.
+
+A norm of queries or keys by head needs no statistic a parent. But its scale is one for all
+heads, and the parents' scales differ. The bigger model's is their mean; to it each
+parent's difference is added, which does not train, and goes with the blend.
+"""
+
+import functools
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_fusion.errors import FusionError
+from keras_fusion.models.block_norms import BlockNorm, blend_options, made_of
+from keras_fusion.models.private.views import StandIn, as_class
+
+DIFFERENCES = "differences"
+
+
+class HeadNorm(BlockNorm):
+    """Base of norms by head, with weights of its own for each parent's heads.
+
+    Its blocks are numbers of heads, which lie on the last axis but one.
+    """
+
+    blocks_axis = -2
+
+    def all_variables(self) -> list[keras.Variable]:
+        """The variables of the stock norm, in its order, the blend, the differences."""
+        own = super().all_variables()
+        stock = [v for v in own[:-1] if v is not self.differences]
+        return [*stock, self.blend, self.differences]
+
+    def part(self, k: int, own: slice, args: tuple, kwargs: dict[str, Any]) -> Any:
+        """The stock norm of one parent's heads, with its weights."""
+        places = {id(v): i for i, v in enumerate(self.all_variables()[:-2])}
+
+        def moved(variable: keras.Variable) -> StandIn:
+            def value(whole: Any) -> Any:
+                difference = self.differences.value[k, places[id(variable)]]
+                return whole + ops.cast(difference, whole.dtype)
+
+            return StandIn(variable, variable.shape[0], value)
+
+        def heads(x: Any) -> Any:
+            if ops.is_tensor(x) or isinstance(x, keras.KerasTensor):
+                return x[..., self._heads_of(own, x), :]
+            return x
+
+        args, kwargs = keras.tree.map_structure(heads, (args, kwargs))
+        view = as_class(self, self.stock, moved)
+        return self.stock.call(view, *args, **kwargs)
+
+    def _heads_of(self, own: slice, x: Any) -> slice:
+        """One parent's heads of an input, of keys as many times fewer as there are."""
+        count = x.shape[-2] if len(x.shape) > 1 else None
+        places = np.array([own.start, own.stop]) * (count or 0) / sum(self.blocks)
+        if not places[1] or (places % 1).any():
+            raise FusionError(
+                f"The norm {self.name!r} of {sum(self.blocks)} heads gets an input of "
+                f"shape {tuple(x.shape)}, whose last axis but one is not the heads."
+            )
+        return slice(*map(int, places))
+
+
+def differences_options(norm: keras.Layer, blocks: int) -> dict[str, Any]:
+    """The arguments of `add_weight` for the differences of a norm's variables."""
+    stock = [v for v in norm.variables if len(v.shape) == 1]
+    shape = (blocks, len(stock), int(stock[0].shape[0]))
+    return blend_options(norm) | {"name": DIFFERENCES, "shape": shape}
+
+
+@functools.cache
+def head_class(stock: type[keras.Layer]) -> type[BlockNorm]:
+    """The class of what a norm by head becomes, made of the norm's class."""
+    return made_of(stock, (HeadNorm, stock))
