@@ -38,7 +38,8 @@ def _exchange(match: Match, widths: Widths) -> str | None:
     """Makes one norm block-wise if it grew; the reason if it cannot be."""
     grown, first = match.grown, match.layers[0]
     size = exchange.features(grown)
-    sizes = [exchange.features(layer) for layer in match.layers]
+    found = [exchange.features(layer) for layer in match.layers]
+    sizes = [own for own in found if own is not None]
     placement = widths.entries.get(id(first))
     if placement is not None:
         if not placement.is_contiguous:
@@ -47,7 +48,7 @@ def _exchange(match: Match, widths: Widths) -> str | None:
                 "Flatten or Concatenate)"
             )
         size, sizes = placement.size, [len(block) for block in placement.blocks]
-    elif size is None or None in sizes:
+    elif size is None or len(sizes) < len(found):
         return "it does not tell how many features it normalizes"
     elif all(own == size for own in sizes):
         return _exchange_shared(match)
@@ -61,8 +62,8 @@ def _exchange_shared(match: Match) -> str | None:
     """Makes a norm of single heads one with weights for each parent's heads."""
     grown, layers = match.grown, match.layers
     total = _heads(grown)
-    heads = [_heads(layer) for layer in layers]
-    if total is None or None in heads or total == heads[0]:
+    heads = [own for own in map(_heads, layers) if own is not None]
+    if total is None or len(heads) < len(layers) or total == heads[0]:
         if is_block_norm(layers[0]):
             exchange.follow(grown, layers[0])
         return None

@@ -56,14 +56,14 @@ def stock_norms(live: keras.Model) -> Iterator[None]:
 
 def _make_stock(live: keras.Model, norms: Sequence[keras.Layer]) -> None:
     shapes = [tuple(v.shape) for v in live.weights]
-    without_blends = _dropping(live)
+    dropping = _dropping(live)
     try:
         for norm in norms:
             exchange.make_stock(norm)
         exchange.unmark(live)
         for _, layer in tree.walk(live):
             private.track_again(layer)
-        accept_old_weights(live, shapes, without_blends)
+        accept_old_weights(live, shapes, dropping)
         private.compile_again(live)
     except Exception as error:
         raise GrowthError(

@@ -9,7 +9,7 @@ output from that to the norm of all features; with `blend` at 1 it is the stock 
 
 import functools
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import Any
 
 import keras
 import numpy as np
@@ -93,9 +93,9 @@ class BlockNorm(Guarded, BlockWise):
         def own_entries(variable: keras.Variable) -> StandIn:
             return StandIn(variable, own.stop - own.start, lambda value: value[own])
 
-        args, kwargs = cast(Any, keras.tree.map_structure(part, (args, kwargs)))
+        inputs: Any = keras.tree.map_structure(part, (args, kwargs))
         view = as_class(self, self.stock, own_entries)
-        return self.stock.call(view, *args, **kwargs)
+        return self.stock.call(view, *inputs[0], **inputs[1])
 
 
 def stock_config(layer: Any) -> dict[str, Any]:
@@ -201,7 +201,7 @@ class ExchangedNorm(BlockNorm):
     def get_config(self) -> dict[str, Any]:
         """The stock norm's arguments and class, and the blocks."""
         stock = as_class(self, self.stock)
-        serialized = cast(Any, keras.saving.serialize_keras_object(stock))
+        serialized: Any = keras.saving.serialize_keras_object(stock)
         keys = ("module", "class_name", "registered_name")
         return super().get_config() | {"norm": {k: serialized[k] for k in keys}}
 
@@ -225,7 +225,7 @@ _registered(ExchangedNorm)
 
 
 @functools.cache
-def block_class(stock: type[keras.Layer]) -> type[BlockNorm]:
+def block_class(stock: Any) -> type[BlockNorm]:
     """The class of what a norm of a built model becomes, made of the norm's class."""
     own = (BlockLayerNormalization, BlockRMSNormalization)
     bases = next(((cls,) for cls in own if cls.stock is stock), (stock,))

@@ -95,7 +95,8 @@ def make_head_wise(
             `(parents, variables, features)`.
     """
     options = differences_options(norm, len(blocks)) | {"initializer": differences}
-    private.use_class(norm, head_class(type(norm)))
+    stock: Any = type(norm)
+    private.use_class(norm, head_class(stock))
     norm.blocks = checked_blocks(blocks)
     private.add_variable(norm, **blend_options(norm))
     private.add_variable(norm, **options)

@@ -49,9 +49,9 @@ class HeadNorm(BlockNorm):
                 return x[..., self._heads_of(own, x), :]
             return x
 
-        args, kwargs = keras.tree.map_structure(heads, (args, kwargs))
+        inputs: Any = keras.tree.map_structure(heads, (args, kwargs))
         view = as_class(self, self.stock, moved)
-        return self.stock.call(view, *args, **kwargs)
+        return self.stock.call(view, *inputs[0], **inputs[1])
 
     def _heads_of(self, own: slice, x: Any) -> slice:
         """One parent's heads of an input, of keys as many times fewer as there are."""
@@ -73,6 +73,6 @@ def differences_options(norm: keras.Layer, blocks: int) -> dict[str, Any]:
 
 
 @functools.cache
-def head_class(stock: type[keras.Layer]) -> type[BlockNorm]:
+def head_class(stock: Any) -> type[BlockNorm]:
     """The class of what a norm by head becomes, made of the norm's class."""
     return made_of(stock, (HeadNorm, stock))

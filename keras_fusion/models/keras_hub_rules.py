@@ -8,8 +8,8 @@ config keys, features on the last axis) needs no rule of its own.
 from typing import Any
 
 import keras
+import numpy as np
 
-from keras_fusion.models import host
 from keras_fusion.models.private.attributes import MASKED_LM_NORM
 from keras_fusion.models.rules import Norm, register
 from keras_fusion.models.stock import stock_class
@@ -212,8 +212,8 @@ for _name in ("BloomBackbone", "FalconBackbone"):
 
 def _as_computed(value: Any, backbone: Any) -> float:
     """A factor as keras-hub computes with it, rounded as there."""
-    rounded: Any = keras.ops.cast(value, backbone.compute_dtype)
-    return float(host.host(rounded))
+    rounded = keras.ops.cast(value, backbone.compute_dtype)
+    return np.asarray(keras.ops.convert_to_numpy(rounded)).item()
 
 
 def _root(width: int, backbone: Any) -> float:

@@ -1,7 +1,7 @@
 """A layer as one of another class, and with other variables, for one call."""
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import keras
 
@@ -21,7 +21,7 @@ class StandIn(keras.Variable):
     def __init__(
         self, whole: keras.Variable, size: int, make: Callable[[Any], Any]
     ) -> None:
-        cast(dict, vars(self)).update(vars(whole))
+        self.__dict__.update(vars(whole))
         self._whole, self._make, self._shape = whole, make, (size,)
 
     @property
