@@ -169,11 +169,17 @@ class Names:
         return not any(map(self.stays, axis))
 
     def keep(self, axis: Axis, reason: str, cause: str = "nature") -> None:
-        """Says that an axis must have the parents' size."""
+        """Says that an axis must have the parents' size.
+
+        What is an output of the model stays for that cause, whatever else is found of it.
+        """
         for part in axis:
+            root = None if part.name is None else self.root(part.name)
             if not self.stays(part):
-                self._pins[self.root(part.name)] = Pin(reason, cause)
                 self.changed = True
+            elif cause != "output" or root not in self._pins:
+                continue
+            self._pins[root] = Pin(reason, cause)
 
     def same(self, one: Axis, other: Axis, reason: str, cause: str = "size") -> None:
         """Says that two axes are taken entry by entry, so that they must grow alike."""

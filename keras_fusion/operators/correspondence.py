@@ -200,12 +200,15 @@ def corresponding(
     if len(differ) > 1:
         return []
     (d,) = differ
-    for axis in axes:
-        if axis.size == new.shape[d]:
-            pairs = _along(axis, d, old, new)
-            if pairs:
-                return pairs
-    return []
+    fitting = (_along(axis, d, old, new) for axis in axes if axis.size == new.shape[d])
+    # Several weights of a layer may be of that size; only one describes the tensor.
+    return min(filter(None, fitting), key=_distance, default=[])
+
+
+def _distance(pairs):
+    with np.errstate(all="ignore"):
+        found = [np.max(np.abs(new - old), initial=0.0) for old, new in pairs]
+    return float(np.nan_to_num(max(found), nan=np.inf))
 
 
 def _along(axis, d, old, new):

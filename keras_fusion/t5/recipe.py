@@ -30,7 +30,7 @@ from keras_fusion.t5.tree import (
 FOLDER = Path(__file__).parent / "recipes"
 
 # What `keras_fusion.fuse` can do with the norms of distinct parents.
-NORMS = ("joint", "block", "calibrated")
+NORMS = ("auto", "block", "calibrated", "joint")
 
 # SentencePiece takes no other coverage.
 _LEAST_COVERAGE = 0.98

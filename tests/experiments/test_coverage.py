@@ -55,7 +55,7 @@ def test_distinct_parents_of_a_family_under_block_norms(family):
             with pytest.raises(FusionError, match=APPROXIMATE[family]):
                 fuse(parents, norms="block")
             continue
-        inputs = probe.accepted(model)
+        inputs = samples.accepted(model)
         fused = fuse(parents, norms="block")
         assert type(fused) is type(model)
         expected = probe.mean_outputs(parents, inputs)

@@ -7,7 +7,7 @@ import pytest
 import keras_fusion
 from experiments import families
 from keras_fusion.flops import training_step_flops
-from keras_fusion.models import probe
+from keras_fusion.models import samples
 
 REFUSED = {"Bloom", "Falcon", "FNet", "XLNet"}
 
@@ -27,7 +27,7 @@ def numbers(model, inputs):
 def test_predictions_equal_the_grown_model(family):
     model = families.models(family)["backbone"]
     model.compile(keras.optimizers.Adam(1e-3), "mse")
-    inputs = probe.accepted(model)
+    inputs = samples.accepted(model)
     weights = [v.value.numpy() for v in model.weights]
     seen = keras_fusion.preview(model, 2, probe=inputs, verbose=0)
     for variable, value in zip(model.weights, weights, strict=True):
