@@ -235,15 +235,18 @@ def _as_wide(site: Site, rule: Rule) -> list[Axes]:
     if source is None:
         return [constant(tensor.shape) for tensor in site.outputs]
     axis = source[-1]
+    over_rows = _normalizes_rows(site, rule, len(source))
     if isinstance(site.call.operation, layers.GroupNormalization):
         _group(site, axis)
+    elif over_rows and site.names.count == 1:
+        pass  # Each feature has a statistic of its own, and shares the weights.
     elif "axis" in site.call.config and not _is_last(site, len(source)):
         site.keep(axis, f"its axis is {site.option('axis')}, not the last one alone")
     elif rule.norm is not None and not site.names.is_grown(axis):
         site.keep(axis, "its statistic is over features that grow and others that stay")
     if isinstance(site.call.operation, layers.Normalization) and site.option("mean"):
         site.keep(axis, "it holds the mean and variance of the parents' features")
-    if rule.roles is not None and site.call.operation.weights:
+    if rule.roles is not None and site.call.operation.weights and not over_rows:
         _weigh(site, axis)
         _check_common_weights(site, rule, axis)
     result = []
@@ -254,6 +257,13 @@ def _as_wide(site: Site, rule: Rule) -> list[Axes]:
         result.append(axes)
     make(site, axis)
     return result
+
+
+def _normalizes_rows(site: Site, rule: Rule, rank: int) -> bool:
+    """Whether a layer is a norm over axes of which none is that of the features."""
+    axes = site.option("axis")
+    listed = axes if isinstance(axes, (list, tuple)) else [axes]
+    return rule.norm is not None and {-1, rank - 1}.isdisjoint(listed)
 
 
 def _source(site: Site) -> Axes | None:

@@ -114,13 +114,13 @@ class Growths(journal.Author):
         grow, model, seed = self.callback, self.callback.model, self._next_seed()
         recorded = self.ahead_at(step)
         epoch = recorded.epoch if recorded else journal.of(model).clock.epoch
-        with self._kept():
-            return live_growth.grow(
-                model,
-                live_growth.Options.of(grow),
-                live_growth.Occasion(step, epoch, seed, self),
-                self._enter,
-            )
+        return live_growth.grow(
+            model,
+            live_growth.Options.of(grow),
+            live_growth.Occasion(step, epoch, seed, self),
+            self._enter,
+            self._kept,
+        )
 
     def _enter(self, event: GrowthEvent, blocks: Blocks) -> None:
         self.callback.blocks = blocks

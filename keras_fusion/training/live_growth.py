@@ -3,6 +3,7 @@
 It is prepared beside the model, put in its place as a whole, and entered in the journal.
 """
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Callable
@@ -105,6 +106,7 @@ def grow(
     options: Options,
     occasion: Occasion,
     entered: Callable[[GrowthEvent, Blocks], None] = lambda event, blocks: None,
+    kept: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
 ) -> GrowthEvent:
     """Grows a model now.
 
@@ -114,6 +116,8 @@ def grow(
         occasion: `Occasion`.
         entered: function that takes note of the event and of the parents' blocks, as
             part of the growth.
+        kept: function that opens a scope after which, if anything in it failed, the one
+            who grows is as before.
 
     Returns:
         The `GrowthEvent`.
@@ -134,6 +138,7 @@ def grow(
     )
     with (
         swap.uninterrupted(),
+        kept(),
         journal.of(model).announced(occasion.author, change) as pending,
         swap.in_place(model, prepared),
     ):

@@ -205,7 +205,9 @@ def ftrl_dual(optimizer, accumulator, value):
 
 def test_every_optimizer_is_tested():
     tested = {type(core(build())).__name__ for build in OPTIMIZERS.values()}
-    assert set(slots.known_optimizers()) - tested <= {"ScheduleFreeAdamW"}
+    # Examples in docstrings register optimizers of their own.
+    known = {name for name in slots.known_optimizers() if hasattr(optimizers, name)}
+    assert known - tested <= {"ScheduleFreeAdamW"}
     exported = {
         name
         for name, cls in vars(optimizers).items()

@@ -155,7 +155,11 @@ def test_a_long_growth_shows_how_far_it_is(capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "options", "pattern"),
     [
-        ((1.0,), {}, "`factor` must be a number above 1. Received: factor=1"),
+        (
+            (1.0,),
+            {},
+            "`factor` must be a number above 1, and of at most 1000. Received: factor=1",
+        ),
         (("two",), {}, "`operator_or_factor` must be a growth operator"),
         ((True,), {}, "`operator_or_factor` must be a growth operator"),
         ((2,), {"optimizer_state": "keep"}, "`optimizer_state` must be"),
