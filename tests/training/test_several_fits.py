@@ -78,10 +78,10 @@ def test_a_plateau_is_seen_across_fits():
 @pytest.mark.parametrize("schedule", [AtStep(3), AtEpoch(2)])
 def test_another_model_begins_anew(schedule):
     grow = DeepFusion(schedule=schedule, verbose=0)
-    fit(live_model(), grow, epochs=2)
+    fit(live_model(), grow, epochs=3)
     again = DeepFusion(schedule=schedule, verbose=0)
     model = live_model()
-    fit(model, again, epochs=2)
+    fit(model, again, epochs=3)
     assert [e.step for e in again.events] == [e.step for e in grow.events]
 
 
