@@ -6,7 +6,7 @@ import numpy as np
 from keras_fusion.architecture.layer_axes import keep_rows, make_width, own_size, read
 from keras_fusion.architecture.named_axes import Axes, Axis, constant
 from keras_fusion.architecture.sites import Site
-from keras_fusion.models import host, rules, tree
+from keras_fusion.models import host, private, rules, tree
 
 
 def without_rule(site: Site) -> list[Axes]:
@@ -75,8 +75,21 @@ def _is_harmless(site: Site, axis: Axis, grown: keras.Layer) -> bool:
                 host.host(layer(tensor))
                 for layer, tensor in zip(layers, tensors, strict=True)
             ]
+        is_random = _draws(site.layers[0], parts[0], made[0])
     except Exception:  # Whatever a foreign layer raises: it cannot be called so.
         return False
     expected = np.concatenate(made, -1)
-    same = expected.shape == joint.shape and np.allclose(expected, joint, atol=1e-5)
+    # What a layer draws at random for more features cannot be compared.
+    same = expected.shape == joint.shape and (
+        is_random or np.allclose(expected, joint, atol=1e-5)
+    )
     return same and [part.shape[-1] for part in parts] == [m.shape[-1] for m in made]
+
+
+def _draws(layer: keras.Layer, part: np.ndarray, made: np.ndarray) -> bool:
+    """Whether a layer makes something else with other seeds."""
+    states = private.seed_states(layer)
+    changed = [(v, host.read(v) + np.ones((), v.dtype)) for v in states]
+    with host.assumed(changed), host.unchanging():
+        again = host.host(layer(keras.ops.convert_to_tensor(part)))
+    return not np.allclose(again, made, atol=1e-5)

@@ -6,6 +6,7 @@ part of what the layer computes, so a bigger model's layer gets it too.
 
 import copy
 import dataclasses
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,6 +21,8 @@ from keras_fusion.models.private.attributes import attributes
 
 # Options of a build, or of training alone.
 _OWN = ("name", "trainable", "dtype", "seed", "rate", "stddev", "noise_shape")
+# Of a position embedding, say; the parents' own may differ.
+_WIDTH = re.compile(r"(dim|heads|units|filters)$")
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), np.generic)
 
 
@@ -97,7 +100,11 @@ def _options(layer: keras.Layer) -> dict[str, Any]:
     config = _safely(lambda layer: layer.get_config(), layer) or {}
     if layer.variables or rules.find(layer) is not None:
         return {k: v for k, v in config.items() if "activation" in k}
-    return {k: v for k, v in config.items() if k not in _OWN and _is_plain(v)}
+    return {
+        k: v
+        for k, v in config.items()
+        if k not in _OWN and not _WIDTH.search(k) and _is_plain(v)
+    }
 
 
 def hand_on(old: keras.Layer, new: keras.Layer) -> None:

@@ -226,7 +226,11 @@ def test_recipes_and_trees_that_do_not_fit_are_refused(tmp_path):
         ("peak_rate = 0.03", "peak_rate = inf", "a finite number"),
         ("constant_steps = 100", "constant_steps = 0", "at least 1"),
         ("evaluate_every = 100", "evaluate_every = 0", "at least 1"),
-        ('norms = "calibrated"', 'norms = "blok"', "one of auto, block, calibrated, joint"),
+        (
+            'norms = "calibrated"',
+            'norms = "blok"',
+            "one of auto, block, calibrated, joint",
+        ),
         ('off_diagonal = "zeros"', 'off_diagonal = "paired"', "one of zeros, random."),
         ("noise_scale = 0.1", "noise_scale = -1", "at least 0"),
         ("noise_scale = 0.1", "off_diagonal_scale = -1", "noise_scale .* at least 0"),
