@@ -3,11 +3,15 @@
 import numpy as np
 import pytest
 from bodies import (
+    IMAGE,
+    ROW,
+    ROWS,
     around,
     assert_copies_fuse,
     assert_distinct_fuse,
     assert_refused,
     batch,
+    dense,
 )
 from keras import layers, ops
 from models import mean_of, outputs, relative_change
@@ -15,11 +19,6 @@ from models import mean_of, outputs, relative_change
 from keras_fusion import FusionError, fuse, register
 
 pytestmark = pytest.mark.core
-ROW, ROWS, IMAGE = (4,), (6, 4), (4, 4, 3)
-
-
-def dense(x, units, activation=None):
-    return layers.Dense(units, activation)(x)
 
 
 def joined(x, units):

@@ -8,12 +8,16 @@ import keras
 import numpy as np
 import pytest
 from bodies import (
+    IMAGE,
+    ROW,
+    ROWS,
     WIDTH,
     around,
     assert_copies_fuse,
     assert_distinct_fuse,
     assert_refused,
     batch,
+    dense,
 )
 from keras import layers, ops
 from models import outputs, relative_change
@@ -22,11 +26,6 @@ import keras_fusion
 from keras_fusion import fuse
 
 pytestmark = pytest.mark.core
-ROW, ROWS, IMAGE = (4,), (6, 4), (4, 4, 3)
-
-
-def dense(x, units, activation=None):
-    return layers.Dense(units, activation)(x)
 
 
 def conv(x, filters):

@@ -3,11 +3,13 @@
 import keras
 import pytest
 from bodies import (
+    ROW,
     around,
     assert_copies_fuse,
     assert_distinct_fuse,
     assert_refused,
     batch,
+    dense,
 )
 from keras import layers, ops
 from models import outputs, perturbed, relative_change
@@ -15,11 +17,6 @@ from models import outputs, perturbed, relative_change
 from keras_fusion import fuse
 
 pytestmark = pytest.mark.core
-ROW = (4,)
-
-
-def dense(x, units, activation=None):
-    return layers.Dense(units, activation)(x)
 
 
 # One layer at several places.

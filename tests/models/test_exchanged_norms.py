@@ -3,7 +3,6 @@
 import warnings
 
 import keras
-import keras_hub
 import numpy as np
 import pytest
 from keras import layers
@@ -13,6 +12,7 @@ from models import (
     bert,
     data_for,
     gpt2,
+    llama,
     mean_of,
     numpy,
     outputs,
@@ -25,20 +25,6 @@ from models import (
 
 import keras_fusion
 from keras_fusion import fuse
-
-
-def llama(width=8, seed=0):
-    keras.utils.set_random_seed(seed)
-    backbone = keras_hub.models.LlamaBackbone(
-        vocabulary_size=VOCABULARY,
-        num_layers=1,
-        num_query_heads=width // 4,
-        num_key_value_heads=width // 4,
-        hidden_dim=width,
-        intermediate_dim=2 * width,
-    )
-    return keras_hub.models.LlamaCausalLM(backbone, preprocessor=None)
-
 
 MAKERS = {"t5": t5, "llama": llama, "gpt2": gpt2, "bert": bert, "qwen3": qwen3}
 

@@ -9,6 +9,12 @@ from models import mean_of, outputs, perturbed, relative_change
 from keras_fusion import FusionError, fuse
 
 WIDTH = 8
+# Shapes of one example.
+ROW, ROWS, IMAGE = (4,), (6, 4), (4, 4, 3)
+
+
+def dense(x, units, activation=None):
+    return layers.Dense(units, activation)(x)
 
 
 def around(body, shape, width=WIDTH, seed=0):

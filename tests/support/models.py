@@ -125,6 +125,21 @@ def gpt2(width=8, seed=0):
     return keras_hub.models.GPT2CausalLM(backbone, preprocessor=None)
 
 
+def llama(width=8, seed=0):
+    import keras_hub
+
+    keras.utils.set_random_seed(seed)
+    backbone = keras_hub.models.LlamaBackbone(
+        vocabulary_size=VOCABULARY,
+        num_layers=1,
+        num_query_heads=width // 4,
+        num_key_value_heads=width // 4,
+        hidden_dim=width,
+        intermediate_dim=2 * width,
+    )
+    return keras_hub.models.LlamaCausalLM(backbone, preprocessor=None)
+
+
 def qwen3(width=8, seed=0):
     """With norms of queries and keys by head."""
     import keras_hub
