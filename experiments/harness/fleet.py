@@ -86,8 +86,10 @@ class Text(NamedTuple):
         """The text of a task."""
         rows = task.validation_rows()
         size = math.gcd(len(rows), VALIDATION_ROWS)
+        small = task.tokens.vocabulary.size <= 2**15
+        tokens = np.concatenate(task.rows[0].streams)
         return cls(
-            jnp.asarray(np.concatenate(task.rows[0].streams).astype("int16")),
+            jnp.asarray(tokens.astype("int16" if small else "int32")),
             jnp.asarray(rows.reshape(-1, size, rows.shape[1])),
         )
 

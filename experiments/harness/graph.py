@@ -69,14 +69,15 @@ class Line:
 
     Args:
         key: tuple that only this one has.
+        task: `Task`, with the data.
         size: `Size`.
         settings: dict with rate and `ALONE`.
         seed: int. Of the data.
         begin: int. Its first step.
     """
 
-    def __init__(self, key, size, settings, seed, begin):
-        self.key, self.size, self.settings = key, size, settings
+    def __init__(self, key, task, size, settings, seed, begin):
+        self.key, self.task, self.size, self.settings = key, task, size, settings
         self.seed, self.begin = seed, begin
         self.stops: set[int] = set()
         self.origin: Node | None = None
@@ -120,8 +121,7 @@ class Graph:
             key = (*line.key, begin, repr(growth), *(o.key for o in others))
             rate = growth.training.get("learning_rate_factor", 1.0)
             settings = line.settings | {"rate": line.settings["rate"] * rate}
-            new = self._line(key, growth.to, settings, course.seed, begin)
-            new.task = task
+            new = self._line(key, task, growth.to, settings, course.seed, begin)
             if not collect:
                 states = [
                     self._fall(parent, stay, begin, number)
@@ -161,7 +161,7 @@ class Graph:
         seed = course.seed + 100 * other
         settings = {"rate": course.rate, **alone(course.model)}
         key = ("line", id(task), str(course.size), seed, *settings.values())
-        line = self._line(key, course.size, settings, seed, 0)
+        line = self._line(key, task, course.size, settings, seed, 0)
         if line.origin is None:
             arguments = {
                 "vocabulary": task.tokens.vocabulary.size,
@@ -171,13 +171,11 @@ class Graph:
             }
             key = ("fresh", id(task), str(course.size), seed)
             line.origin = self._node(key, "fresh", course.size, [], arguments, 10**9)
-        line.task = task
         return line
 
-    def _line(self, key, size, settings, seed, begin):
+    def _line(self, key, *more):
         if key not in self._lines:
-            self._lines[key] = Line(key, size, settings, seed, begin)
-            self._lines[key].task = None
+            self._lines[key] = Line(key, *more)
         return self._lines[key]
 
     def _stretches(self, line, stop, number):

@@ -3,13 +3,10 @@
 A state is `(trainable, others, optimizer)`, tuples of arrays, as `fleet.State` is.
 """
 
-import functools
-import inspect
-
 import keras
 
-import keras_fusion
 from experiments.harness.initialization import renew_blocks, renew_features
+from experiments.harness.operators import operator_of
 from experiments.harness.study import Course, Model, Size
 from experiments.harness.tasks import open_task
 from experiments.harness.text import Tokens
@@ -27,30 +24,29 @@ class Vocabulary:
         self.size = size
 
 
-@functools.cache
-def _task(settings: str, vocabulary: int):
-    return open_task(_SETTINGS[settings], Tokens(Vocabulary(vocabulary), [], []))
+def _task(settings, vocabulary):
+    return open_task(settings, Tokens(Vocabulary(vocabulary), [], []))
 
 
-_SETTINGS: dict[str, Model] = {}
-
-
-def _compiled(settings, vocabulary, size, seed):
-    _SETTINGS[repr(settings)] = settings
-    task = _task(repr(settings), vocabulary)
+def _compiled(task, size, seed):
     model = task.compiled(size, seed, 1e-3)
     model.optimizer.build(model.trainable_variables)
-    return task, model
+    return model
 
 
-def _state(model, optimizer):
-    groups = (
+def _groups(model, optimizer):
+    """The variables, in the groups of a state."""
+    return (
         model.trainable_variables,
         model.non_trainable_variables,
         optimizer.variables,
     )
+
+
+def _state(model, optimizer):
     return tuple(
-        tuple(keras.ops.convert_to_numpy(v) for v in group) for group in groups
+        tuple(keras.ops.convert_to_numpy(v) for v in group)
+        for group in _groups(model, optimizer)
     )
 
 
@@ -58,7 +54,7 @@ def fresh(
     vocabulary: int, settings: Model, size: Size, seed: int, states: list
 ) -> tuple[tuple, dict]:
     """The state of a fresh model, and nothing to tell of it."""
-    _, model = _compiled(settings, vocabulary, size, seed)
+    model = _compiled(_task(settings, vocabulary), size, seed)
     return _state(model, model.optimizer), {}
 
 
@@ -79,30 +75,17 @@ def grow(
     """
     growth = course.growths[number]
     size = course.growths[number - 1].to if number else course.size
-    models = []
+    task, models = _task(settings, vocabulary), []
     for state in states:
-        task, model = _compiled(settings, vocabulary, size, course.seed)
-        for group, values in zip(
-            (
-                model.trainable_variables,
-                model.non_trainable_variables,
-                model.optimizer.variables,
-            ),
-            state,
-            strict=True,
-        ):
+        model = _compiled(task, size, course.seed)
+        groups = _groups(model, model.optimizer)
+        for group, values in zip(groups, state, strict=True):
             for variable, value in zip(group, values, strict=True):
                 variable.assign(value)
         models.append(model)
-    operator = keras_fusion.known_operators()[growth.operator].cls
-    options = dict(growth.options)
-    if "seed" in inspect.signature(operator).parameters:
-        options["seed"] = course.seed
-    if growth.parents > 1:
-        options["partners"] = models[1:]
     prepared, difference = swap.prepare(
         models[0],
-        operator(**options),
+        operator_of(growth, course.seed, models[1:]),
         course.seed,
         optimizer_state=growth.training.get("optimizer_state", "carry"),
         multipliers=False,

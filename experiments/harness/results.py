@@ -3,7 +3,8 @@
 import json
 from pathlib import Path
 
-from experiments.harness.study import Course
+from experiments.harness.study import Course, Study, Text
+from experiments.harness.text import Tokens
 from keras_fusion.training.files import whole
 
 RESULTS = Path(__file__).parents[1] / "results"
@@ -36,6 +37,20 @@ class Results:
         """The loss of a course at its last end, if it is finished."""
         result = self.read(course)
         return None if result is None else result["finals"][-1]["loss"]
+
+    def missing(self, study: Study) -> list[Course]:
+        """The runs of a study that can be said so far and have not finished."""
+        courses = study.courses(self.loss)
+        return [course for course in courses if self.read(course) is None]
+
+    def check_text(self, text: Text, tokens: Tokens) -> None:
+        """Makes sure that results on a text can be compared with those that are here.
+
+        Raises:
+            ValueError: if they are of another text of that name.
+        """
+        new = {"course": {"text": {"source": text.source}}, "text": tokens.describe()}
+        check_texts([*self.all(), new], self.folder)
 
     def all(self) -> list[dict]:
         """All results, in the order of their files' names.

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import keras
@@ -9,7 +10,7 @@ import keras_hub
 import numpy as np
 
 from experiments.harness.initialization import initialize
-from experiments.harness.study import Course, Model, Size
+from experiments.harness.study import Course, Model, Size, Text
 from experiments.harness.text import Tokens
 from keras_fusion.flops import training_step_flops
 from keras_fusion.t5.model import Architecture
@@ -270,3 +271,29 @@ def open_task(model: Model, tokens: Tokens) -> Task:
     if model.kind not in KINDS:
         raise ValueError(f"`kind` is one of {list(KINDS)}. Received: {model.kind!r}.")
     return KINDS[model.kind](model, tokens)
+
+
+class Tasks:
+    """The tasks of courses, one for all that are alike in text and settings.
+
+    Args:
+        open_text: function from a `study.Text` to its `Tokens`.
+    """
+
+    def __init__(self, open_text: Callable[[Text], Tokens]):
+        self._open_text = open_text
+        self._tokens: dict[Text, Tokens] = {}
+        self._tasks: dict[tuple, Task] = {}
+
+    def tokens(self, text: Text) -> Tokens:
+        """The tokens of a text, opened once."""
+        if text not in self._tokens:
+            self._tokens[text] = self._open_text(text)
+        return self._tokens[text]
+
+    def __call__(self, course: Course, model: Model) -> Task:
+        """The task of a course's text with some settings."""
+        key = course.text, repr(model)
+        if key not in self._tasks:
+            self._tasks[key] = open_task(model, self.tokens(course.text))
+        return self._tasks[key]

@@ -10,16 +10,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jax
-import keras
-import keras_hub
 import numpy as np
 
 from experiments.harness import jobs, text
 from experiments.harness.fleet import Fleet, Stretch, Text
 from experiments.harness.graph import ALONE, Graph, Node
+from experiments.harness.outcome import final, outcome
 from experiments.harness.results import Results
 from experiments.harness.study import Course, Model, Size, Study
-from experiments.harness.tasks import Task, open_task
+from experiments.harness.tasks import Task, Tasks
 
 LOAD = 2**14  # lanes x width x layers of a fleet that keeps the accelerator busy
 LEAST_LANES, MOST_LANES = 8, 64
@@ -38,43 +37,26 @@ def run(
         processes: int. How many grow models.
     """
     end = time.monotonic() + seconds
-    tasks = Tasks(folder / "tokens")
+    tasks = Tasks(lambda t: text.prepare(t, folder / "tokens"))
+
+    def task_of(course):
+        return tasks(course, _shared(course.model))
+
+    def missing():
+        return [
+            (c, results) for study, results in studies for c in results.missing(study)
+        ]
+
     with Machine(processes) as machine:
-        while time.monotonic() < end and (missing := _missing(studies)):
-            graph = Graph([course for course, _ in missing], tasks)
-            report = _Report(graph, missing, tasks)
+        while time.monotonic() < end and (courses := missing()):
+            for source, results in {(c.text, r) for c, r in courses}:
+                results.check_text(source, tasks.tokens(source))
+            graph = Graph([course for course, _ in courses], task_of)
+            report = _Report(graph, courses, task_of)
             machine.run(graph, end, report)
             report.rest()
             if machine.failed:
                 break
-
-
-def _missing(studies):
-    """The runs that can be said so far and have not finished, with their results."""
-    return [
-        (course, results)
-        for study, results in studies
-        for course in study.courses(results.loss)
-        if results.read(course) is None
-    ]
-
-
-class Tasks:
-    """The task of a course, the same for courses that are alike in all that it holds."""
-
-    def __init__(self, folder):
-        self._folder, self._texts, self._tasks = folder, {}, {}
-
-    def __call__(self, course: Course) -> Task:
-        """The task of a course."""
-        source = repr(course.text)
-        if source not in self._texts:
-            self._texts[source] = text.prepare(course.text, self._folder)
-        settings = _shared(course.model)
-        if (source, repr(settings)) not in self._tasks:
-            task = open_task(settings, self._texts[source])
-            self._tasks[source, repr(settings)] = task
-        return self._tasks[source, repr(settings)]
 
 
 def _shared(model: Model) -> Model:
@@ -88,9 +70,12 @@ class _Report:
     """Writes the result of a course once all of its ends are there."""
 
     def __init__(
-        self, graph: Graph, courses: list[tuple[Course, Results]], tasks: Tasks
+        self,
+        graph: Graph,
+        courses: list[tuple[Course, Results]],
+        task_of: Callable[[Course], Task],
     ):
-        self.graph, self.courses, self.tasks = graph, courses, tasks
+        self.graph, self.courses, self.task_of = graph, courses, task_of
         self.began = time.monotonic()
         self._left = {
             number: {id(node) for node in (*ends, *graph.grown[number])}
@@ -115,34 +100,23 @@ class _Report:
         course, whole = self.courses[number]
         results = results or whole
         clock = self.graph.clocks[number]
-        nodes, last = self.graph.ends[number], clock.phases[-1]
-        result = {
-            "course": course.to_dict(),
-            "text": self.tasks(course).tokens.describe(),
-            "budget": clock.budget,
-            "costs": {str(p.size): p.cost for p in clock.phases},
-            "parents_share": last.spent / clock.budget,
-            "own_share": last.own / clock.budget,
-            "params": self.tasks(course).parameters(last.size),
-            "events": [node.told for node in self.graph.grown[number]],
-            "curve": [
+        ends = zip(clock.branches, self.graph.ends[number], strict=True)
+        result = outcome(
+            course,
+            self.task_of(course),
+            clock,
+            events=[node.told for node in self.graph.grown[number]],
+            curve=[
                 [clock.spent(step), loss]
                 for node in self.graph.paths[number]
                 for step, loss in node.losses
             ],
-            "finals": [
-                {
-                    "budget": branch.budget,
-                    "spent": clock.spent(branch.end),
-                    "loss": node.loss,
-                }
-                for branch, node in zip(clock.branches, nodes, strict=True)
-                if node.done
+            finals=[
+                final(clock, branch, node.loss) for branch, node in ends if node.done
             ],
-            "seconds": time.monotonic() - self.began,
-            "versions": {m.__name__: m.__version__ for m in (keras, keras_hub, jax)},
-            "device": jax.devices()[0].device_kind,
-        }
+            seconds=time.monotonic() - self.began,
+            device=jax.devices()[0].device_kind,
+        )
         results.write(course, result)
         ends = ", ".join(f"{f['spent']:.2f}: {f['loss']:.4f}" for f in result["finals"])
         name = f"{course.setting} (rate {course.rate:g}, seed {course.seed})"

@@ -1,17 +1,16 @@
 """Runs a course: small models, growths, a trunk at constant rate, and annealed branches."""
 
-import importlib
-import inspect
 import time
 from pathlib import Path
 
 import keras
-import keras_hub
 import numpy as np
 
 import keras_fusion
 from experiments.harness.clock import Clock
 from experiments.harness.initialization import renew_blocks
+from experiments.harness.operators import operator_of
+from experiments.harness.outcome import final, outcome
 from experiments.harness.study import Course, Growth, Size, digest
 from experiments.harness.tasks import Task
 from keras_fusion.t5.meter import FlopsMeter
@@ -123,9 +122,17 @@ class Run:
         course: `Course`.
         task: `Task`.
         folder: `Path` of the trunks.
+
+    Raises:
+        ValueError: for a growth that only `together` knows.
     """
 
     def __init__(self, course: Course, task: Task, folder: Path):
+        if any(growth.new_features == "random" for growth in course.growths):
+            raise ValueError(
+                f"The run {course.setting!r} has new_features='random', which `together` "
+                "knows alone. Train the study by that."
+            )
         self.course, self.task, self.folder = course, task, folder
         self.clock = Clock(course, task.steps(course), task.cost)
         self.rate = staying(course.rate, task.settings.warmup_steps)
@@ -147,21 +154,15 @@ class Run:
             self._train(begin)
             snapshots[begin] = snapshot(self.model)
         finals = [self._branch(b, snapshots[b.begin]) for b in self.clock.branches]
-        clock, last = self.clock, self.clock.phases[-1]
-        return {
-            "course": self.course.to_dict(),
-            "text": self.task.tokens.describe(),
-            "budget": clock.budget,
-            "costs": {str(p.size): p.cost for p in clock.phases},
-            "parents_share": last.spent / clock.budget,
-            "own_share": last.own / clock.budget,
-            "params": self.model.count_params(),
-            "events": [event.to_dict() for event in self.events],
-            "curve": self.curve,
-            "finals": finals,
-            "seconds": time.monotonic() - began,
-            "versions": _versions(),
-        }
+        return outcome(
+            self.course,
+            self.task,
+            self.clock,
+            events=[event.to_dict() for event in self.events],
+            curve=self.curve,
+            finals=finals,
+            seconds=time.monotonic() - began,
+        )
 
     def _trunk(self, number=0):
         """The small model, or another parent of the first growth."""
@@ -191,18 +192,14 @@ class Run:
             fall(self.model, self.rate, NEVER, 2 * NEVER)
 
     def _operator(self, growth, begin):
-        cls = keras_fusion.known_operators()[growth.operator].cls
-        options = dict(growth.options)
-        if "seed" in inspect.signature(cls).parameters:
-            options["seed"] = self.course.seed
-        if growth.parents > 1:
-            options["partners"] = [
-                self._trunk(other).model(begin, growth.annealed)
-                for other in range(1, growth.parents)
-            ]
-        if options.get("norms") == "calibrated":
-            options["batch"] = next(iter(self.task.glance))[0]
-        return cls(**options)
+        partners = [
+            self._trunk(other).model(begin, growth.annealed)
+            for other in range(1, growth.parents)
+        ]
+        more = {}
+        if growth.options.get("norms") == "calibrated":
+            more["probe"] = next(iter(self.task.glance))[0]
+        return operator_of(growth, self.course.seed, partners, **more)
 
     def _train(self, end, callbacks=()):
         """Trains the trunk, and adds to its curve."""
@@ -242,11 +239,7 @@ class Run:
         fall(self.model, self.rate, branch.begin, branch.end)
         fit(self.model, self.task, self.course.seed, branch.begin, branch.end)
         found = self.model.evaluate(self.task.validation, verbose=0, return_dict=True)
-        return {
-            "budget": branch.budget,
-            "spent": self.clock.spent(branch.end),
-            "loss": float(found["loss"]),
-        }
+        return final(self.clock, branch, float(found["loss"]))
 
 
 class _NewBlocks:
@@ -262,8 +255,3 @@ class _NewBlocks:
     def after_growth(self, callback):
         fresh = self.run.task.fresh(self.growth.to, self.run.course.seed + 1)
         renew_blocks(callback.model, callback.model.optimizer, fresh, self._layers)
-
-
-def _versions():
-    backend = importlib.import_module(keras.config.backend())
-    return {m.__name__: m.__version__ for m in (keras, keras_hub, backend)}

@@ -4,9 +4,9 @@ import time
 from pathlib import Path
 
 from experiments.harness import text
-from experiments.harness.results import Results, check_texts
-from experiments.harness.study import Course, Study
-from experiments.harness.tasks import open_task
+from experiments.harness.results import Results
+from experiments.harness.study import Course, Study, Text
+from experiments.harness.tasks import Tasks
 from experiments.harness.training import Claimed, Run
 from keras_fusion.t5.store import Entry
 
@@ -25,13 +25,12 @@ class Worker:
 
     def __init__(self, study: Study, results: Results, folder: Path, open_text=None):
         self.study, self.results, self.folder = study, results, folder
-        self._open_text = open_text or (lambda t: text.prepare(t, folder / "tokens"))
-        self._texts, self._tasks = {}, {}
+        self._tasks = Tasks(open_text or (lambda t: text.prepare(t, folder / "tokens")))
+        self._checked: set[Text] = set()
 
     def missing(self) -> list[Course]:
         """The runs that can be said so far and have not finished."""
-        courses = self.study.courses(self.results.loss)
-        return [course for course in courses if self.results.read(course) is None]
+        return self.results.missing(self.study)
 
     def work(self, runs: float = float("inf"), hours: float = float("inf")) -> int:
         """Trains what no other process is training, until nothing is missing.
@@ -73,13 +72,8 @@ class Worker:
         return True
 
     def _task(self, course):
-        """The task of a course, shared by the courses that are alike."""
-        source, model = repr(course.text), repr(course.model)
-        if source not in self._texts:
-            tokens = self._texts[source] = self._open_text(course.text)
-            new = {"course": course.to_dict(), "text": tokens.describe()}
-            check_texts([*self.results.all(), new], self.results.folder)
-        if (source, model) not in self._tasks:
-            tokens = self._texts[source]
-            self._tasks[source, model] = open_task(course.model, tokens)
-        return self._tasks[source, model]
+        """The task of a course, whose text is that of the results so far."""
+        if course.text not in self._checked:
+            self._checked.add(course.text)
+            self.results.check_text(course.text, self._tasks.tokens(course.text))
+        return self._tasks(course, course.model)
