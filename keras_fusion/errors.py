@@ -92,6 +92,12 @@ def require(fits: bool, name: str, value: Any, expected: str) -> None:
         raise FusionError(f"`{name}` must be {expected}. Received: {name}={value!r}.")
 
 
+def shortened(value: Any) -> str:
+    """A value as text that fits into an error."""
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:100]} ..."
+
+
 def is_integer(value: Any, least: int = 0) -> bool:
     """Whether a value is an integer of at least `least`; a bool is none."""
     integer = isinstance(value, numbers.Integral) and not isinstance(value, bool)

@@ -6,7 +6,7 @@ import numpy as np
 from keras_fusion.architecture.layer_axes import keep_rows, make_width, own_size, read
 from keras_fusion.architecture.named_axes import Axes, Axis, constant
 from keras_fusion.architecture.sites import Site
-from keras_fusion.models import host, private, rules, tree
+from keras_fusion.models import host, probe, rules, tree
 
 
 def without_rule(site: Site) -> list[Axes]:
@@ -88,8 +88,6 @@ def _is_harmless(site: Site, axis: Axis, grown: keras.Layer) -> bool:
 
 def _draws(layer: keras.Layer, part: np.ndarray, made: np.ndarray) -> bool:
     """Whether a layer makes something else with other seeds."""
-    states = private.seed_states(layer)
-    changed = [(v, host.read(v) + np.ones((), v.dtype)) for v in states]
-    with host.assumed(changed), host.unchanging():
+    with host.assumed(probe.other_seeds(layer)), host.unchanging():
         again = host.host(layer(keras.ops.convert_to_tensor(part)))
     return not np.allclose(again, made, atol=1e-5)

@@ -16,9 +16,9 @@ import numpy as np
 from keras_fusion.errors import GrowthError
 from keras_fusion.graft import metrics
 from keras_fusion.graft import optimizer as optimizers
-from keras_fusion.graft.attributes import attributes
 from keras_fusion.models import private
 from keras_fusion.models.private import attachments, deferral
+from keras_fusion.models.private.attributes import instance_attributes
 
 Weights = list[np.ndarray]
 Adapter = Callable[[Weights], Weights]
@@ -88,7 +88,7 @@ def grafted(
         GrowthError: if the swap failed; the model continues to train as before.
     """
     owners = [live, *optimizers.family(optimizers.optimizer_of(live))]
-    before = [dict(attributes(owner)) for owner in owners]
+    before = [dict(instance_attributes(owner)) for owner in owners]
     attached = [attachments.remembered(owner) for owner in owners]
     variables = {id(v) for v in live.variables}
     try:
@@ -156,7 +156,7 @@ def with_optimizer(
     model: keras.Model, optimizer: keras.optimizers.Optimizer
 ) -> Iterator[None]:
     """Opens a scope in which a model has an optimizer that it was not compiled with."""
-    own = attributes(model)  # so that no backend begins to track the optimizer
+    own = instance_attributes(model)  # so that no backend begins to track the optimizer
     before = {name: own[name] for name in ("optimizer",) if name in own}
     own["optimizer"] = optimizer
     try:
@@ -177,16 +177,16 @@ def _let_go(state: dict[str, Any]) -> None:
 
 
 def _restore(owner: Any, state: dict[str, Any]) -> None:
-    attributes(owner).clear()
-    attributes(owner).update(state)
+    instance_attributes(owner).clear()
+    instance_attributes(owner).update(state)
 
 
 def _take_over_model(live: keras.Model, fused: keras.Model) -> None:
-    own = attributes(live)
+    own = instance_attributes(live)
     initial = _initial_attributes(live)
     # The tracker's list of metrics is the new model's; the metrics are the run's.
-    attributes(fused)["_metrics"][:] = own["_metrics"]
-    for name, value in attributes(fused).items():
+    instance_attributes(fused)["_metrics"][:] = own["_metrics"]
+    for name, value in instance_attributes(fused).items():
         current = own.get(name)
         if name == attachments.NAME:
             continue  # The live model's belongs to the run.
@@ -207,7 +207,7 @@ def _initial_attributes(live: keras.Model) -> dict[str, Any]:
         return {}  # The graph has it all, and building a twin would cost memory.
     try:
         with deferral.without_values():
-            return attributes(type(live).from_config(live.get_config()))
+            return instance_attributes(type(live).from_config(live.get_config()))
     except Exception:
         return {}  # Without a config the fused model's attributes are taken.
 
@@ -232,7 +232,7 @@ def accept_old_weights(
         old_shapes: the shapes of its weights before.
         adapt_weights: function from the weights before to those after.
     """
-    stages = getattr(attributes(live).get("set_weights"), "stages", [])
+    stages = getattr(instance_attributes(live).get("set_weights"), "stages", [])
     stages = [*stages, (old_shapes, adapt_weights)]
 
     def set_weights(weights: Sequence[np.ndarray]) -> None:
@@ -242,4 +242,4 @@ def accept_old_weights(
         type(live).set_weights(live, weights)
 
     set_weights.stages = stages
-    attributes(live)["set_weights"] = set_weights
+    instance_attributes(live)["set_weights"] = set_weights

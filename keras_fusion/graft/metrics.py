@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import keras
 
 from keras_fusion.errors import FusionError
-from keras_fusion.graft.attributes import attributes
 from keras_fusion.models import host, tree
+from keras_fusion.models.private.attributes import instance_attributes
 
 _Pair = tuple[keras.Variable, keras.Variable]
 
@@ -48,4 +48,4 @@ def _pairs(live: keras.Model, fused: keras.Model) -> Iterator[_Pair]:
 
 
 def _metrics(layer: keras.Layer) -> list[keras.Metric]:
-    return list(attributes(layer).get("_metrics", []))
+    return list(instance_attributes(layer).get("_metrics", []))

@@ -5,7 +5,7 @@ from typing import Any
 
 import keras
 
-from keras_fusion.graft.attributes import attributes
+from keras_fusion.models.private.attributes import instance_attributes
 
 
 class ScaledSteps:
@@ -35,7 +35,7 @@ class ScaledSteps:
 
 def of(optimizer: keras.optimizers.Optimizer) -> Mapping[int, float]:
     """The multipliers of an optimizer, by the ids of its variables."""
-    step = attributes(optimizer).get("_backend_update_step")
+    step = instance_attributes(optimizer).get("_backend_update_step")
     return step.multipliers if isinstance(step, ScaledSteps) else {}
 
 
@@ -60,4 +60,4 @@ def carry(
         id(target): before.get(id(source), 1.0) * added.get(id(target), 1.0)
         for source, target in pairs
     }
-    attributes(new)["_backend_update_step"] = ScaledSteps(new, product)
+    instance_attributes(new)["_backend_update_step"] = ScaledSteps(new, product)

@@ -7,11 +7,11 @@ import keras
 import numpy as np
 
 from keras_fusion.errors import GrowthError
-from keras_fusion.graft.attributes import attributes
 from keras_fusion.graft.live import accept_old_weights
 from keras_fusion.models import exchange, host, private, tree
 from keras_fusion.models.block_norms import BlockNorm
 from keras_fusion.models.private import attachments
+from keras_fusion.models.private.attributes import instance_attributes
 from keras_fusion.models.stock import is_block_norm
 
 
@@ -36,13 +36,13 @@ def stock_norms(live: keras.Model) -> Iterator[None]:
     """
     norms = exchange.block_norms(live)
     before = [(norm, norm.blocks, _values(norm)) for norm in norms]
-    state, put_back = dict(attributes(live)), attachments.remembered(live)
+    state, put_back = dict(instance_attributes(live)), attachments.remembered(live)
     try:
         _make_stock(live, norms)
         yield
     except BaseException:
-        attributes(live).clear()
-        attributes(live).update(state)
+        instance_attributes(live).clear()
+        instance_attributes(live).update(state)
         put_back()
         for norm, blocks, values in before:
             if not is_block_norm(norm):

@@ -12,10 +12,10 @@ import keras
 from keras_fusion.errors import FusionError
 from keras_fusion.graft import multipliers as rates
 from keras_fusion.graft import second_optimizers
-from keras_fusion.graft.attributes import attributes
 from keras_fusion.graft.growth import Growth, Stages
 from keras_fusion.models import host
 from keras_fusion.models.private import deferral
+from keras_fusion.models.private.attributes import instance_attributes
 from keras_fusion.values import rate_multipliers, slot_values
 from keras_fusion.values import slots as slot_rules
 
@@ -93,7 +93,7 @@ def _variable_lists(optimizer: Optimizer) -> dict[str, list]:
     """All lists of variables that an optimizer holds besides those that it trains."""
     own = {id(v) for v in _trainables(optimizer)}
     found = {}
-    for name, value in attributes(optimizer).items():
+    for name, value in instance_attributes(optimizer).items():
         if name != "_variables" and isinstance(value, (list, tuple)):
             held = {id(v) for v in value if isinstance(v, keras.Variable)}
             if held and not held <= own:
@@ -104,7 +104,7 @@ def _variable_lists(optimizer: Optimizer) -> dict[str, list]:
 def _scalars(optimizer: Optimizer) -> dict[str, keras.Variable]:
     return {
         name: value
-        for name, value in attributes(optimizer).items()
+        for name, value in instance_attributes(optimizer).items()
         if isinstance(value, keras.Variable) and not tuple(value.shape)
     }
 
@@ -228,7 +228,9 @@ def _grown(plan: Growth, optimizer_state: str, multipliers: bool) -> Optimizer:
     for old, new in zip(family(live), family(fresh), strict=True):
         for name, variable in _scalars(old).items():
             if name in _COUNTERS or not reset:
-                attributes(new)[name].assign(keras.ops.convert_to_numpy(variable))
+                instance_attributes(new)[name].assign(
+                    keras.ops.convert_to_numpy(variable)
+                )
     count = len(leaves(live))
     families = [_leaves_of(parent, count) for parent in plan.parents]
     for *states, leaf in zip(*families, leaves(fresh), strict=True):
@@ -306,7 +308,7 @@ def _leaves_of(model: keras.Model, count: int) -> Sequence[Optimizer | None]:
 def options(optimizer: Any) -> dict[str, Any]:
     """An optimizer's config without its learning rate, whose schedule may have none."""
     schedule = schedule_of(optimizer)
-    own = attributes(optimizer)
+    own = instance_attributes(optimizer)
     if schedule is not None:
         own["_learning_rate"] = 0.0
     try:
@@ -366,7 +368,7 @@ def _keep_exclusions(old: Any, new: Any, pairs: Iterable[tuple[Any, Any]]) -> No
     keys = [(old._var_key(s), new._var_key(t)) for s, t in pairs]
     excluded = old._exclude_from_weight_decay
     cache = getattr(old, "_exclude_from_weight_decay_cache", {})
-    attributes(new).update(
+    instance_attributes(new).update(
         _exclude_from_weight_decay={t for s, t in keys if s in excluded},
         _exclude_from_weight_decay_pattern=old._exclude_from_weight_decay_pattern,
         # Decisions by name are kept: the new names may differ.
@@ -377,8 +379,10 @@ def _keep_exclusions(old: Any, new: Any, pairs: Iterable[tuple[Any, Any]]) -> No
 def take_over(live: Optimizer, fresh: Optimizer) -> None:
     """Gives an optimizer object, and those that it wraps, the state of a new one."""
     kept = ("inner_optimizer", "_inner_optimizers", "_optimizer_map")
-    own = {name: value for name, value in attributes(live).items() if name in kept}
+    own = {
+        name: value for name, value in instance_attributes(live).items() if name in kept
+    }
     for mine, new in zip(family(live)[1:], family(fresh)[1:], strict=True):
-        attributes(mine).update(attributes(new))
-    attributes(live).update(attributes(fresh))
-    attributes(live).update(own)
+        instance_attributes(mine).update(instance_attributes(new))
+    instance_attributes(live).update(instance_attributes(fresh))
+    instance_attributes(live).update(own)

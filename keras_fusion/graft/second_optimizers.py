@@ -6,9 +6,8 @@ from typing import Any
 import keras
 
 from keras_fusion.errors import FusionError
-from keras_fusion.graft.attributes import attributes
 from keras_fusion.models import tree
-from keras_fusion.models.private.attributes import attributes as held
+from keras_fusion.models.private.attributes import attributes, instance_attributes
 
 # Nested containers and plain objects in which optimizers are looked for.
 _DEPTH = 4
@@ -21,7 +20,7 @@ def check(live: keras.Model) -> None:
         FusionError: naming the attribute in which there is another one.
     """
     for address, layer in tree.by_attribute(live):
-        for name, value in held(layer):
+        for name, value in attributes(layer):
             if name == "optimizer" and (layer is live or not _trains_itself(live)):
                 continue
             for path, found in _paths(value, name, _DEPTH):
@@ -57,7 +56,7 @@ def _paths(value: Any, path: str, depth: int) -> Iterator[tuple[str, Any]]:
         for i, item in enumerate(value):
             yield from _paths(item, f"{path}[{i}]", depth - 1)
     elif _is_plain(value):
-        for name, item in attributes(value).items():
+        for name, item in instance_attributes(value).items():
             yield from _paths(item, f"{path}.{name}", depth - 1)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_fusion.errors import FusionError
+from keras_fusion.errors import FusionError, shortened
 from keras_fusion.models import rules, tree
 from keras_fusion.models.private.attributes import attributes
 
@@ -76,8 +76,8 @@ def check_equal(address: str, layers: Sequence[keras.Layer]) -> None:
             if not _equal(value, options[name]):
                 raise FusionError(
                     f"The parents' {type(first).__name__} at {address!r} differ in "
-                    f"{name!r}: {_short(options[name])} and {_short(value)}. The fused "
-                    "model has one for all; build the parents with the same."
+                    f"{name!r}: {shortened(options[name])} and {shortened(value)}. The "
+                    "fused model has one for all; build the parents with the same."
                 )
         if not of(other).equals(kept):
             raise FusionError(
@@ -86,11 +86,6 @@ def check_equal(address: str, layers: Sequence[keras.Layer]) -> None:
                 "the fused model has one for all. Adapt the layer once, and use it in "
                 "every parent."
             )
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 100 else f"{text[:100]} ..."
 
 
 def _options(layer: keras.Layer) -> dict[str, Any]:

@@ -172,12 +172,17 @@ def random_value(variable: keras.Variable, rng: np.random.Generator) -> np.ndarr
     return (scale * rng.standard_normal(variable.shape)).astype(variable.dtype)
 
 
+def other_seeds(layer: Any) -> list[Value]:
+    """The states of a layer's or model's generators with other values, to be assumed."""
+    states = private.seed_states(layer)
+    return [(v, host.read(v) + np.ones((), v.dtype)) for v in states]
+
+
 def is_random(model: keras.Model, inputs: Any) -> bool:
     """Whether a model is random in inference mode, judged by two calls."""
-    states = private.seed_states(model)
-    changed = [(v, host.read(v) + np.ones((), v.dtype)) for v in states]
     first = outputs(model, inputs)
-    with host.assumed(changed):  # A call here does not change the seeds' states itself.
+    # A call does not change the states of the seeds itself here.
+    with host.assumed(other_seeds(model)):
         again = outputs(model, inputs)
     return not change(first, again) <= tolerance(model)
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from keras_fusion.errors import FusionError
 from keras_fusion.models import graph as graphs
-from keras_fusion.models import host, private, probe
+from keras_fusion.models import host, probe
 from keras_fusion.models.observe import Watched, watch
 from keras_fusion.models.samples import Sample
 from keras_fusion.operators import correspondence, departures, in_training
@@ -208,8 +208,7 @@ class _Verification:
                     values.append(
                         (v, (value * (1 + _ROUNDING * drawn)).astype(v.dtype))
                     )
-            states = private.seed_states(model)
-            values += [(v, host.read(v) + np.ones((), v.dtype)) for v in states]
+            values += probe.other_seeds(model)
         with host.assumed(values):
             again = self._watch_parents(training)
         return self._noise_of(measured.before, again)

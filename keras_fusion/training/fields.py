@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from keras_fusion.errors import FusionError, is_integer, is_number
+from keras_fusion.errors import FusionError, is_integer, is_number, shortened
 
 # Whether a value is what the field holds.
 Kind = Callable[[Any], bool]
@@ -43,12 +43,6 @@ def check(
     for key, item in value.items():
         if not kinds[key](item):
             raise WrongFieldError(f"{name} has {key}={shortened(item)}")
-
-
-def shortened(value: Any) -> str:
-    """A value as text that fits into an error."""
-    text = repr(value)
-    return text if len(text) <= 100 else f"{text[:100]} ..."
 
 
 # Kinds.

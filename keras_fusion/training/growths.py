@@ -148,11 +148,6 @@ class Growths(journal.Author):
     def _next_seed(self) -> int:
         return swap.nth_seed(self._run_seed(), len(self.callback.events))
 
-    @property
-    def _multiplies(self) -> bool:
-        """Whether each weight gets a learning rate of its own."""
-        return self.callback.learning_rate_multipliers is not None
-
     # Recorded growths.
 
     def replay(self, growths: Any) -> None:
@@ -183,9 +178,9 @@ class Growths(journal.Author):
                 f"The process was killed at the growth of step {change.step}, while the "
                 "learning rate's factor was measured. Resume from before it."
             )
-        operator, inputs = self.callback.operator, self.callback.probe
+        grow = live_growth.Options.of(self.callback)
         prepared = swap.prepare_again(
-            model, operator, change.seed, self._multiplies, inputs
+            model, grow.operator, change.seed, grow.multiplies, grow.probe
         )
         with self._kept(), swap.in_place_again(model, prepared, change):
             self.callback.blocks = swap.remember_blocks(model, prepared)

@@ -121,8 +121,8 @@ def preview(
     """Shows what a growth would make of a model, and changes nothing.
 
     The growth is laid out as for `grow` and `GrowModel`, whose `preview` method is this
-    function for a callback: the bigger model is built, without values where the backend
-    allows it, and dropped. What is refused is told in the table, with the reason.
+    function for a callback: the bigger model is built and measured, as at the start of
+    `fit`, and dropped. What is refused is told in the table, with the reason.
 
     Args:
         model: built model, compiled or not.
@@ -173,7 +173,7 @@ def previewed(model: keras.Model, options: live_growth.Options) -> Preview:
     try:
         live_growth.check_rates(model, options)
         with private.scope(model):
-            swap.check(
+            planned = swap.tried(
                 model,
                 options.operator,
                 0,
@@ -181,7 +181,8 @@ def previewed(model: keras.Model, options: live_growth.Options) -> Preview:
                 inputs=options.probe,
                 tolerance=options.tolerance,
             )
-            planned = options.operator.plan(model, 0)
+            if planned is None:
+                raise FusionError("The memory does not hold the bigger model.")
             return _after(before, planned, options.probe, notes)
     except FusionError as error:
         return dataclasses.replace(before, refused=str(error), notes=tuple(notes))

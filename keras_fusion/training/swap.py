@@ -89,24 +89,47 @@ def check(
     inputs: Any = None,
     tolerance: float | None = None,
 ) -> None:
-    """Tries a growth and drops it, so that what cannot work is refused now.
-
-    Where the memory holds the bigger model as well, its weights are filled and its
-    function is measured; else it is only laid out.
+    """Tries a growth and drops it, so that what cannot work is refused now, see `tried`.
 
     Raises:
         FusionError: if the growth is refused.
     """
+    planned = tried(
+        model, operator, seed, optimizer_state, inputs=inputs, tolerance=tolerance
+    )
+    is_large = planned is not None and memory.size_of(planned.fused) > _LARGE
+    del planned
+    if is_large:
+        gc.collect()  # Models hold themselves; training needs the memory.
+
+
+def tried(
+    model: keras.Model,
+    operator: Any,
+    seed: int,
+    optimizer_state: str,
+    *,
+    inputs: Any = None,
+    tolerance: float | None = None,
+) -> Plan | None:
+    """Tries a growth; nothing of it is put in place.
+
+    Where the memory holds the bigger model as well, its weights are filled and its
+    function is measured; else it is only laid out.
+
+    Returns:
+        The plan, or `None` if the memory does not even suffice for that.
+
+    Raises:
+        FusionError: if the growth is refused.
+    """
+    planned = None
     try:
         with private.scope(model), probe.given(_probe(operator, inputs)):
             planned = operator.plan(model, seed)
             if memory.holds(planned.fused):
                 _measured(planned, model, tolerance)
             graft.check_metrics(model, planned.fused)
-            is_large = memory.size_of(planned.fused) > _LARGE
-            del planned
-        if is_large:
-            gc.collect()  # Models hold themselves; training needs the memory.
     except FusionError:
         raise
     except Exception as error:
@@ -116,6 +139,7 @@ def check(
                 "Nothing has changed."
             ) from error
     check_optimizers(model, operator, optimizer_state)
+    return planned
 
 
 def check_optimizers(model: keras.Model, operator: Any, optimizer_state: str) -> None:

@@ -38,6 +38,9 @@ def is_optional(tensor: keras.KerasTensor) -> bool:
     return bool(getattr(history and history.operation, "optional", False))
 
 
-def instance_attributes(layer: keras.Layer) -> dict[str, Any]:
-    """What an object holds itself, by name, without what its class gives it."""
-    return cast(dict, vars(layer))
+def instance_attributes(owner: Any) -> dict[str, Any]:
+    """What an object holds itself, by name: its `vars`, typed as the dict that it is.
+
+    To write there is to pass by Keras's tracking.
+    """
+    return cast(dict, vars(owner))

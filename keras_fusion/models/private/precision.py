@@ -2,11 +2,12 @@
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import Any
 
 import keras
 
 from keras_fusion.models import tree
+from keras_fusion.models.private.attributes import instance_attributes
 
 _HALF = ("float16", "bfloat16")
 
@@ -32,7 +33,7 @@ def in_float32(model: keras.Model) -> Iterator[None]:
 
 def _set(layer: keras.Layer, policy: Any) -> None:
     # The property would quantize the layer, or write into a map of many layers' policies.
-    cast(dict, vars(layer))["_dtype_policy"] = policy
+    instance_attributes(layer)["_dtype_policy"] = policy
 
 
 def coarse_dtype(model: keras.Model) -> str | None:

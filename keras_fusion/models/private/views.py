@@ -5,6 +5,8 @@ from typing import Any
 
 import keras
 
+from keras_fusion.models.private.attributes import instance_attributes
+
 
 class StandIn(keras.Variable):
     """What is made of a variable, read wherever a layer reads that variable.
@@ -21,7 +23,7 @@ class StandIn(keras.Variable):
     def __init__(
         self, whole: keras.Variable, size: int, make: Callable[[Any], Any]
     ) -> None:
-        self.__dict__.update(vars(whole))
+        instance_attributes(self).update(instance_attributes(whole))
         self._whole, self._make, self._shape = whole, make, (size,)
 
     @property
@@ -41,9 +43,9 @@ def as_class(
         stand_in: function from each vector among its variables to what it has instead.
     """
     view = object.__new__(cls)
-    held = dict(vars(layer))
+    held = dict(instance_attributes(layer))
     for name, value in held.items():
         if stand_in is not None and isinstance(value, keras.Variable):
             held[name] = stand_in(value) if len(value.shape) == 1 else value
-    vars(view).update(held)
+    instance_attributes(view).update(held)
     return view
