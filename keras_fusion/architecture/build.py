@@ -11,15 +11,16 @@ from typing import Any
 import keras
 
 from keras_fusion.architecture import widths
+from keras_fusion.architecture.chosen import Chosen
+from keras_fusion.architecture.grown_configs import config_of, grown_config
 from keras_fusion.architecture.parents import Parents
 from keras_fusion.architecture.shapes import check_grown
 from keras_fusion.errors import FusionError
 from keras_fusion.models import graph as graphs
 from keras_fusion.models import probe, rules, tree
-from keras_fusion.models.block_norms import stock_config
 from keras_fusion.models.host import is_distributed
 from keras_fusion.models.private import is_optional
-from keras_fusion.models.stock import is_block_norm, stock_class
+from keras_fusion.models.stock import stock_class
 
 
 def build(
@@ -29,6 +30,7 @@ def build(
     block_norms: bool = False,
     capacity: float = 1.0,
     epsilon_divisor: float | None = None,
+    chosen: Chosen | None = None,
 ) -> tuple[keras.Model, widths.Widths]:
     """Builds the model that the parents will be fused into.
 
@@ -42,6 +44,7 @@ def build(
         epsilon_divisor: float. What the epsilons of joint norms are divided by. Defaults
             to `capacity`, since new capacity that starts at zero lowers what they are
             added to.
+        chosen: which widths grow; by default all.
 
     Returns:
         The model, built, with fresh weights, and where the parents' features lie.
@@ -52,11 +55,13 @@ def build(
     target = None if into is None else _given(into, parents)
     found = widths.Widths()
     if parents.is_plain:
-        found = _analysed(parents, capacity, target)
+        found = _analysed(parents, capacity, target, chosen)
+    found.chosen = chosen or Chosen()
     found.block_norms, found.capacity = block_norms, capacity
     found.analysed = parents.is_plain
     found.epsilon_divisor = capacity if epsilon_divisor is None else epsilon_divisor
     model = _grow_model(parents.models, found) if target is None else target
+    found.chosen.check_hits()
     if not (model.built and model.weights):
         _build_weights(model, parents.first)
     if target is not None:
@@ -96,7 +101,10 @@ def _grow_model(models, found):
 
 
 def _analysed(
-    parents: Parents, capacity: float, target: keras.Model | None
+    parents: Parents,
+    capacity: float,
+    target: keras.Model | None,
+    chosen: Chosen | None,
 ) -> widths.Widths:
     """Where the parents' features lie, as far as the graph tells.
 
@@ -104,7 +112,7 @@ def _analysed(
     model are then compared with the result; of distinct parents the mean is not known.
     """
     try:
-        return widths.analyse(parents, capacity, target)
+        return widths.analyse(parents, capacity, target, chosen)
     except Exception as error:
         if target is None and isinstance(error, FusionError):
             raise
@@ -217,121 +225,14 @@ def _copy_weightless(layer, found):
 def _as_it_is(operation, found):
     """A layer or operation without weights, of which only constants may change."""
     changes = found.overrides.get(id(operation), {})
-    return _from_config(operation, _config(operation) | changes)
+    return _from_config(operation, config_of(operation) | changes)
 
 
 def _grown_config(layers, rule, found):
-    first = layers[0]
-    configs = [_config(layer) for layer in layers]
-    fixed = id(first) in found.fixed
-    _check_keys(first, rule, configs[0])
-    if rule.refuse and rule.widths:
-        raise FusionError(
-            f"{type(first).__name__} {first.name!r} cannot grow: {rule.refuse}."
-        )
-    if rule.grow is not None:
-        config = rule.grow(configs, fixed)
-        twice = rule.grow(configs * 2, fixed)
-        larger = _enlarged(config, twice, found.capacity, first.name)
-        return {**larger, **found.overrides.get(id(first), {})}
-    config: dict[str, Any] = dict(configs[0])
-    changes = found.overrides.get(id(first), {})
-    for key in rule.widths:
-        if not (fixed and key == rule.output_width) and key not in changes:
-            own = [c[key] for c in configs]
-            total = {key: _sum(own)}
-            config |= _enlarged(total, {key: _sum(own * 2)}, found.capacity, first.name)
-    if not any(is_block_norm(layer) for layer in layers):  # It becomes one, too.
-        config |= _scaled_epsilons(first, config, rule, found)
-    if fixed and rule.widths and rule.output_width is None and not rule.nested:
-        raise FusionError(
-            f"{rule.cls} {first.name!r} makes an output of the model, whose size must "
-            "stay. Say which key sets that size: keras_fusion.register(..., "
-            "output_width=...)."
-        )
+    config = grown_config(layers, rule, found)
     for key in rule.nested:
         config[key] = _grown_serialized([getattr(x, key) for x in layers], found)
-    for key in rule.shared:
-        config[key] = getattr(first, key)
-    config |= changes
-    return {k: v for k, v in config.items() if k not in rule.unset}
-
-
-def _check_keys(layer, rule, config):
-    missing = [k for k in (*rule.widths, *rule.nested) if k not in config]
-    if missing:
-        raise FusionError(
-            f"The rule of {type(layer).__name__} names {missing}, which its config "
-            f"does not have; it has {sorted(config)}. Correct the `widths` or `nested` "
-            "of keras_fusion.register, or extend get_config()."
-        )
-
-
-def _config(layer):
-    try:
-        config = stock_config(layer) if is_block_norm(layer) else layer.get_config()
-    except NotImplementedError as error:
-        cls = type(layer).__name__
-        raise FusionError(
-            f"{cls} {layer.name!r} has no config, so a bigger one cannot be made of "
-            "it. Give the class a get_config(), or pass the bigger model (or a "
-            "function that builds it) as `into`."
-        ) from error
-    # Plain lists: one that Keras tracks would keep the old layer's weights alive.
-    plain = {k: list(v) for k, v in config.items() if isinstance(v, list)}
-    return config | plain
-
-
-def _enlarged(value: Any, twice: Any, capacity: float, name: str, key=None) -> Any:
-    """A config with what doubles for twice the parents made larger by a factor."""
-    if value == twice or capacity == 1.0:
-        return value
-    if isinstance(value, dict):
-        return {k: _enlarged(v, twice[k], capacity, name, k) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        pairs = zip(value, twice, strict=True)
-        return tuple(_enlarged(v, t, capacity, name, key) for v, t in pairs)
-    size = value * capacity
-    if abs(size - round(size)) > 1e-6:
-        raise FusionError(
-            f"The factor makes {key}={value} of {name!r} to {size:g}, which is not whole. "
-            "Choose a factor that fits the heads and widths."
-        )
-    return round(size)
-
-
-def _scaled_epsilons(layer, config, rule, found):
-    composite = bool(rule.widths) and not rule.roles
-    has_norm = not found.block_norms and (rule.norm or composite)
-    divisor = _epsilon_divisor(layer, found)
-    if divisor == 1.0 or not has_norm:
-        return {}
-    keys = (k for k, v in config.items() if "eps" in k and isinstance(v, float))
-    return {k: config[k] / divisor for k in keys}
-
-
-def _epsilon_divisor(layer, found):
-    """What the epsilon of a norm is divided by: 1 unless it reduces over what grew."""
-    axes = getattr(layer, "axis", -1)
-    if set(axes if isinstance(axes, (list, tuple)) else [axes]).isdisjoint(
-        {-1, _rank(layer) - 1}
-    ):
-        return 1.0
-    grew = id(layer) in found.entries or id(layer) in found.outputs
-    return found.epsilon_divisor if grew or not found.analysed else 1.0
-
-
-def _rank(layer):
-    shape = (layer.get_build_config() or {}).get("input_shape") or ()
-    return len(shape) if isinstance(shape, (list, tuple)) else 0
-
-
-def _sum(values):
-    if any(v is None for v in values):
-        return values[0]
-    if isinstance(values[0], (list, tuple)):
-        return tuple(_sum(column) for column in zip(*values, strict=True))
-    return sum(values)
+    return config
 
 
 def _grown_serialized(models, found):

@@ -17,20 +17,36 @@ def keep_rows(site: Site) -> None:
             site.keep(axis, "the features are on another axis than its last", PROJECT)
 
 
-def make_width(site: Site, kind: str, sizes: Sequence[int], must_grow=None) -> Axis:
+def make_width(
+    site: Site,
+    which: str,
+    sizes: Sequence[int],
+    must_grow: str | None = None,
+    key: str | None = None,
+    kind: str = "feed_forward",
+) -> Axis:
     """The axis of the width that a layer sets, under the layer's name.
 
     Args:
         site: the layer's call.
-        kind: which of its widths it is.
+        which: which of its widths it is.
         sizes: its size in each parent.
         must_grow: why it cannot stay, if it cannot.
+        key: the key of its config that sets it.
+        kind: what it is for, as long as it is not a residual stream.
     """
-    grown = round(sum(sizes) * site.known.capacity)
+    keys = (site.call.name,) if key is None else (site.call.name, key)
+    asked = site.known.chosen.size(*keys)
+    grown = round(sum(sizes) * site.known.capacity) if asked is None else asked
     # What is inside of a composite lies side by side.
-    can_be_cut = kind == "width" and not tree.children(site.layers[0])
-    width = Width(site.call.name, tuple(sizes), grown, must_grow, can_be_cut)
-    return site.names.new((kind, id(site.layers[0])), width)
+    can_be_cut = which == "width" and not tree.children(site.layers[0])
+    width = Width(
+        site.call.name, tuple(sizes), grown, must_grow, can_be_cut, keys, kind
+    )
+    axis = site.names.new((which, id(site.layers[0])), width)
+    if isinstance(site.layers[0], keras.layers.Embedding):
+        site.is_stream(axis)
+    return axis
 
 
 def check_activation(site: Site, width: Axis) -> None:

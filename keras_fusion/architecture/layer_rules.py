@@ -7,6 +7,7 @@ from keras import layers
 
 from keras_fusion.architecture import operations as effects
 from keras_fusion.architecture import rearrangements as places
+from keras_fusion.architecture.chosen import kind_of_key
 from keras_fusion.architecture.layer_axes import (
     check_activation,
     keep_rows,
@@ -113,7 +114,9 @@ def _grouped(site: Site, rule: Rule) -> list[Axes]:
 
 def _new_width(site: Site, rule: Rule) -> Axis:
     """The width that a layer sets, under the layer's name."""
-    return make_width(site, "width", _sizes(site.layers, rule))
+    key = rule.output_width
+    kind = "feed_forward" if key is None or rule.roles else kind_of_key(key)
+    return make_width(site, "width", _sizes(site.layers, rule), key=key, kind=kind)
 
 
 def _sizes(siblings: Sequence[keras.Layer], rule: Rule) -> list[int]:
@@ -182,7 +185,8 @@ def _einsum(site: Site) -> list[Axes]:
 def _einsum_width(site: Site, place: int, is_alone: bool) -> Axis:
     rank = len(site.outputs[0].shape)
     sizes = [_shape(layer)[place - rank] for layer in site.layers]
-    width = make_width(site, "width", sizes)
+    kind = "feed_forward" if place == rank - 1 else "heads"
+    width = make_width(site, "width", sizes, key="output_shape", kind=kind)
     if place == rank - 1:
         check_activation(site, width)
         if is_alone:
@@ -222,6 +226,8 @@ def _heads(site: Site, rule: Rule) -> Axis:
         sizes,
         f"{site.call.described} returns its attention scores, and with it grows the "
         "number of heads, which is an axis of theirs.",
+        key=rule.widths[0],
+        kind="heads",
     )
 
 

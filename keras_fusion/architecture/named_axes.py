@@ -88,8 +88,9 @@ class Pin:
     Args:
         reason: string, one sentence or more.
         cause: `"output"` for the shape of a model's output, `"size"` for an axis that it
-            must agree with, `"nature"` for what an operation does with it: distinct
-            parents then have no width of that size in common.
+            must agree with, `"choice"` for what the user leaves out, `"nature"` for what
+            an operation does with it: distinct parents then have no width of that size
+            in common.
     """
 
     reason: str
@@ -106,6 +107,8 @@ class Width:
         grown: its size in the fused model, if it grows.
         must_grow: why it cannot stay; `None` if it can.
         can_be_cut: whether it may be several parts, in each of which all parents lie.
+        keys: the names that choose it: the layer's, and that of its config's key.
+        kind: what it is for, see `chosen.KINDS`; `None` for what no layer sets.
     """
 
     maker: str
@@ -113,6 +116,8 @@ class Width:
     grown: int
     must_grow: str | None = None
     can_be_cut: bool = False
+    keys: tuple[str, ...] = ()
+    kind: str | None = None
 
 
 class Names:
@@ -145,12 +150,14 @@ class Names:
             name = self._root[name]
         return name
 
+    def settled(self, name: Hashable) -> Hashable:
+        """The root of a width, or that of the parts that it was cut in."""
+        root = self.root(name)
+        return self.settled(self._cuts[root][0].name) if root in self._cuts else root
+
     def pin(self, name: Hashable) -> Pin | None:
         """Why a width must stay, or `None` if it grows."""
-        root = self.root(name)
-        if root in self._cuts:
-            return self.pin(self._cuts[root][0].name)
-        return self._pins.get(root)
+        return self._pins.get(self.settled(name))
 
     def pins(self) -> list[Pin]:
         """The reasons why widths stay, in the order in which they were found."""

@@ -15,6 +15,8 @@ Effect = Callable[[Site], list[Axes]]
 
 # Entry by entry, with broadcasting.
 
+_SUMS_OF_STREAMS = ("Add", "Average", "Subtract")  # Layers and operations.
+
 
 def elementwise(site: Site) -> list[Axes]:
     """Each entry of the output is made of the entries at its place."""
@@ -39,6 +41,9 @@ def keep_beside(site: Site, array: Axes) -> None:
 def joined(site: Site, operands: Sequence[Axes]) -> Axes:
     """The axes of operands that are broadcast against each other."""
     rank = max(map(len, operands), default=0)
+    if type(site.call.operation).__name__ in _SUMS_OF_STREAMS:
+        for axes in site.inputs if len(site.inputs) > 1 else ():
+            site.is_stream(axes[-1] if axes else ())
     result = []
     for place in range(-rank, 0):
         axes = [axes[place] for axes in operands if len(axes) >= -place]

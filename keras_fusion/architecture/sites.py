@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from keras_fusion.architecture.chosen import Chosen
 from keras_fusion.architecture.named_axes import (
     Axes,
     Axis,
@@ -28,6 +29,8 @@ class Known:
         names: its widths.
         copies: whether the parents are copies of one model.
         capacity: how much larger than the sum of the parents each width is to be.
+        chosen: which widths grow.
+        streams: names of widths that embeddings make or whose tensors are added.
         repeated: the inputs of concatenations that every parent gets a copy of.
         entries: the axis of the features that go into each layer, by its id.
         outputs: the axis of those that come out.
@@ -37,6 +40,8 @@ class Known:
     names: Names
     copies: bool
     capacity: float
+    chosen: Chosen = dataclasses.field(default_factory=Chosen)
+    streams: set[Hashable] = dataclasses.field(default_factory=set)
     repeated: set[Hashable] = dataclasses.field(default_factory=set)
     entries: dict[int, Axis] = dataclasses.field(default_factory=dict)
     outputs: dict[int, Axis] = dataclasses.field(default_factory=dict)
@@ -100,6 +105,10 @@ class Site:
     def override(self, entries: dict[str, Any]) -> None:
         """Says which entries the config of the grown layer or operation is to have."""
         self.known.overrides[id(self.call.source)] = entries
+
+    def is_stream(self, axis: Axis) -> None:
+        """Says that an axis is that of a residual stream."""
+        self.known.streams |= {part.name for part in axis if part.name is not None}
 
     def arrays(self) -> list[Axes]:
         """The axes of the constant arrays among the arguments."""

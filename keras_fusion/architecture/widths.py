@@ -19,10 +19,12 @@ from typing import Any
 
 import keras
 
+from keras_fusion.architecture.chosen import Chosen
 from keras_fusion.architecture.known_layers import effect_of
 from keras_fusion.architecture.named_axes import (
     Axes,
     Names,
+    Part,
     Placement,
     constant,
     contiguous,
@@ -32,6 +34,9 @@ from keras_fusion.architecture.sites import Known, Site
 from keras_fusion.architecture.wiring import wiring
 from keras_fusion.errors import FusionError
 from keras_fusion.models import graph as graphs
+
+# A model's outputs stay, and so does what the user leaves out: no reason to refuse.
+MEANT = ("output", "choice")
 
 __all__ = ["Placement", "Widths", "analyse", "contiguous", "siblings_of"]
 
@@ -57,6 +62,7 @@ class Widths:
         shapes: the shapes of the tensors of the fused graph, by key.
         reasons: why widths stay that no output demands.
         made: what has been built; a layer that several models share is built once.
+        chosen: which widths grow at all.
     """
 
     fixed: set[int] = dataclasses.field(default_factory=set)
@@ -72,10 +78,14 @@ class Widths:
     shapes: dict[graphs.Key, tuple] = dataclasses.field(default_factory=dict)
     reasons: tuple[str, ...] = ()
     made: dict[int, Any] = dataclasses.field(default_factory=dict)
+    chosen: Chosen = dataclasses.field(default_factory=Chosen)
 
 
 def analyse(
-    parents: Parents, capacity: float = 1.0, target: keras.Model | None = None
+    parents: Parents,
+    capacity: float = 1.0,
+    target: keras.Model | None = None,
+    chosen: Chosen | None = None,
 ) -> Widths:
     """Finds the widths that may grow, for parents that are plain graph models.
 
@@ -83,6 +93,7 @@ def analyse(
         parents: K functional or Sequential models of one architecture.
         capacity: float. How much larger than the sum each width is to be.
         target: a bigger model that was given, in which unknown layers are tried.
+        chosen: which widths grow; by default all.
 
     Returns:
         A `Widths`; its keys are the ids of the first parent's layers.
@@ -90,7 +101,8 @@ def analyse(
     Raises:
         FusionError: for a layer that cannot stand where its input grows.
     """
-    known = Known(Names(len(parents.models)), parents.copies, capacity)
+    chosen = chosen or Chosen()
+    known = Known(Names(len(parents.models)), parents.copies, capacity, chosen)
     reading = _Reading(parents, known, target)
     while True:
         known.names.changed = False
@@ -102,7 +114,24 @@ def analyse(
             for axis in axes:
                 known.names.keep(axis, reason, "output")
         if not known.names.changed:
+            _keep_unchosen(known)
+        if not known.names.changed:
             return _found(known, tensors, reading.inputs, target is None)
+
+
+def _keep_unchosen(known):
+    """Keeps the widths that grow but are not chosen, when it is known which are equal."""
+    setters: dict[Any, dict] = {}
+    streams = set(map(known.names.settled, known.streams))
+    for name, width in () if known.chosen.is_all else known.names.widths.items():
+        if width.kind is not None and known.names.pin(name) is None:
+            root = known.names.settled(name)
+            kind = "residual" if root in streams else width.kind
+            setters.setdefault(root, {})[width.keys] = kind
+    pairs = {root: list(own.items()) for root, own in setters.items()}
+    for root in known.chosen.unwanted(pairs):
+        part = Part(known.names.widths[root].sizes[0], root)
+        known.names.keep((part,), "It is not among the widths chosen.", "choice")
 
 
 def _found(known, tensors, inputs, is_free) -> Widths:
@@ -134,14 +163,15 @@ def _found(known, tensors, inputs, is_free) -> Widths:
             origin: names.count for origin in known.repeated if not names.pin(origin)
         },
         shapes={key: tuple(map(names.size, axes)) for key, axes in tensors.items()},
-        reasons=tuple(pin.reason for pin in names.pins() if pin.cause != "output"),
+        reasons=tuple(pin.reason for pin in names.pins() if pin.cause not in MEANT),
+        chosen=known.chosen,
     )
 
 
 def _check_some_grow(known, is_free):
     """Raises the reason if no width can grow, or none of distinct parents."""
     names = known.names
-    pins = [pin for pin in names.pins() if pin.cause != "output"]
+    pins = [pin for pin in names.pins() if pin.cause not in MEANT]
     is_stuck = all(names.pin(name) for name in names.widths)
     hard = [pin.reason for pin in pins if pin.cause == "nature"]
     if hard and not known.copies:

@@ -95,6 +95,26 @@ def check_into(into: Any) -> None:
     require(good, "into", into, "a model, a function that builds one, or None")
 
 
+def check_choice(only: Any, to: Any, factor: Any, into: Any, *, copies: bool) -> None:
+    """Checks that a choice of widths has a model to choose from.
+
+    Raises:
+        FusionError: naming the argument.
+    """
+    name, value = ("to", to) if to is not None else ("only", only)
+    if value is not None and (into is not None or not copies):
+        other = "`into` says" if into is not None else "distinct parents do"
+        raise FusionError(
+            f"`{name}` chooses the widths that grow in a self-fusion, where the others "
+            f"stay; {other} it all. Received: {name}={value!r}. Leave one of the two out."
+        )
+    if to is not None and factor is not None:
+        raise FusionError(
+            f"`to` says how large the widths become, and so does `factor`. Received: "
+            f"to={to!r}, factor={factor!r}. Leave one of the two out."
+        )
+
+
 def chosen_seed(own: int | None, given: int | None) -> int:
     """The seed of a growth.
 

@@ -1,11 +1,12 @@
 """FUSION: several models, or copies of one, joined into a bigger one."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import keras
 
 from keras_fusion.architecture import depth
+from keras_fusion.architecture.chosen import as_chosen, kind_of_key, ratios
 from keras_fusion.architecture.parents import Parents, check_factor, load, resolved
 from keras_fusion.errors import FusionError
 from keras_fusion.layout import parent_blocks
@@ -32,11 +33,19 @@ def plan_fusion(
     noise_scale: float = 0.25,
     norms: str = "joint",
     probe=None,
+    only: str | Sequence[str] | None = None,
+    to: dict[str, int] | None = None,
 ) -> Plan:
     """Checks the arguments of `fuse` and lays out the fusion, changing nothing.
 
     `copies` says how many copies a self-fusion holds, if not as many as fit.
     """
+    chosen = as_chosen(only, to)
+    is_one = isinstance(parents, keras.Model)
+    arguments.check_choice(only, to, factor, into, copies=is_one)
+    growths = ratios(parents, to) if to is not None and is_one else {}
+    if growths:
+        factor = min(growths.values())
     models, capacity = resolved(parents, factor, copies)
     if into is None and len({id(model) for model in models}) > 1:
         models = depth.equalized(models)
@@ -52,6 +61,8 @@ def plan_fusion(
         seed=seed,
         block_norms=are_block_wise(norms, copies=matched.copies),
         capacity=capacity,
+        chosen=chosen,
+        epsilon_divisor=_stream_capacity(growths, len(models)) if growths else None,
     )
     corrections, keeps = settled(draft, norms, probe)
     filler = FusionFiller(
@@ -67,6 +78,12 @@ def plan_fusion(
     return draft.plan(filler, exact=keeps and off_diagonal != "random")
 
 
+def _stream_capacity(growths, copies):
+    """How much larger than its copies the residual stream becomes."""
+    streams = [r for key, r in growths.items() if kind_of_key(key) == "residual"]
+    return max(streams, default=copies) / copies
+
+
 @renamed(off_diagonal_scale="noise_scale", batch="probe")
 def fuse(
     parents: list[keras.Model] | keras.Model,
@@ -78,6 +95,8 @@ def fuse(
     norms: str = "joint",
     probe=None,
     seed: int | None = None,
+    only: str | Sequence[str] | None = None,
+    to: dict[str, int] | None = None,
 ) -> keras.Model:
     """Fuses trained models into one wide model (the FUSION operator of Deep Fusion).
 
@@ -122,6 +141,14 @@ def fuse(
             small batch is made up.
         seed: int. Seed of the noise. Defaults to one drawn from NumPy's global
             generator, which `keras.utils.set_random_seed` governs.
+        only: which widths of one model grow: `"feed_forward"`, the inner widths of
+            feed-forward blocks; `"heads"`; `"residual"`, the stream that the blocks add
+            to, and what is as wide; the name of a layer, or of a key of its config, or a
+            pattern of such names (`"mlp_*"`); or a list of these. Feed-forward widths
+            alone leave the norms of the stream as they are. Defaults to all widths.
+        to: the sizes that some widths of one model are to have, in place of `factor`:
+            dict from a key of its classes' configs, or the name of a layer, to a size
+            (`{"hidden_dim": 768, "num_heads": 12}`). All others stay.
 
     Returns:
         A new, built, uncompiled Keras model (compiled by default where its class does
@@ -158,6 +185,8 @@ def fuse(
             norms=norms,
             probe=probe,
             seed=seed,
+            only=only,
+            to=to,
         )
         plan.fill()
         if plan.exact:
@@ -187,6 +216,8 @@ class FusionOperator(GrowthOperator):
         norms: `"joint"`, `"block"`, `"calibrated"` or `"auto"`, see `fuse`.
         probe: inputs on which the growth is tried, and for `norms="calibrated"`, see
             `fuse`.
+        only: which widths of a self-fusion grow, see `fuse`.
+        to: the sizes that they are to have, in place of `factor`, see `fuse`.
 
     Raises:
         FusionError: for arguments that cannot work; from `plan`, for anything that
@@ -213,6 +244,8 @@ class FusionOperator(GrowthOperator):
         seed=None,
         norms="joint",
         probe=None,
+        only=None,
+        to=None,
     ):
         arguments.check_partners(partners)
         arguments.check_into(into)
@@ -223,6 +256,11 @@ class FusionOperator(GrowthOperator):
         arguments.check_noise_scale(noise_scale)
         arguments.check_seed(seed)
         arguments.check_norms(norms, probe)
+        as_chosen(only, to)
+        given = factor if factor != 2 else None  # which it is by default
+        arguments.check_choice(only, to, given, into, copies=partners is None)
+        self.only = list(only) if isinstance(only, (list, tuple)) else only
+        self.to = dict(to) if to is not None else None
         self.partners = list(partners) if partners is not None else None
         self.factor = factor
         self.off_diagonal = off_diagonal
@@ -236,7 +274,7 @@ class FusionOperator(GrowthOperator):
     def parents(self, model: keras.Model) -> list[keras.Model]:
         """The live model and its partners, or its copies."""
         if self.partners is None:
-            return resolved(model, self.factor)[0]
+            return [model] if self.to else resolved(model, self.factor)[0]
         if any(partner is model for partner in self._load()):
             raise FusionError(
                 "A partner is the live model itself. To fuse a model with itself leave "
@@ -258,7 +296,9 @@ class FusionOperator(GrowthOperator):
         own = self.partners is None
         plan = plan_fusion(
             model if own else self.parents(model),
-            factor=self.factor if own else None,
+            factor=self.factor if own and self.to is None else None,
+            only=self.only,
+            to=self.to,
             into=self.into,
             off_diagonal=self.off_diagonal or ("paired" if own else "zeros"),
             noise_scale=self.noise_scale,
@@ -268,6 +308,11 @@ class FusionOperator(GrowthOperator):
         )
         depth.check_live(model, plan.parents)
         return plan
+
+    def _choice(self):
+        """The choice of widths, if there is one: other configs are as they ever were."""
+        chosen = {"only": self.only, "to": self.to}
+        return {name: value for name, value in chosen.items() if value is not None}
 
     def describe(self) -> dict:
         """The arguments as plain data for a record: of the partners, their weights."""
@@ -289,12 +334,18 @@ class FusionOperator(GrowthOperator):
             "into": self.into is not None,
             "seed": self.seed,
             "norms": self.norms,
+            **self._choice(),
         }
 
     def __str__(self):
         """A short name of the operator, for the console."""
         if self.partners is None:
-            return f"self-fusion x{self.factor}"
+            if self.to is not None:
+                sizes = ", ".join(f"{key}={size}" for key, size in self.to.items())
+                return f"self-fusion to {sizes}"
+            listed = [self.only] if isinstance(self.only, str) else self.only or ()
+            of = f" of {', '.join(listed)}" if listed else ""
+            return f"self-fusion x{self.factor}{of}"
         return f"fusion with {len(self.partners)} partner(s)"
 
     def get_config(self) -> dict:
@@ -318,4 +369,5 @@ class FusionOperator(GrowthOperator):
             "noise_scale": self.noise_scale,
             "seed": self.seed,
             "norms": self.norms,
+            **self._choice(),
         }

@@ -37,6 +37,10 @@ class DeepFusion(GrowModel):
         into: model or function that builds one, see `fuse`.
         norms: `"joint"`, `"block"` or `"calibrated"` (measured on `probe`), see `fuse`.
             Defaults to `"joint"`.
+        only: which widths of a self-fusion grow, `"feed_forward"`, `"heads"`,
+            `"residual"`, or names of layers, see `fuse`. Defaults to all.
+        to: dict of the sizes that some widths are to have, in place of `factor`, see
+            `fuse`.
         seed: int. Seed of the off-diagonal noise. Defaults to one that is drawn.
         optimizer_state: `"carry"` fuses the optimizer's slots too; `"reset"` starts them
             from zero, see `GrowModel`. Defaults to `"carry"`.
@@ -92,6 +96,8 @@ class DeepFusion(GrowModel):
         noise_scale: float = 0.25,
         into: Callable[[], keras.Model] | keras.Model | None = None,
         norms: str = "joint",
+        only: str | list[str] | None = None,
+        to: dict[str, int] | None = None,
         seed: int | None = None,
         optimizer_state: str = "carry",
         learning_rate_factor: float | Callable = 1.0,
@@ -111,6 +117,8 @@ class DeepFusion(GrowModel):
                 into=into,
                 seed=seed,
                 norms=norms,
+                only=only,
+                to=to,
                 probe=probe,
             ),
             _one_schedule(at_step, at_epoch, schedule),
