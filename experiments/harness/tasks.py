@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -143,7 +144,7 @@ class Task:
     @functools.cache  # noqa: B019
     def parameters(self, size: Size) -> int:
         """The parameters of a size."""
-        return self.build(size, 0).count_params()
+        return parameters(self.build(size, 0))
 
     def steps(self, course: Course) -> int:
         """The steps of the run from scratch that is the course's budget."""
@@ -152,6 +153,11 @@ class Task:
             return budget.steps
         tokens = budget.tokens_per_parameter * self.parameters(budget.size)
         return round(tokens / (self.settings.batch_size * self.settings.row_length))
+
+
+def parameters(model: keras.Model) -> int:
+    """The parameters of a model that train: the blend of a block norm does not."""
+    return sum(math.prod(v.shape) for v in model.trainable_variables)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,7 @@ from experiments.harness.initialization import renew_blocks
 from experiments.harness.operators import operator_of
 from experiments.harness.outcome import final, outcome
 from experiments.harness.study import Course, Growth, Size, digest
-from experiments.harness.tasks import Task
+from experiments.harness.tasks import Task, parameters
 from keras_fusion.t5.meter import FlopsMeter
 from keras_fusion.t5.rate import WarmupStableDecay
 from keras_fusion.t5.snapshot import restore, snapshot
@@ -223,7 +223,7 @@ class Run:
 
     def _cost(self, model):
         """The FLOPs of a step, without counting them again."""
-        params = model.count_params()
+        params = parameters(model)
         for phase in self.clock.phases:
             if self.task.parameters(phase.size) == params:
                 return phase.cost

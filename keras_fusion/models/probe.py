@@ -284,11 +284,14 @@ def _comparable(
 # measured in all of them.
 
 
+HARMLESS = 1e-6  # The largest change that rounding makes in a trial.
+
+
 def keep_harmless(
     change: Callable[[], float],
     values: Sequence[Value],
     *,
-    tolerance: float = 1e-6,
+    tolerance: float = HARMLESS,
 ) -> list[Value]:
     """Finds which variables can take new values without a change of the function.
 

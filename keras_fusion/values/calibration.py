@@ -21,7 +21,7 @@ import numpy as np
 from keras_fusion.architecture.parents import Match
 from keras_fusion.errors import FusionError
 from keras_fusion.layout.variables import VariableLayout
-from keras_fusion.models import host, probe, samples, tree
+from keras_fusion.models import host, probe, tree
 from keras_fusion.models.observe import Pair, observe
 from keras_fusion.models.rules import Norm
 from keras_fusion.models.stock import is_block_norm
@@ -80,7 +80,10 @@ def corrections(
 
 
 def for_new_capacity(
-    matches: Sequence[Match], layouts: Sequence[VariableLayout], count: int
+    matches: Sequence[Match],
+    layouts: Sequence[VariableLayout],
+    count: int,
+    inputs: Any,
 ) -> Corrections:
     """The corrections of joint norms for new features that equal the features' mean.
 
@@ -92,6 +95,7 @@ def for_new_capacity(
         matches: the corresponding layers of the model and the bigger one.
         layouts: the layouts of the growth.
         count: int. Number of copies of the model in the bigger one.
+        inputs: a batch in the structure of the model's inputs.
 
     Returns:
         Dict from the indices of a layout and of a parent to the `Correction`.
@@ -99,7 +103,7 @@ def for_new_capacity(
     joint = _joint_norms(matches)
     model = matches[0].layers[0]
     norms = [match.layers[0] for match, _ in joint]
-    seen = observe(model, samples.accepted(model), norms)
+    seen = observe(model, inputs, norms)
     found = {}
     for match, norm in joint:
         layer = match.layers[0]

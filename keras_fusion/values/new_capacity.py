@@ -5,8 +5,8 @@ one weight starts at zero and the others at their initial values. Which one must
 depends on the network: the weights into a new hidden unit may be anything if those out
 of it are zero; in a residual stream under one joint norm it is the other way round,
 since every feature that is not zero would count in the norm's mean of squares. Under a
-layer norm, a new feature that is the mean of the others does not count. Trials on the
-model itself decide.
+layer norm, a new feature that is the mean of the others does not count. What is usual is
+tried first; where the function changes, trials weight by weight decide.
 """
 
 import contextlib
@@ -45,12 +45,16 @@ def settled(
     new = [index for index, layout in enumerate(layouts) if layout.has_new]
     if not new:
         return filler
-    corrections = calibration.for_new_capacity(matches, layouts, count)
-    filler = dataclasses.replace(filler, corrections=corrections)
-    if not (corrections or any(layout.before_tied_readout for layout in layouts)):
+    is_tied = any(layout.before_tied_readout for layout in layouts)
+    if not (is_tied or any(map(calibration.is_joint, matches))):
         # Without a joint norm it is enough that nothing reads the new outputs.
         return filler
-    return _Trial(filler, matches, layouts, new).run()
+    varied = varied_inputs(matches[0].layers[0], layouts)
+    corrections = calibration.for_new_capacity(matches, layouts, count, varied[0])
+    filler = dataclasses.replace(filler, corrections=corrections)
+    if not (corrections or is_tied):
+        return filler
+    return _Trial(filler, matches, layouts, new, varied).run()
 
 
 class _Trial:
@@ -62,17 +66,18 @@ class _Trial:
         matches: Sequence[Match],
         layouts: Sequence[VariableLayout],
         new: Sequence[int],
+        varied: tuple[Any, list[np.ndarray]],
     ):
         self._filler = dataclasses.replace(filler, fresh_roles=dict.fromkeys(new, ()))
         self._matches, self._layouts, self._new = matches, layouts, new
-        model, self._fused = matches[0].layers[0], matches[0].grown
-        self._inputs = varied_inputs(model, layouts)
-        self._expected = probe.outputs(model, self._inputs)
+        self._fused, (self._inputs, self._expected) = matches[0].grown, varied
 
     def run(self) -> WidthFiller:
         """Runs the trials; returns the filler with `fresh_roles` and `mean_outputs`."""
         with contextlib.ExitStack() as assumed:
             unused = self._without_use(assumed)
+            if self._as_usual(unused):
+                return self._filler
             for role in ("out", "in"):
                 kept = self._with_fresh(role, unused)
                 assumed.enter_context(host.assumed(kept))
@@ -97,8 +102,11 @@ class _Trial:
         """The outputs of the bigger model, assumed from now on, without new capacity."""
         norms = _norm_weights(self._matches)
         means = (i for i in self._new if id(self._layouts[i].target) not in norms)
+        tried = [frozenset(), frozenset(means)]
+        if norms and _is_centered(self._matches):
+            tried.reverse()  # The likely one first.
         changes = []
-        for mean_outputs in (frozenset(), frozenset(means)):
+        for mean_outputs in tried:
             self._filler = dataclasses.replace(self._filler, mean_outputs=mean_outputs)
             values = [(x.target, self._value(i)) for i, x in enumerate(self._layouts)]
             with host.assumed(values):
@@ -116,6 +124,36 @@ class _Trial:
             "model's, times the fraction of features that are not new). Use a whole "
             "`factor`, or norms='block'."
         )
+
+    def _as_usual(self, unused: Sequence[np.ndarray]) -> bool:
+        """Tries what suits most networks at once; returns whether it is harmless.
+
+        What writes into widths that a norm reduces over starts at zero, what reads them
+        at its initial values; it is the other way round for all other widths.
+        """
+        norms = _norm_weights(self._matches)
+        sizes = {role: {} for role in ("out", "in")}
+        for i in self._new:
+            for axis in self._layouts[i].axes:
+                if axis.role in sizes and axis.unused().size:
+                    sizes[axis.role].setdefault(i, set()).add(axis.size)
+        is_norm = {i: id(self._layouts[i].target) in norms for i in self._new}
+        normed = set().union(*(own for i, own in sizes["out"].items() if is_norm[i]))
+        free = {i for i, own in sizes["out"].items() if not own & normed}
+        written = set().union(*(sizes["out"][i] for i in free))
+        fresh = {
+            "out": free | {i for i in sizes["out"] if is_norm[i]},
+            "in": {i for i, own in sizes["in"].items() if not own & written},
+        }
+        before = self._filler
+        roles = {i: tuple(r for r in fresh if i in fresh[r]) for i in self._new}
+        self._filler = _with_roles(before, roles)
+        values = [(self._layouts[i].target, self._value(i)) for i in self._new]
+        with host.assumed(values):
+            if probe.change(unused, self._outputs()) <= probe.HARMLESS:
+                return True
+        self._filler = before
+        return False
 
     def _with_fresh(self, role: str, unused: Sequence[np.ndarray]) -> list[probe.Value]:
         """The values that start from initial ones without a change of the function."""
@@ -144,8 +182,14 @@ def _with_roles(
     return dataclasses.replace(filler, fresh_roles={**filler.fresh_roles, **roles})
 
 
-def varied_inputs(model: keras.Model, layouts: Sequence[VariableLayout]) -> Any:
-    """A probe that shows every influence, with all ids where the model allows it."""
+def varied_inputs(
+    model: keras.Model, layouts: Sequence[VariableLayout]
+) -> tuple[Any, list[np.ndarray]]:
+    """A probe that shows every influence, with all ids where the model allows it.
+
+    Returns:
+        The inputs and the model's outputs.
+    """
     tables = [
         item.sources[0].shape[0]
         for item in layouts
@@ -156,9 +200,17 @@ def varied_inputs(model: keras.Model, layouts: Sequence[VariableLayout]) -> Any:
             inputs = samples.accepted(model, size=8, ids=ids)
         except FusionError:
             continue
-        if all(np.isfinite(y).all() for y in probe.outputs(model, inputs)):
-            return inputs
-    return samples.accepted(model, size=8)
+        outputs = probe.outputs(model, inputs)
+        if all(np.isfinite(y).all() for y in outputs):
+            return inputs, outputs
+    inputs = samples.accepted(model, size=8)
+    return inputs, probe.outputs(model, inputs)
+
+
+def _is_centered(matches: Sequence[Match]) -> bool:
+    """Whether all norms of the bigger model subtract the mean."""
+    rules = (match.weights_rule for match in matches)
+    return all(rule.norm.centered for rule in rules if rule and rule.norm)
 
 
 def _norm_weights(matches: Sequence[Match]) -> set[int]:
