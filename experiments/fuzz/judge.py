@@ -39,7 +39,7 @@ def _distinct(norms):
 
 
 GROWTHS: dict[str, Callable[..., keras.Model]] = {
-    "zeros": lambda m, seed: kf.fuse(m, factor=2, seed=seed),
+    "zeros": lambda m, seed: kf.fuse(m, factor=2, off_diagonal="zeros", seed=seed),
     "paired": lambda m, seed: kf.fuse(m, factor=2, off_diagonal="paired", seed=seed),
     "factor 1.5": lambda m, seed: kf.fuse(m, factor=1.5, seed=seed),
     "distinct": _distinct("joint"),

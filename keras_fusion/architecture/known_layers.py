@@ -43,10 +43,11 @@ def _passing(site: Site) -> list[Axes]:
 
 
 def _activation(site: Site) -> list[Axes]:
-    axes = site.inputs[0]
-    if acts_by_feature(site.call.operation):
+    axes, function = site.inputs[0], site.call.operation.activation
+    if acts_by_feature(function):
         return [axes]
-    site.keep(axes[-1], f"its activation {activation_name(site)!r} mixes the features")
+    name = activation_name(function)
+    site.keep(axes[-1], f"its activation {name!r} mixes the features")
     return [(*axes[:-1], *constant(site.outputs[0].shape[-1:]))]
 
 

@@ -1,6 +1,7 @@
 """What a layer reads and makes: its axes of features, equal at all its calls."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -49,26 +50,26 @@ def make_width(
     return axis
 
 
-def check_activation(site: Site, width: Axis) -> None:
-    """Keeps the width of a layer whose activation mixes its features."""
-    if not acts_by_feature(site.call.operation):
-        site.names.keep(
-            width,
-            f"The activation {activation_name(site)!r} of layer {site.call.name!r} mixes "
-            "the features of one parent with those of another. Use one that treats each "
-            "feature by itself.",
-        )
+def check_activations(site: Site, width: Axis, inner: Any = None) -> None:
+    """Keeps the width of a layer, or of one in it, whose activations mix the features."""
+    for name in ("activation", "recurrent_activation"):
+        function = getattr(inner or site.call.operation, name, None)
+        if not acts_by_feature(function):
+            site.names.keep(
+                width,
+                f"The activation {activation_name(function)!r} of layer "
+                f"{site.call.name!r} mixes the features of one parent with those of "
+                "another. Use one that treats each feature by itself.",
+            )
 
 
-def activation_name(site: Site) -> str:
-    """The name of a layer's activation."""
-    function = site.call.operation.activation
+def activation_name(function: Any) -> str:
+    """The name of an activation."""
     return getattr(function, "__name__", str(function))
 
 
-def acts_by_feature(layer: keras.Layer) -> bool:
-    """Whether a layer's activation treats each feature by itself (a softmax does not)."""
-    function = getattr(layer, "activation", None)
+def acts_by_feature(function: Any) -> bool:
+    """Whether an activation treats each feature by itself (a softmax does not)."""
     if not callable(function):
         return True
     features = np.linspace(-2.0, 2.0, 12, dtype="float32").reshape(2, 6)
@@ -84,32 +85,38 @@ def acts_by_feature(layer: keras.Layer) -> bool:
     return joined.shape == joint.shape and np.allclose(joint, joined, atol=1e-5)
 
 
-def read(site: Site) -> None:
-    """Notes the axis of the features that a layer reads."""
+def read(site: Site, inner: Sequence[keras.Layer] = ()) -> None:
+    """Notes the axis of the features that a layer reads.
+
+    Args:
+        site: the layer's call.
+        inner: the layers in it that read its input as it is. What is inside of other
+            composites reads the parents side by side.
+    """
     features = [
         axes
         for tensor, axes in zip(site.call.inputs, site.inputs, strict=True)
         if tensor.is_float
     ]
     if tree.children(site.call.operation):
-        # What is inside of it reads the parents side by side.
-        for axes in features:
+        for axes in features[1:] if inner else features:
             if len(axes[-1]) > 1:
                 site.keep(
                     axes[-1], "it reads features that do not lie side by side", PROJECT
                 )
     if features and len(features[0]):
-        _note(site, site.known.entries, features[0][-1])
+        for layer in (site.layers[0], *inner):
+            _note(site, site.known.entries, features[0][-1], layer)
 
 
 def make(site: Site, axis: Axis) -> None:
     """Notes the axis of the features that a layer makes."""
-    _note(site, site.known.outputs, axis)
+    _note(site, site.known.outputs, axis, site.layers[0])
 
 
-def _note(site: Site, noted: dict[int, Axis], axis: Axis) -> None:
+def _note(site: Site, noted: dict[int, Axis], axis: Axis, layer: keras.Layer) -> None:
     """The axis at a layer, which is the same at all its calls."""
-    known = noted.setdefault(id(site.layers[0]), axis)
+    known = noted.setdefault(id(layer), axis)
     reason = (
         f"{site.call.described} is called on features that grow and on others that stay "
         "or are laid out otherwise. Use a layer for each."

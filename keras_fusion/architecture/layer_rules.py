@@ -1,6 +1,7 @@
 """The effect of layers that a rule describes on named axes."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import keras
 from keras import layers
@@ -9,7 +10,7 @@ from keras_fusion.architecture import operations as effects
 from keras_fusion.architecture import rearrangements as places
 from keras_fusion.architecture.chosen import kind_of_key
 from keras_fusion.architecture.layer_axes import (
-    check_activation,
+    check_activations,
     keep_rows,
     make,
     make_width,
@@ -21,7 +22,11 @@ from keras_fusion.architecture.sites import PROJECT, Site
 from keras_fusion.architecture.unruled_layers import tried
 from keras_fusion.models import graph as graphs
 from keras_fusion.models import tree
-from keras_fusion.models.keras_rules import einsum_letters
+from keras_fusion.models.keras_rules import (
+    einsum_letters,
+    grow_wrapped,
+    inner_width,
+)
 from keras_fusion.models.rules import Rule
 
 _CONVOLUTIONS = (layers.Conv1D, layers.Conv2D, layers.Conv3D)
@@ -52,6 +57,11 @@ def by_rule(site: Site, rule: Rule) -> list[Axes]:
             f"Layer {site.call.name!r} has data_format='channels_first'; the widths must "
             "be the last axis. Use data_format='channels_last'."
         )
+    if getattr(layer, "depth_multiplier", 1) != 1:
+        return site.kept(
+            f"it has depth_multiplier={layer.depth_multiplier}, so that its output is as "
+            "many times as wide as its input"
+        )
     if isinstance(layer, _CONVOLUTIONS) and layer.groups > 1:
         return _grouped(site, rule)
     if rule.merge == "concatenate":
@@ -64,6 +74,8 @@ def by_rule(site: Site, rule: Rule) -> list[Axes]:
         return _einsum(site)
     if isinstance(layer, (layers.MultiHeadAttention, layers.GroupQueryAttention)):
         return _attention(site, rule)
+    if rule.grow is grow_wrapped:
+        return _wrapped(site)
     if sets_its_width(site.call, rule):
         return _projection(site, rule)
     return _as_wide(site, rule)
@@ -85,9 +97,11 @@ def _projection(site: Site, rule: Rule) -> list[Axes]:
     rows = isinstance(layer, layers.Dense) and site.known.copies
     if not rows:
         keep_rows(site)
-    read(site)
+    read(site, _readers(layer))
     width = _new_width(site, rule)
-    check_activation(site, width)
+    check_activations(site, width)
+    if isinstance(layer, layers.RNN):
+        _recurrent(site, width)
     result = []
     for tensor in site.outputs:
         axes = constant(tensor.shape)
@@ -101,6 +115,62 @@ def _projection(site: Site, rule: Rule) -> list[Axes]:
             site.keep(width, "its output is not as wide as its config says")
         result.append(axes)
     return result
+
+
+def _recurrent(site: Site, width: Axis) -> None:
+    """The states that are given are as wide as the layer."""
+    for axes in site.inputs[1:]:
+        if axes:
+            site.same(axes[-1], width)
+
+
+def _wrapped(site: Site) -> list[Axes]:
+    """A layer around a layer, or two of one width (`Bidirectional`)."""
+    layer: Any = site.call.operation
+    inner = [_inner(sibling) for sibling in site.layers]
+    key = inner_width(inner[0].get_config())
+    if key is None:
+        return site.kept(
+            f"it holds a {type(inner[0]).__name__}, and no rule tells its width"
+        )
+    keep_rows(site)
+    read(site, _readers(layer))
+    width = make_width(
+        site, "width", [each.get_config()[key] for each in inner], key=key
+    )
+    check_activations(site, width, inner[0])
+    _recurrent(site, width)
+    both = getattr(layer, "merge_mode", None) == "concat"
+    axis = width * 2 if both else width
+    result = []
+    for place, tensor in enumerate(site.outputs):
+        own = axis if place == 0 else width  # States follow, one by one.
+        is_width = tensor.is_float and tensor.shape[-1] == total(own)
+        axes = constant(tensor.shape)
+        if not is_width:
+            site.keep(width, "its output is not as wide as its config says")
+        result.append((*axes[:-1], own) if is_width else axes)
+    make(site, axis)
+    return result
+
+
+def _readers(layer):
+    """The layers in a recurrent layer or a wrapper that read its input as it is."""
+    if isinstance(layer, layers.Bidirectional):
+        return [*_readers(layer.forward_layer), *_readers(layer.backward_layer)]
+    if isinstance(layer, layers.RNN):
+        return [layer.cell]
+    if isinstance(layer, layers.TimeDistributed) and not tree.children(layer.layer):
+        return [layer.layer]
+    return []
+
+
+def _inner(layer):
+    """What a wrapper holds."""
+    for name in ("forward_layer", "layer", "cell"):
+        if hasattr(layer, name):
+            return getattr(layer, name)
+    raise AssertionError(layer)
 
 
 def _grouped(site: Site, rule: Rule) -> list[Axes]:
@@ -188,7 +258,7 @@ def _einsum_width(site: Site, place: int, is_alone: bool) -> Axis:
     kind = "feed_forward" if place == rank - 1 else "heads"
     width = make_width(site, "width", sizes, key="output_shape", kind=kind)
     if place == rank - 1:
-        check_activation(site, width)
+        check_activations(site, width)
         if is_alone:
             make(site, width)
     return width

@@ -204,8 +204,8 @@ def _axis(
     layers: Sequence[keras.Layer],
     widths: Widths,
 ) -> Axis:
-    role, parts = role if isinstance(role, tuple) else (role, 1)
-    placement = _placement(role, layers, widths) if parts == 1 else None
+    role, parts = role if isinstance(role, tuple) else (role, None)
+    placement = _placement(role, layers, widths) if parts is None else None
     if all(s == size for s in sizes) and (role is None or placement is None):
         return Axis(size, role)
     if placement is not None and placement.size == size:
@@ -223,7 +223,7 @@ def _axis(
         )
     if all(s == size for s in sizes):
         return Axis(size, role)
-    return Axis(size, role, _stacked(sizes, size, parts))
+    return Axis(size, role, _stacked(sizes, size, parts or 1))
 
 
 def _stacked(sizes: Sequence[int], size: int, parts: int) -> tuple[np.ndarray, ...]:

@@ -162,6 +162,94 @@ register(
 )
 
 
+for cls, rank in (
+    (layers.Conv1DTranspose, 1),
+    (layers.Conv2DTranspose, 2),
+    (layers.Conv3DTranspose, 3),
+):
+    register(
+        cls,
+        widths=("filters",),
+        output_width="filters",
+        roles={"kernel": (*(None,) * rank, "out", "in"), "bias": ("out",)},
+    )
+# Each channel has a kernel of its own.
+for cls, rank in ((layers.DepthwiseConv1D, 1), (layers.DepthwiseConv2D, 2)):
+    register(
+        cls,
+        roles={"kernel": (*(None,) * rank, "out", None), "bias": ("out",)},
+        scalable=("kernel", "bias"),
+    )
+for cls, rank in ((layers.SeparableConv1D, 1), (layers.SeparableConv2D, 2)):
+    register(
+        cls,
+        roles={
+            "depthwise_kernel": (None,) * (rank + 2),
+            "pointwise_kernel": (None,) * (rank + 2),
+            "bias": (None,),
+        },
+        refuse="it holds two kernels, one behind the other; write it as a DepthwiseConv "
+        "and a Conv of kernel size 1, which can grow",
+    )
+
+# Recurrent layers. The gates of a cell lie side by side in its weights.
+
+
+def _gated(gates: int, *, rank: int = 0, separate: bool = False) -> dict[str, Any]:
+    """The roles of a cell's weights."""
+    last = ("out", gates) if gates > 1 else "out"
+    ahead = (None,) * rank
+    return {
+        "kernel": (*ahead, "in", last),
+        "recurrent_kernel": (*ahead, ("in", 1), last),
+        "bias": (None, last) if separate else (last,),
+    }
+
+
+for cls in (layers.LSTM, layers.GRU, layers.SimpleRNN):
+    register(cls, widths=("units",), output_width="units")
+register(layers.LSTMCell, roles=_gated(4))
+register(layers.GRUCell, roles=lambda cell: _gated(3, separate=cell.reset_after))
+register(layers.SimpleRNNCell, roles=_gated(1))
+for cls in (layers.ConvLSTM1D, layers.ConvLSTM2D, layers.ConvLSTM3D):
+    register(cls, widths=("filters",), output_width="filters")
+register("keras>ConvLSTMCell", roles=lambda cell: _gated(4, rank=cell.rank))
+
+# Layers around a layer, whose width is in the config of that one.
+
+WRAPPED = {"cell", "layer", "backward_layer"}
+
+
+def inner_width(config: dict[str, Any]) -> str | None:
+    """The key that sets the width of a wrapped layer, by its config."""
+    return next((key for key in ("units", "filters") if key in config), None)
+
+
+def grow_wrapped(configs: Sequence[dict[str, Any]], fixed: bool) -> dict[str, Any]:
+    """Grows the layers in a wrapper."""
+    grown = dict(configs[0])
+    for key in WRAPPED & grown.keys():
+        inner = [config[key] for config in configs]
+        if inner[0] is not None:
+            own = {k: v for k, v in inner[0].items() if k != "build_config"}
+            width = None if fixed else inner_width(own["config"])
+            if width is not None:
+                total = sum(each["config"][width] for each in inner)
+                own["config"] = own["config"] | {width: total}
+            grown[key] = own
+    return grown
+
+
+for cls in (layers.Bidirectional, layers.RNN, layers.TimeDistributed):
+    register(cls, grow=grow_wrapped)
+register(
+    layers.SpectralNormalization,
+    roles={"vector_u": (None, None)},
+    refuse="it divides by the largest singular value of its whole kernel, which is not "
+    "that of one parent's part",
+)
+
+
 def _prelu_roles(layer: Any) -> dict[str, tuple[str | None, ...]]:
     rank = len(layer.alpha.shape)
     last = None if rank in (layer.shared_axes or ()) else "out"

@@ -168,7 +168,8 @@ def register(
         roles: dict from the name of a variable of the layer's own to one role per
             axis: `"in"` (contracted with the input), `"out"` (indexes the output) or
             `None` (not a width); `("out", n)` for an axis of n concatenated tensors,
-            each of which grows. Or a function from the layer to such a dict.
+            each of which grows; `("in", 1)` for one that is contracted with the layer's
+            own state, and not with its input. Or a function from the layer to such a dict.
         output_width: the key among `widths` that sets the size of the output's last
             axis. It does not grow where the model's own outputs or inputs fix that
             size. Leave it out where the output is as wide as the input.
@@ -339,12 +340,8 @@ def unregistered(
     if variables:
         names = [variable.name for variable in variables]
         what = f"has weights {names} that no rule describes"
-        call += f", roles={example_roles(variables)}"
+        call += f", roles={example_roles(variables, getattr(layer, 'units', None))}"
         advice = "with the class's width keys and one role per axis of each weight"
-    elif isinstance(layer, keras.layers.RNN):
-        what = "holds layers with weights, a cell whose gates no rule describes"
-        call += f", output_width={keys[0]!r}) and {_cell_rule(layer)}"
-        advice = "which says how many gates lie side by side in a weight of the cell"
     else:
         what = (
             "holds layers with weights, but no rule says which config keys are widths"
@@ -359,30 +356,25 @@ def unregistered(
     )
 
 
-def _cell_rule(layer: Any) -> str:
-    """The code that registers the cell of a recurrent layer, but for the last bracket."""
-    cell, roles = layer.cell, []
-    for variable in cell.variables:
-        gates = variable.shape[-1] // cell.units
-        last = f"('out', {gates})" if gates > 1 else "'out'"
-        first = "'in', " if "kernel" in variable.name else "None, "
-        axes = first * (len(variable.shape) - 1) + last
-        roles.append(f"{variable.name!r}: ({axes},)")
-    return (
-        f"keras_fusion.register(keras.layers.{type(cell).__name__}, "
-        f"roles={{{', '.join(roles)}}}"
-    )
+def example_roles(variables: Sequence[keras.Variable], units: int | None = None) -> str:
+    """A first guess at the roles of variables, as code, with the right number of axes.
+
+    Args:
+        variables: the variables.
+        units: int. The layer's width, if it is known: of an axis that is so many times
+            as long as it, that many tensors lie side by side on it.
+    """
+    return "{" + ", ".join(f"{v.name!r}: {_roles(v, units)}" for v in variables) + "}"
 
 
-def example_roles(variables: Sequence[keras.Variable]) -> str:
-    """A first guess at the roles of variables, as code, with the right number of axes."""
-    ends = {0: "()", 1: "('out',)", 2: "('in', 'out')"}
-    pairs = []
-    for variable in variables:
-        rank = len(variable.shape)
-        roles = ends.get(rank) or f"({'None, ' * (rank - 2)}'in', 'out')"
-        pairs.append(f"{variable.name!r}: {roles}")
-    return "{" + ", ".join(pairs) + "}"
+def _roles(variable, units):
+    rank, last = len(variable.shape), "'out'"
+    if rank and units and variable.shape[-1] > units and not variable.shape[-1] % units:
+        last = f"('out', {variable.shape[-1] // units})"
+    if rank < 2:
+        return f"({last},)" if rank else "()"
+    read = "('in', 1)" if "recurrent" in variable.name else "'in'"
+    return f"({'None, ' * (rank - 2)}{read}, {last})"
 
 
 def _width_keys(layer: keras.Layer) -> tuple[str, ...]:

@@ -1,9 +1,11 @@
 """FUSION: several models, or copies of one, joined into a bigger one."""
 
 import os
+import warnings
 from collections.abc import Callable, Sequence
 
 import keras
+import numpy as np
 
 from keras_fusion.architecture import depth
 from keras_fusion.architecture.chosen import as_chosen, kind_of_key, ratios
@@ -29,9 +31,9 @@ def plan_fusion(
     factor: float | None = None,
     copies: int | None = None,
     into: keras.Model | Callable[[], keras.Model] | None = None,
-    off_diagonal: str = "zeros",
+    off_diagonal: str | None = None,
     noise_scale: float = 0.25,
-    norms: str = "joint",
+    norms: str = "auto",
     probe=None,
     only: str | Sequence[str] | None = None,
     to: dict[str, int] | None = None,
@@ -50,6 +52,8 @@ def plan_fusion(
     if into is None and len({id(model) for model in models}) > 1:
         models = depth.equalized(models)
     matched = Parents.of(models)
+    if off_diagonal is None:
+        off_diagonal = "paired" if matched.copies else "zeros"
     arguments.check_off_diagonal(off_diagonal, copies=matched.copies)
     arguments.check_noise_scale(noise_scale)
     arguments.check_norms(norms, probe)
@@ -78,6 +82,31 @@ def plan_fusion(
     return draft.plan(filler, exact=keeps and off_diagonal != "random")
 
 
+def _warn_of_equal(plan):
+    """Warns of copies that nothing would tell apart."""
+    first, *others = plan.parents
+    is_apart = plan.filler.off_diagonal == "zeros"
+    if is_apart and others and all(_are_equal(first, other) for other in others):
+        what = "paired" if plan.copies else "random"
+        warnings.warn(
+            f"The parents of {first.name!r} have equal weights, and with "
+            "`off_diagonal='zeros'` they get equal gradients: in training they would "
+            f"stay equal. Use off_diagonal='{what}', or parents that differ.",
+            stacklevel=2,
+        )
+
+
+def _are_equal(one, other):
+    """Whether two models have equal weights; reads no more than it must."""
+    if one is other:
+        return True
+    pairs = zip(one.trainable_variables, other.trainable_variables, strict=True)
+    return all(
+        a.shape == b.shape and np.array_equal(host.read(a), host.read(b))
+        for a, b in pairs
+    )
+
+
 def _stream_capacity(growths, copies):
     """How much larger than its copies the residual stream becomes."""
     streams = [r for key, r in growths.items() if kind_of_key(key) == "residual"]
@@ -90,9 +119,9 @@ def fuse(
     *,
     factor: float | None = None,
     into: keras.Model | Callable[[], keras.Model] | None = None,
-    off_diagonal: str = "zeros",
+    off_diagonal: str | None = None,
     noise_scale: float = 0.25,
-    norms: str = "joint",
+    norms: str = "auto",
     probe=None,
     seed: int | None = None,
     only: str | Sequence[str] | None = None,
@@ -122,8 +151,9 @@ def fuse(
             the paper's second setting; the outputs change a little. `"paired"`, for
             self-fusion, adds to the copies' inputs noise whose sum over them is zero, so
             that the outputs do not change but the copies part at the first step of
-            training.
-            Defaults to `"zeros"`.
+            training. Copies that are kept apart by zeros get equal gradients and stay
+            equal; that gives a warning. Defaults to `"paired"` for one model, and to
+            `"zeros"` for distinct parents.
         noise_scale: float. The noise's standard deviation relative to that of
             the kernel. Defaults to 0.25.
         norms: what becomes of the layer and RMS norms of distinct parents, whose one
@@ -135,7 +165,7 @@ def fuse(
             norms and absorbs the mean ratio of the statistics, measured on `probe`, in
             their weights. `"auto"` is `"block"`, and where that is not possible
             `"calibrated"`, with a warning that says where. Copies need neither. Defaults
-            to `"joint"`.
+            to `"auto"`.
         probe: inputs in the structure of the model's, on which the fusion is tried and
             measured, and the norms of `norms="calibrated"`. By default, but for those, a
             small batch is made up.
@@ -188,6 +218,8 @@ def fuse(
             only=only,
             to=to,
         )
+        if off_diagonal in (None, "zeros"):
+            _warn_of_equal(plan)
         plan.fill()
         if plan.exact:
             verify(plan, samples.sample(plan.parents[0]))
@@ -208,8 +240,8 @@ class FusionOperator(GrowthOperator):
             may differ, or of paths of `.keras` files. `None` for self-fusion.
         factor: number above 1. How many times as wide a self-fusion makes the live model;
             see `fuse`.
-        off_diagonal: see `fuse`. `None` means `"paired"` in a self-fusion (with zeros
-            the copies would get equal gradients for ever) and `"zeros"` with partners.
+        off_diagonal: see `fuse`. `None` means `"paired"` in a self-fusion and `"zeros"`
+            with partners.
         noise_scale: float, see `fuse`.
         into: see `fuse`; for models whose class has no config.
         seed: int or `None`, see `fuse`.
@@ -242,7 +274,7 @@ class FusionOperator(GrowthOperator):
         noise_scale=0.25,
         into=None,
         seed=None,
-        norms="joint",
+        norms="auto",
         probe=None,
         only=None,
         to=None,
@@ -300,13 +332,15 @@ class FusionOperator(GrowthOperator):
             only=self.only,
             to=self.to,
             into=self.into,
-            off_diagonal=self.off_diagonal or ("paired" if own else "zeros"),
+            off_diagonal=self.off_diagonal,
             noise_scale=self.noise_scale,
             norms=self.norms,
             probe=self.probe,
             seed=arguments.chosen_seed(self.seed, seed),
         )
         depth.check_live(model, plan.parents)
+        if self.off_diagonal in (None, "zeros"):
+            _warn_of_equal(plan)
         return plan
 
     def _choice(self):

@@ -35,8 +35,8 @@ class DeepFusion(GrowModel):
             `"paired"` in a self-fusion and to `"zeros"` with partners.
         noise_scale: float, see `fuse`. Defaults to 0.25.
         into: model or function that builds one, see `fuse`.
-        norms: `"joint"`, `"block"` or `"calibrated"` (measured on `probe`), see `fuse`.
-            Defaults to `"joint"`.
+        norms: `"auto"`, `"block"`, `"calibrated"` (measured on `probe`) or `"joint"`, see
+            `fuse`. Defaults to `"auto"`.
         only: which widths of a self-fusion grow, `"feed_forward"`, `"heads"`,
             `"residual"`, or names of layers, see `fuse`. Defaults to all.
         to: dict of the sizes that some widths are to have, in place of `factor`, see
@@ -95,7 +95,7 @@ class DeepFusion(GrowModel):
         off_diagonal: str | None = None,
         noise_scale: float = 0.25,
         into: Callable[[], keras.Model] | keras.Model | None = None,
-        norms: str = "joint",
+        norms: str = "auto",
         only: str | list[str] | None = None,
         to: dict[str, int] | None = None,
         seed: int | None = None,

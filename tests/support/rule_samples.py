@@ -1,6 +1,6 @@
 """A layer for each registered rule, to try the rule on."""
 
-from keras import layers
+from keras import layers, ops
 
 FEATURES = (3, 4, 6)
 
@@ -55,6 +55,36 @@ SAMPLES = {
     layers.Conv1D: (lambda: layers.Conv1D(5, 2), FEATURES, {}),
     layers.Conv2D: (lambda: layers.Conv2D(5, 2), (2, 4, 4, 3), {}),
     layers.Conv3D: (lambda: layers.Conv3D(5, 2), (2, 3, 3, 3, 2), {}),
+    layers.Conv1DTranspose: (lambda: layers.Conv1DTranspose(5, 2), FEATURES, {}),
+    layers.Conv2DTranspose: (lambda: layers.Conv2DTranspose(5, 2), (2, 4, 4, 3), {}),
+    layers.Conv3DTranspose: (lambda: layers.Conv3DTranspose(5, 2), (2, 3, 3, 3, 2), {}),
+    layers.DepthwiseConv1D: (lambda: layers.DepthwiseConv1D(2), FEATURES, {}),
+    layers.DepthwiseConv2D: (lambda: layers.DepthwiseConv2D(2), (2, 4, 4, 3), {}),
+    layers.LSTM: (lambda: layers.LSTM(5), FEATURES, {}),
+    layers.GRU: (lambda: layers.GRU(5), FEATURES, {}),
+    layers.SimpleRNN: (lambda: layers.SimpleRNN(5), FEATURES, {}),
+    layers.ConvLSTM1D: (lambda: layers.ConvLSTM1D(5, 2), (2, 3, 4, 3), {}),
+    layers.ConvLSTM2D: (lambda: layers.ConvLSTM2D(5, 2), (2, 3, 4, 4, 3), {}),
+    layers.ConvLSTM3D: (lambda: layers.ConvLSTM3D(3, 2), (2, 2, 3, 3, 3, 3), {}),
+    layers.LSTMCell: (lambda: layers.RNN(layers.LSTMCell(5)), FEATURES, {}),
+    layers.GRUCell: (
+        lambda: layers.RNN(layers.GRUCell(5, reset_after=False)),
+        FEATURES,
+        {},
+    ),
+    layers.SimpleRNNCell: (lambda: layers.RNN(layers.SimpleRNNCell(5)), FEATURES, {}),
+    "keras>ConvLSTMCell": (
+        lambda: layers.ConvLSTM1D(5, 2, padding="same", return_sequences=True),
+        (2, 3, 4, 3),
+        {},
+    ),
+    layers.RNN: (lambda: layers.RNN(layers.GRUCell(5)), FEATURES, {}),
+    layers.Bidirectional: (lambda: layers.Bidirectional(layers.GRU(5)), FEATURES, {}),
+    layers.TimeDistributed: (
+        lambda: layers.TimeDistributed(layers.Dense(5)),
+        FEATURES,
+        {},
+    ),
     layers.PReLU: (layers.PReLU, FEATURES, {}),
     layers.Concatenate: (layers.Concatenate, FEATURES, {"call": joined}),
     layers.Permute: (
@@ -96,6 +126,13 @@ REFUSING = {
     layers.Dot: lambda layer, x: layers.Dot(axes=2)([x, x]),
     layers.Softmax: None,
     layers.UnitNormalization: None,
+    layers.SeparableConv1D: lambda layer, x: layers.SeparableConv1D(6, 2)(x),
+    layers.SeparableConv2D: lambda layer, x: layers.SeparableConv2D(6, 1)(
+        ops.expand_dims(x, 1)
+    ),
+    layers.SpectralNormalization: lambda layer, x: layers.SpectralNormalization(
+        layers.Dense(6)
+    )(x),
     layers.Lambda: lambda layer, x: layers.Lambda(lambda h: 2 * h)(x),
     layers.Reshape: lambda layer, x: layers.Reshape((8, 3))(x),
 }
