@@ -74,8 +74,10 @@ def _rescaling(site: Site) -> list[Axes]:
 
 
 def _masking(site: Site) -> list[Axes]:
+    """What all features of one parent say, those of its copies say too."""
     axes = site.inputs[0]
-    site.keep(axes[-1], "its mask tells whether all features have one value")
+    if not site.known.are_whole_copies:
+        site.keep(axes[-1], "its mask tells whether all features have one value")
     return [axes]
 
 
@@ -138,7 +140,9 @@ _LAYERS: dict[type, Effect] = {
     layers.Flatten: places.flatten,
     layers.Masking: _masking,
     layers.Permute: places.permute,
-    layers.RepeatVector: _positions,
+    **dict.fromkeys(
+        (layers.CenterCrop, layers.RepeatVector, layers.Resizing), _positions
+    ),
     layers.Rescaling: _rescaling,
     layers.Reshape: places.reshape,
 }

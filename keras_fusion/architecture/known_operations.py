@@ -31,7 +31,7 @@ KNOWN: dict[str, Effect] = {
     **dict.fromkeys(_ELEMENTWISE.split(), effects.elementwise),
     **dict.fromkeys(_REDUCTIONS.split(), effects.reduction),
     **dict.fromkeys(_ALONG.split(), effects.along_axis),
-    **dict.fromkeys(("Pad", "Repeat", "Tile"), effects.untouched),
+    **dict.fromkeys(("Pad", "Repeat"), effects.untouched),
     **dict.fromkeys(("ExpandDims", "Reshape", "Squeeze"), places.reshape),
     "Concatenate": places.concatenation,
     "Einsum": effects.einsum,
@@ -44,5 +44,7 @@ KNOWN: dict[str, Effect] = {
     "Stack": places.stack,
     "Swapaxes": places.swapaxes,
     "Take": places.take,
+    "Tile": places.tile,
     "Transpose": places.transpose,
+    "Unstack": places.unstack,
 }

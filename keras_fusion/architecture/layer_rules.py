@@ -1,9 +1,9 @@
 """The effect of layers that a rule describes on named axes."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import keras
+import numpy as np
 from keras import layers
 
 from keras_fusion.architecture import operations as effects
@@ -20,13 +20,10 @@ from keras_fusion.architecture.layer_axes import (
 from keras_fusion.architecture.named_axes import Axes, Axis, Width, constant, total
 from keras_fusion.architecture.sites import PROJECT, Site
 from keras_fusion.architecture.unruled_layers import tried
+from keras_fusion.architecture.wrapped_layers import readers, tie_states, wrapped
 from keras_fusion.models import graph as graphs
 from keras_fusion.models import tree
-from keras_fusion.models.keras_rules import (
-    einsum_letters,
-    grow_wrapped,
-    inner_width,
-)
+from keras_fusion.models.keras_rules import einsum_letters, grow_wrapped
 from keras_fusion.models.rules import Rule
 
 _CONVOLUTIONS = (layers.Conv1D, layers.Conv2D, layers.Conv3D)
@@ -57,7 +54,7 @@ def by_rule(site: Site, rule: Rule) -> list[Axes]:
             f"Layer {site.call.name!r} has data_format='channels_first'; the widths must "
             "be the last axis. Use data_format='channels_last'."
         )
-    if getattr(layer, "depth_multiplier", 1) != 1:
+    if getattr(layer, "depth_multiplier", 1) != 1 and not rule.widths:
         return site.kept(
             f"it has depth_multiplier={layer.depth_multiplier}, so that its output is as "
             "many times as wide as its input"
@@ -75,7 +72,7 @@ def by_rule(site: Site, rule: Rule) -> list[Axes]:
     if isinstance(layer, (layers.MultiHeadAttention, layers.GroupQueryAttention)):
         return _attention(site, rule)
     if rule.grow is grow_wrapped:
-        return _wrapped(site)
+        return wrapped(site)
     if sets_its_width(site.call, rule):
         return _projection(site, rule)
     return _as_wide(site, rule)
@@ -97,11 +94,11 @@ def _projection(site: Site, rule: Rule) -> list[Axes]:
     rows = isinstance(layer, layers.Dense) and site.known.copies
     if not rows:
         keep_rows(site)
-    read(site, _readers(layer))
+    read(site, readers(layer))
     width = _new_width(site, rule)
     check_activations(site, width)
     if isinstance(layer, layers.RNN):
-        _recurrent(site, width)
+        tie_states(site, width)
     result = []
     for tensor in site.outputs:
         axes = constant(tensor.shape)
@@ -115,62 +112,6 @@ def _projection(site: Site, rule: Rule) -> list[Axes]:
             site.keep(width, "its output is not as wide as its config says")
         result.append(axes)
     return result
-
-
-def _recurrent(site: Site, width: Axis) -> None:
-    """The states that are given are as wide as the layer."""
-    for axes in site.inputs[1:]:
-        if axes:
-            site.same(axes[-1], width)
-
-
-def _wrapped(site: Site) -> list[Axes]:
-    """A layer around a layer, or two of one width (`Bidirectional`)."""
-    layer: Any = site.call.operation
-    inner = [_inner(sibling) for sibling in site.layers]
-    key = inner_width(inner[0].get_config())
-    if key is None:
-        return site.kept(
-            f"it holds a {type(inner[0]).__name__}, and no rule tells its width"
-        )
-    keep_rows(site)
-    read(site, _readers(layer))
-    width = make_width(
-        site, "width", [each.get_config()[key] for each in inner], key=key
-    )
-    check_activations(site, width, inner[0])
-    _recurrent(site, width)
-    both = getattr(layer, "merge_mode", None) == "concat"
-    axis = width * 2 if both else width
-    result = []
-    for place, tensor in enumerate(site.outputs):
-        own = axis if place == 0 else width  # States follow, one by one.
-        is_width = tensor.is_float and tensor.shape[-1] == total(own)
-        axes = constant(tensor.shape)
-        if not is_width:
-            site.keep(width, "its output is not as wide as its config says")
-        result.append((*axes[:-1], own) if is_width else axes)
-    make(site, axis)
-    return result
-
-
-def _readers(layer):
-    """The layers in a recurrent layer or a wrapper that read its input as it is."""
-    if isinstance(layer, layers.Bidirectional):
-        return [*_readers(layer.forward_layer), *_readers(layer.backward_layer)]
-    if isinstance(layer, layers.RNN):
-        return [layer.cell]
-    if isinstance(layer, layers.TimeDistributed) and not tree.children(layer.layer):
-        return [layer.layer]
-    return []
-
-
-def _inner(layer):
-    """What a wrapper holds."""
-    for name in ("forward_layer", "layer", "cell"):
-        if hasattr(layer, name):
-            return getattr(layer, name)
-    raise AssertionError(layer)
 
 
 def _grouped(site: Site, rule: Rule) -> list[Axes]:
@@ -311,18 +252,25 @@ def _as_wide(site: Site, rule: Rule) -> list[Axes]:
     if source is None:
         return [constant(tensor.shape) for tensor in site.outputs]
     axis = source[-1]
+    operation = site.call.operation
     over_rows = _normalizes_rows(site, rule, len(source))
-    if isinstance(site.call.operation, layers.GroupNormalization):
+    # One statistic of each row, over the features of copies, is that of one of them.
+    is_common = over_rows and (
+        site.names.count == 1 if rule.norm is not None else site.known.are_whole_copies
+    )
+    # One mean and one variance of all features.
+    is_scalar = isinstance(operation, layers.Normalization) and not site.option("axis")
+    if isinstance(operation, layers.GroupNormalization):
         _group(site, axis)
-    elif over_rows and site.names.count == 1:
-        pass  # Each feature has a statistic of its own, and shares the weights.
+    elif is_common or is_scalar:
+        pass  # The features share the weights.
     elif "axis" in site.call.config and not _is_last(site, len(source)):
         site.keep(axis, f"its axis is {site.option('axis')}, not the last one alone")
     elif rule.norm is not None and not site.names.is_grown(axis):
         site.keep(axis, "its statistic is over features that grow and others that stay")
-    if isinstance(site.call.operation, layers.Normalization) and site.option("mean"):
+    if isinstance(operation, layers.Normalization) and np.ndim(site.option("mean")):
         site.keep(axis, "it holds the mean and variance of the parents' features")
-    if rule.roles is not None and site.call.operation.weights and not over_rows:
+    if rule.roles is not None and operation.weights and not over_rows:
         _weigh(site, axis)
         _check_common_weights(site, rule, axis)
     result = []
@@ -336,10 +284,13 @@ def _as_wide(site: Site, rule: Rule) -> list[Axes]:
 
 
 def _normalizes_rows(site: Site, rule: Rule, rank: int) -> bool:
-    """Whether a layer is a norm over axes of which none is that of the features."""
+    """Whether a layer is a norm with weights for axes that are not that of the features."""
     axes = site.option("axis")
     listed = axes if isinstance(axes, (list, tuple)) else [axes]
-    return rule.norm is not None and {-1, rank - 1}.isdisjoint(listed)
+    is_norm = rule.norm is not None or isinstance(
+        site.call.operation, layers.BatchNormalization
+    )
+    return is_norm and {-1, rank - 1}.isdisjoint(listed)
 
 
 def _source(site: Site) -> Axes | None:

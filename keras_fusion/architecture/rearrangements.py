@@ -84,6 +84,30 @@ def stack(site: Site) -> list[Axes]:
     return [tuple(axes)]
 
 
+def tile(site: Site) -> list[Axes]:
+    """Axes several times, one behind the other; new ones come first."""
+    times, axes = site.option("repeats"), site.inputs[0]
+    times = [times] if isinstance(times, int) else list(times)
+    rank = max(len(times), len(axes))
+    times = [1] * (rank - len(times)) + times
+    axes = (*[(Part(1),)] * (rank - len(axes)), *axes)
+    shape = site.outputs[0].shape
+    return [
+        tuple(
+            axis * n if total(axis) is not None else (Part(size),)
+            for axis, n, size in zip(axes, times, shape, strict=True)
+        )
+    ]
+
+
+def unstack(site: Site) -> list[Axes]:
+    """The entries of an axis, each by itself."""
+    axes = site.inputs[0]
+    place = site.option("axis", 0) % len(axes)
+    site.keep(axes[place], "it takes its features one by one")
+    return [_without(axes, place)] * len(site.outputs)
+
+
 def split(site: Site) -> list[Axes]:
     """Pieces of an axis, which are laid out alike."""
     axes = site.inputs[0]

@@ -47,6 +47,11 @@ class Known:
     outputs: dict[int, Axis] = dataclasses.field(default_factory=dict)
     overrides: dict[int, dict] = dataclasses.field(default_factory=dict)
 
+    @property
+    def are_whole_copies(self) -> bool:
+        """Whether every grown axis holds copies of one model's features, and no more."""
+        return self.copies and self.capacity == 1.0 and self.chosen.to is None
+
 
 @dataclasses.dataclass
 class Site:

@@ -206,6 +206,7 @@ def _axis(
 ) -> Axis:
     role, parts = role if isinstance(role, tuple) else (role, None)
     placement = _placement(role, layers, widths) if parts is None else None
+    role = "out" if role == "each" else role
     if all(s == size for s in sizes) and (role is None or placement is None):
         return Axis(size, role)
     if placement is not None and placement.size == size:
@@ -245,7 +246,7 @@ def _size_advice(role: str | None, sizes: Sequence[int]) -> str:
 def _placement(
     role: str | None, layers: Sequence[keras.Layer], widths: Widths
 ) -> Placement | None:
-    if role == "in":
+    if role in ("in", "each"):
         return widths.entries.get(id(layers[0]))
     if role == "out":
         return widths.outputs.get(id(layers[0]))

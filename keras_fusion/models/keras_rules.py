@@ -7,10 +7,18 @@ from keras import layers
 
 from keras_fusion.models.rules import Norm, register
 
-_NORM = {
-    name: ("out",)
-    for name in ("gamma", "beta", "scale", "moving_mean", "moving_variance")
-} | {"blend": ()}
+_OF_NORMS = ("gamma", "beta", "scale", "moving_mean", "moving_variance")
+
+
+def _norm_roles(layer: Any) -> dict[str, tuple[str | None, ...]]:
+    """One weight for each feature; or, over other axes, for each place on them."""
+    axes = layer.axis if isinstance(layer.axis, (list, tuple)) else [layer.axis]
+    shape = (layer.get_build_config() or {}).get("input_shape")
+    last = {-1} if shape is None else {-1, len(shape) - 1}
+    role = (*(None,) * (len(axes) - 1), "out" if axes[-1] in last else None)
+    return dict.fromkeys(_OF_NORMS, role) | {"blend": ()}
+
+
 _KERNEL = {"kernel": ("in", "out"), "bias": ("out",)}
 
 
@@ -114,13 +122,13 @@ register(layers.AdditiveAttention, refuse=_SINGLE_HEAD)
 
 register(
     layers.LayerNormalization,
-    roles=_NORM,
+    roles=_norm_roles,
     scalable=("gamma", "beta"),
     norm=Norm("mean_variance", "gamma", "beta"),
 )
 register(
     layers.RMSNormalization,
-    roles=_NORM,
+    roles=_norm_roles,
     scalable=("scale",),
     norm=Norm("mean_square", "scale"),
 )
@@ -128,15 +136,17 @@ register(
 register(
     layers.Normalization,
     roles=lambda layer: {
-        name: (*(None,) * (len(layer.adapt_mean.shape) - 1), "out")
+        name: (*(None,) * (len(layer.adapt_mean.shape) - 1), "out")[
+            : layer.adapt_mean.ndim
+        ]
         for name in ("mean", "variance")
     },
 )
-register(layers.BatchNormalization, roles=_NORM, scalable=("gamma", "beta"))
+register(layers.BatchNormalization, roles=_norm_roles, scalable=("gamma", "beta"))
 register(
     layers.GroupNormalization,
     widths=("groups",),
-    roles=_NORM,
+    roles=_norm_roles,
     scalable=("gamma", "beta"),
 )
 
@@ -183,13 +193,13 @@ for cls, rank in ((layers.DepthwiseConv1D, 1), (layers.DepthwiseConv2D, 2)):
 for cls, rank in ((layers.SeparableConv1D, 1), (layers.SeparableConv2D, 2)):
     register(
         cls,
+        widths=("filters",),
+        output_width="filters",
         roles={
-            "depthwise_kernel": (None,) * (rank + 2),
-            "pointwise_kernel": (None,) * (rank + 2),
-            "bias": (None,),
+            "depthwise_kernel": (*(None,) * rank, "each", None),
+            "pointwise_kernel": (*(None,) * rank, "in", "out"),
+            "bias": ("out",),
         },
-        refuse="it holds two kernels, one behind the other; write it as a DepthwiseConv "
-        "and a Conv of kernel size 1, which can grow",
     )
 
 # Recurrent layers. The gates of a cell lie side by side in its weights.

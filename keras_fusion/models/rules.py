@@ -166,10 +166,11 @@ def register(
         widths: keys of `cls.get_config()` that are widths. In the fused layer each is
             the sum of the parents' values.
         roles: dict from the name of a variable of the layer's own to one role per
-            axis: `"in"` (contracted with the input), `"out"` (indexes the output) or
-            `None` (not a width); `("out", n)` for an axis of n concatenated tensors,
-            each of which grows; `("in", 1)` for one that is contracted with the layer's
-            own state, and not with its input. Or a function from the layer to such a dict.
+            axis: `"in"` (contracted with the input), `"out"` (indexes the output),
+            `"each"` (indexes the input, feature by feature) or `None` (not a width);
+            `("out", n)` for an axis of n concatenated tensors, each of which grows;
+            `("in", 1)` for one that is contracted with the layer's own state, and not
+            with its input. Or a function from the layer to such a dict.
         output_width: the key among `widths` that sets the size of the output's last
             axis. It does not grow where the model's own outputs or inputs fix that
             size. Leave it out where the output is as wide as the input.
@@ -278,14 +279,14 @@ def _check_registration(cls: Any, widths: Any, roles: Any, output_width: Any) ->
     for name, axes in roles.items() if isinstance(roles, Mapping) else ():
         if isinstance(axes, str) or not all(map(_is_role, axes)):
             raise FusionError(
-                f"`roles[{name!r}]` must be a tuple with 'in', 'out' or None for each "
-                f"axis. Received: {axes!r}."
+                f"`roles[{name!r}]` must be a tuple with 'in', 'out', 'each' or None "
+                f"for each axis. Received: {axes!r}."
             )
 
 
 def _is_role(role: Any) -> bool:
     name = role[0] if isinstance(role, tuple) else role
-    return name in ("in", "out", None)
+    return name in ("in", "out", "each", None)
 
 
 def find(layer: keras.Layer) -> Rule | None:

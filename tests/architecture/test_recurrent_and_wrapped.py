@@ -52,6 +52,11 @@ GROWING = {
     ),
     "transposed": (of(lambda u: layers.Conv1DTranspose(u, 2)), ROWS),
     "transposed, images": (of(lambda u: layers.Conv2DTranspose(u, 2)), FRAMES),
+    "separable": (of(lambda u: layers.SeparableConv1D(u, 2)), ROWS),
+    "separable, images": (
+        of(lambda u: layers.SeparableConv2D(u, 2, depth_multiplier=2)),
+        FRAMES,
+    ),
     "depthwise": (of(lambda u: layers.DepthwiseConv1D(2)), ROWS),
     "depthwise, images": (of(lambda u: layers.DepthwiseConv2D(2)), FRAMES),
     "convolutional lstm": (

@@ -88,7 +88,7 @@ def test_distinct_t5s_of_unequal_width_share_their_norms(tied):
     widths = (8, 12)
     parents = [perturbed(t5(tied, width, width), width) for width in widths]
     x, _ = data_for("t5", 4)
-    fused = fuse(parents)
+    fused = fuse(parents, norms="joint")
     assert fused.backbone.hidden_dim == 20 and fused.backbone.num_heads == 5
     before = outputs(fused, x)
     _, joint = measured(fused, x)

@@ -1,6 +1,6 @@
 """A layer for each registered rule, to try the rule on."""
 
-from keras import layers, ops
+from keras import layers
 
 FEATURES = (3, 4, 6)
 
@@ -60,6 +60,12 @@ SAMPLES = {
     layers.Conv3DTranspose: (lambda: layers.Conv3DTranspose(5, 2), (2, 3, 3, 3, 2), {}),
     layers.DepthwiseConv1D: (lambda: layers.DepthwiseConv1D(2), FEATURES, {}),
     layers.DepthwiseConv2D: (lambda: layers.DepthwiseConv2D(2), (2, 4, 4, 3), {}),
+    layers.SeparableConv1D: (lambda: layers.SeparableConv1D(5, 2), FEATURES, {}),
+    layers.SeparableConv2D: (
+        lambda: layers.SeparableConv2D(5, 2, depth_multiplier=2),
+        (2, 4, 4, 3),
+        {},
+    ),
     layers.LSTM: (lambda: layers.LSTM(5), FEATURES, {}),
     layers.GRU: (lambda: layers.GRU(5), FEATURES, {}),
     layers.SimpleRNN: (lambda: layers.SimpleRNN(5), FEATURES, {}),
@@ -126,10 +132,6 @@ REFUSING = {
     layers.Dot: lambda layer, x: layers.Dot(axes=2)([x, x]),
     layers.Softmax: None,
     layers.UnitNormalization: None,
-    layers.SeparableConv1D: lambda layer, x: layers.SeparableConv1D(6, 2)(x),
-    layers.SeparableConv2D: lambda layer, x: layers.SeparableConv2D(6, 1)(
-        ops.expand_dims(x, 1)
-    ),
     layers.SpectralNormalization: lambda layer, x: layers.SpectralNormalization(
         layers.Dense(6)
     )(x),
