@@ -41,7 +41,7 @@ def keep_beside(site: Site, array: Axes) -> None:
 def joined(site: Site, operands: Sequence[Axes]) -> Axes:
     """The axes of operands that are broadcast against each other."""
     rank = max(map(len, operands), default=0)
-    if type(site.call.operation).__name__ in _SUMS_OF_STREAMS:
+    if site.call.class_name in _SUMS_OF_STREAMS:
         for axes in site.inputs if len(site.inputs) > 1 else ():
             site.is_stream(axes[-1] if axes else ())
     result = []
@@ -59,6 +59,9 @@ def joined(site: Site, operands: Sequence[Axes]) -> Axes:
 
 # Along some axes.
 
+# What copies of one model say together is what each of them says.
+_IDEMPOTENT = ("All", "Amax", "Amin", "Any", "Max", "Min")
+
 
 def chosen(site: Site, rank: int, name: str = "axis") -> list[int]:
     """The axes that an option names; all for `None`."""
@@ -72,7 +75,8 @@ def reduction(site: Site) -> list[Axes]:
     """Some axes become one number."""
     (axes, *_) = site.inputs
     gone = chosen(site, len(axes))
-    for i in gone:
+    is_common = site.call.class_name in _IDEMPOTENT and site.known.are_whole_copies
+    for i in gone if not is_common else ():
         site.keep(axes[i], "it makes one number of the features of all parents")
     if site.option("keepdims"):
         one = (Part(1),)

@@ -67,9 +67,14 @@ class Call:
     @property
     def described(self) -> str:
         """What the call is, for a message."""
-        if isinstance(self.operation, str):
-            return f"Operation {self.name!r} of class {self.operation}"
-        return f"Layer {self.name!r} of class {type(self.operation).__name__}"
+        kind = "Operation" if isinstance(self.operation, str) else "Layer"
+        return f"{kind} {self.name!r} of class {self.class_name}"
+
+    @property
+    def class_name(self) -> str:
+        """The name of the class of the layer or operation."""
+        is_name = isinstance(self.operation, str)
+        return self.operation if is_name else type(self.operation).__name__
 
     @property
     def features(self) -> tuple[Tensor, ...]:

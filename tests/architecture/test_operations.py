@@ -23,7 +23,7 @@ from keras import layers, ops
 from models import outputs, relative_change
 
 import keras_fusion
-from keras_fusion import fuse
+from keras_fusion import FusionError, fuse
 
 pytestmark = pytest.mark.core
 
@@ -158,6 +158,17 @@ PASS = {
         lambda x, n: layers.UpSampling2D()(layers.MaxPooling2D()(conv(x, n))),
     ),
     "repeat": (ROW, lambda x, n: layers.RepeatVector(3)(dense(x, n))),
+    "tile": (ROW, lambda x, n: dense(ops.tile(dense(x, n), (1, 3)), n, "relu")),
+    "tile positions": (ROW, lambda x, n: ops.tile(dense(x, n), (2, 1, 1))[0]),
+    "unstack": (ROWS, lambda x, n: ops.add(*ops.unstack(dense(x, n), axis=1)[:2])),
+    "one mean for all": (
+        ROW,
+        lambda x, n: layers.Normalization(axis=None, mean=0.5, variance=2.0)(
+            dense(x, n)
+        ),
+    ),
+    "resize": (IMAGE, lambda x, n: layers.Resizing(3, 5)(conv(x, n))),
+    "crop": (IMAGE, lambda x, n: layers.CenterCrop(3, 2)(conv(x, n))),
 }
 
 
@@ -302,8 +313,34 @@ REFUSED = {
         lambda x, n: layers.Flatten()(layers.Reshape((6, 2, n // 2))(dense(x, n))),
         "'reshape.*holds the parents' width",
     ),
-    "masking": (ROWS, lambda x, n: layers.Masking()(dense(x, n)), "'masking.*its mask"),
 }
+# Copies say together what each of them says.
+COMMON = {
+    "masking": (
+        ROWS,
+        lambda x, n: layers.LSTM(n)(layers.Masking()(dense(x, n, "relu"))),
+        "'masking.*its mask",
+    ),
+    "batch norm of positions": (
+        ROWS,
+        lambda x, n: layers.BatchNormalization(axis=1)(dense(x, n)),
+        "'batch_norm.*its axis is 1",
+    ),
+    "batch norm of as many positions": (
+        (16, 4),
+        lambda x, n: layers.BatchNormalization(axis=1)(dense(x, n)),
+        "'batch_norm.*its axis is 1",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", COMMON)
+def test_what_copies_have_in_common(name):
+    shape, body, message = COMMON[name]
+    assert_copies_fuse(body, shape)
+    assert_refused(body, shape, message, distinct=True)
+    with pytest.raises(FusionError, match=message):
+        fuse(around(body, shape), factor=1.5)
 
 
 @pytest.mark.parametrize("name", REFUSED)

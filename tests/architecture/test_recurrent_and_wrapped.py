@@ -133,10 +133,6 @@ def test_growth_in_fit_and_reload(tmp_path):
     ("make", "message"),
     [
         (
-            lambda u: layers.SeparableConv1D(u, 2),
-            "SeparableConv1D cannot grow: it holds",
-        ),
-        (
             lambda u: layers.DepthwiseConv1D(2, depth_multiplier=2),
             "DepthwiseConv1D cannot grow: it has depth_multiplier=2",
         ),

@@ -77,6 +77,27 @@ def test_layers_by_name_and_by_pattern():
     assert units(["first", "block_2_up"]) == [16, 6, 12, 2]
 
 
+def added(x, y):
+    return keras.layers.Add()([x, y])
+
+
+@pytest.mark.parametrize("add", [lambda x, y: x + y, added], ids=["sum", "layer"])
+def test_what_is_added_to_is_a_stream(add):
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((4,))
+    x = keras.layers.Dense(8)(inputs)
+    for _ in range(2):
+        x = add(x, keras.layers.Dense(8)(keras.layers.Dense(12, "gelu")(x)))
+    model = keras.Model(inputs, keras.layers.Dense(2)(x))
+
+    def units(only):
+        grown = fuse(model, factor=2, only=only)
+        return [x.units for x in grown.layers if hasattr(x, "units")]
+
+    assert units("residual") == [16, 12, 16, 12, 16, 2]
+    assert units("feed_forward") == [8, 24, 8, 24, 8, 2]
+
+
 @pytest.mark.parametrize("kind", ["t5", "t5_untied", "gpt2", "bert"])
 @pytest.mark.parametrize("factor", [1.5, 2])
 def test_keras_hub_by_kind_and_by_key(kind, factor):

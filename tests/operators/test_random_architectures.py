@@ -25,7 +25,7 @@ VOCABULARY, LENGTH, FEATURES, HEAD = 7, 5, 3, 2
 # make 1e-4 of a rounding, which is no broken promise, and which no tight bound allows. The
 # other backends compute in float64 only in part or on request.
 EXACT = 1e-9 if keras.config.backend() == "tensorflow" else 1e-5
-EXAMPLES = int(os.environ.get("KERAS_FUSION_EXAMPLES", "25"))
+EXAMPLES = int(os.environ.get("KERAS_FUSION_EXAMPLES", "12"))
 search = settings(
     max_examples=EXAMPLES,
     deadline=None,
