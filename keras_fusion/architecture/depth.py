@@ -259,7 +259,7 @@ def _rewired(model: keras.Model, config: dict) -> keras.Model:
     classes = {stock_class(layer) for _, layer in tree.walk(model)}
     classes = {c.__name__: c for c in classes if c.__module__.split(".")[0] != "keras"}
     if isinstance(model, keras.Sequential):
-        made = graphs.functional_class().from_config(config, classes)
+        made = _made_from(model, config, classes)
         return keras.Sequential(made.layers, name=model.name)
     for key, structure in (
         ("input_layers", model.input),
@@ -267,7 +267,17 @@ def _rewired(model: keras.Model, config: dict) -> keras.Model:
     ):
         config[key] = keras.tree.pack_sequence_as(structure, config[key])
     config["name"] = model.name
-    return graphs.functional_class().from_config(config, classes)
+    return _made_from(model, config, classes)
+
+
+def _made_from(model, config, classes):
+    try:
+        return graphs.functional_class().from_config(config, classes)
+    except Exception as error:
+        raise FusionError(
+            f"The blocks of {model.name!r} cannot be made anew from their configs: "
+            f"{error} Write what has no config (a Python lambda) as a layer class."
+        ) from error
 
 
 def _counts(model: keras.Model) -> dict[tuple[str, str], int]:

@@ -119,6 +119,11 @@ class Net2Net(GrowthOperator):
             return np.arange(old)
         # Drawn from the sizes alone, so that all axes of one width copy alike.
         size = 1 if old in free else old // groups
+        if old % size or new % size:
+            raise FusionError(
+                f"Net2Net(factor={self.factor!r}) cannot copy {old} features to {new}: "
+                f"they are copied in groups of {size}. Use a whole factor."
+            )
         count, wanted = old // size, new // size
         rng = np.random.default_rng([seed, count, wanted])
         extra = wanted - count
@@ -126,7 +131,7 @@ class Net2Net(GrowthOperator):
             drawn = rng.integers(0, count, extra)
         else:
             rounds = [rng.permutation(count) for _ in range(-(-extra // count))]
-            drawn = np.concatenate(rounds)[:extra]
+            drawn = np.ravel(rounds)[:extra].astype(int)
         units = np.concatenate([np.arange(count), drawn])
         return (units[:, None] * size + np.arange(size)).ravel()
 
