@@ -1,7 +1,7 @@
 """A search over random architectures for one in which fusion breaks its promises.
 
-The number of examples is `KERAS_FUSION_EXAMPLES` of each of four kinds of search (25 by
-default, so 100), and a quarter of it of two that train, save and load as well. Over 1,000
+The number of examples is `KERAS_FUSION_EXAMPLES` of each of four kinds of search (12 by
+default, so 48), and a quarter of it of two that train, save and load as well. Over 1,000
 in all:
 
     KERAS_FUSION_EXAMPLES=250 pytest tests/operators/test_random_architectures.py
