@@ -33,7 +33,12 @@ class UnregisteredLayerError(FusionError):
     Example:
 
     >>> import keras, keras_fusion
-    >>> model = keras.Sequential([keras.Input((3, 4)), keras.layers.GRU(8)])
+    >>> class Scale(keras.layers.Layer):
+    ...     def build(self, input_shape):
+    ...         self.scale = self.add_weight(shape=input_shape[-1:], name="scale")
+    ...     def call(self, x):
+    ...         return x * self.scale
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8), Scale()])
     >>> try:
     ...     keras_fusion.fuse(model, factor=2)
     ... except keras_fusion.UnregisteredLayerError as error:

@@ -27,4 +27,5 @@ def operator_of(
         options["seed"] = seed
     if partners:
         options["partners"] = list(partners)
+        options.setdefault("norms", "joint")  # As when the first studies ran.
     return cls(**options)

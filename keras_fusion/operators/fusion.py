@@ -1,11 +1,9 @@
 """FUSION: several models, or copies of one, joined into a bigger one."""
 
 import os
-import warnings
 from collections.abc import Callable, Sequence
 
 import keras
-import numpy as np
 
 from keras_fusion.architecture import depth
 from keras_fusion.architecture.chosen import as_chosen, kind_of_key, ratios
@@ -17,6 +15,7 @@ from keras_fusion.models import probe as probes
 from keras_fusion.models.renamed import renamed
 from keras_fusion.operators import arguments
 from keras_fusion.operators.base import GrowthOperator, register_operator
+from keras_fusion.operators.equal_parents import warn_of_equal
 from keras_fusion.operators.norms import are_block_wise, settled
 from keras_fusion.operators.plan import Plan, build_and_lay_out
 from keras_fusion.operators.verification import verify
@@ -80,31 +79,6 @@ def plan_fusion(
             filler, draft.matches, draft.layouts, count=len(models)
         )
     return draft.plan(filler, exact=keeps and off_diagonal != "random")
-
-
-def _warn_of_equal(plan):
-    """Warns of copies that nothing would tell apart."""
-    first, *others = plan.parents
-    is_apart = plan.filler.off_diagonal == "zeros"
-    if is_apart and others and all(_are_equal(first, other) for other in others):
-        what = "paired" if plan.copies else "random"
-        warnings.warn(
-            f"The parents of {first.name!r} have equal weights, and with "
-            "`off_diagonal='zeros'` they get equal gradients: in training they would "
-            f"stay equal. Use off_diagonal='{what}', or parents that differ.",
-            stacklevel=2,
-        )
-
-
-def _are_equal(one, other):
-    """Whether two models have equal weights; reads no more than it must."""
-    if one is other:
-        return True
-    pairs = zip(one.trainable_variables, other.trainable_variables, strict=True)
-    return all(
-        a.shape == b.shape and np.array_equal(host.read(a), host.read(b))
-        for a, b in pairs
-    )
 
 
 def _stream_capacity(growths, copies):
@@ -219,7 +193,7 @@ def fuse(
             to=to,
         )
         if off_diagonal in (None, "zeros"):
-            _warn_of_equal(plan)
+            warn_of_equal(plan)
         plan.fill()
         if plan.exact:
             verify(plan, samples.sample(plan.parents[0]))
@@ -340,7 +314,7 @@ class FusionOperator(GrowthOperator):
         )
         depth.check_live(model, plan.parents)
         if self.off_diagonal in (None, "zeros"):
-            _warn_of_equal(plan)
+            warn_of_equal(plan)
         return plan
 
     def _choice(self):
@@ -367,7 +341,8 @@ class FusionOperator(GrowthOperator):
             "noise_scale": self.noise_scale,
             "into": self.into is not None,
             "seed": self.seed,
-            "norms": self.norms,
+            # Of copies all are the same but block norms.
+            "norms": "joint" if own and self.norms != "block" else self.norms,
             **self._choice(),
         }
 

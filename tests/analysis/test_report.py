@@ -16,7 +16,7 @@ def test_report():
     assert exact.fused_loss == pytest.approx(exact.ensemble_loss, rel=1e-5)
     assert exact.ensemble_loss < np.mean(exact.parent_losses)  # Jensen
     assert exact.difference.argmax_agreement == 1.0
-    joint = fusion_report(parents, fuse(parents), x)
+    joint = fusion_report(parents, fuse(parents, norms="joint"), x)
     first = joint.first_departure()
     assert first.kind == "LayerNormalization" and joint.fused_loss is None
     assert [d.difference for d in joint.layers if d.kind == "Embedding"] == [0.0]

@@ -36,7 +36,7 @@ def test_block_norms_give_the_mean_of_distinct_parents(kind, post, norm):
         ]
         fused, x = fuse(parents, norms="block"), ids_for(kind)
         assert relative_change(mean_of(parents, x), outputs(fused, x)) < tolerance
-        joint = outputs(fuse(parents), x)
+        joint = outputs(fuse(parents, norms="joint"), x)
         assert relative_change(mean_of(parents, x), joint) > 0.01
     found = {type(layer) for layer in fused.layers}
     assert not found & {layers.LayerNormalization, layers.RMSNormalization}

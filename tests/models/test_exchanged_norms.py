@@ -82,7 +82,7 @@ def test_fusion_begins_at_the_mean_of_distinct_parents(name):
     fused = fuse(parents, norms="block")
     assert relative_change(mean_of(parents, x), outputs(fused, x)) < 1e-5
     assert type(fused) is type(parents[0])
-    joint = outputs(fuse(parents), x)
+    joint = outputs(fuse(parents, norms="joint"), x)
     assert relative_change(mean_of(parents, x), joint) > 0.01
     paths = [v.path for v in fused.trainable_variables]
     assert paths == [v.path for v in parents[0].trainable_variables]
@@ -186,7 +186,7 @@ def test_auto_says_what_is_calibrated():
     ):
         fused = fuse(parents, norms="auto", probe=IDS)
     expected = mean_of(parents, IDS)
-    joint = outputs(fuse(parents), IDS)
+    joint = outputs(fuse(parents, norms="joint"), IDS)
     found = outputs(fused, IDS)
     assert np.linalg.norm(found - expected) < np.linalg.norm(joint - expected)
 

@@ -139,7 +139,7 @@ def test_a_saved_run_goes_on(phase, tmp_path):
     np.testing.assert_allclose(outputs(again, x), outputs(model, x), atol=1e-6)
     for a, b in zip(again.optimizer.variables, model.optimizer.variables, strict=True):
         np.testing.assert_array_equal(numpy(a), numpy(b))
-    stock = fuse([encoder(), partner])
+    stock = fuse([encoder(), partner], norms="joint")
     stock.compile("sgd", loss())
     train(stock)
     stock.predict(x, verbose=0)
@@ -208,11 +208,13 @@ def test_a_checkpoint_of_tensorflows(tmp_path):
     again = restored(fuse(parents, norms="block"), path)
     np.testing.assert_array_equal(again, outputs(fused, x))
     with pytest.raises(ValueError, match="incompatible tensor"):
-        restored(fuse(parents), path)
+        restored(fuse(parents, norms="joint"), path)
     fused.compile("sgd", loss())
     train(fused, AnnealBlockNorms(steps=2))
     path = tf.train.Checkpoint(model=fused).save(str(tmp_path / "stock"))
-    np.testing.assert_array_equal(restored(fuse(parents), path), outputs(fused, x))
+    np.testing.assert_array_equal(
+        restored(fuse(parents, norms="joint"), path), outputs(fused, x)
+    )
 
 
 class Crash(Exception):

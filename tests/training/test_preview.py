@@ -117,7 +117,7 @@ def test_it_is_plain_data_too():
 
 def test_a_callback_previews_its_growth(capsys):
     model, other = functional(), functional(seed=1)
-    grow = DeepFusion(at_step=1, partners=[other], optimizer_state="reset")
+    grow = DeepFusion(at_step=1, partners=[other], norms="joint")
     seen = grow.preview(model)
     assert capsys.readouterr().out == f"{seen}\n"
     assert not seen.exact and "Norms of distinct parents are joined: 3" in str(seen)
@@ -138,8 +138,16 @@ def test_block_norms_are_exact():
 # What is refused.
 
 
+class Scale(keras.layers.Layer):
+    def build(self, input_shape):
+        self.scale = self.add_weight(shape=input_shape[-1:], name="scale")
+
+    def call(self, x):
+        return x * self.scale
+
+
 def test_a_refusal_is_told_with_its_reason(capsys):
-    model = keras.Sequential([keras.Input((3, 4)), keras.layers.GRU(8)])
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8), Scale()])
     seen = preview(model)
     assert "Register it" in seen.refused
     assert seen.params == (model.count_params(), None) and not seen.exact
