@@ -16,7 +16,8 @@ def _norm_roles(layer: Any) -> dict[str, tuple[str | None, ...]]:
     shape = (layer.get_build_config() or {}).get("input_shape")
     last = {-1} if shape is None else {-1, len(shape) - 1}
     role = (*(None,) * (len(axes) - 1), "out" if axes[-1] in last else None)
-    return dict.fromkeys(_OF_NORMS, role) | {"blend": ()}
+    roles: dict[str, tuple[str | None, ...]] = dict.fromkeys(_OF_NORMS, role)
+    return roles | {"blend": ()}
 
 
 _KERNEL = {"kernel": ("in", "out"), "bias": ("out",)}
