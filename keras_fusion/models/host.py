@@ -45,6 +45,15 @@ def to_numpy(value: Any) -> np.ndarray:
     return np.asarray(keras.ops.convert_to_numpy(value))
 
 
+def is_traced(value: Any) -> bool:
+    """Whether a tensor has no value yet, as inside of a loop that JAX compiles."""
+    if keras.config.backend() != "jax":
+        return False
+    import jax
+
+    return isinstance(value, jax.core.Tracer)
+
+
 def host(value: Any) -> np.ndarray:
     """A tensor's value in the host's memory, see `read`."""
     if keras.config.backend() == "jax":

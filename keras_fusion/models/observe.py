@@ -144,9 +144,7 @@ def _behind_activation(layer: keras.Layer, inner: list[Any]) -> Iterator[None]:
 
 def _features(value: Any) -> np.ndarray | None:
     """A tensor of features in the host's memory, or some of its positions."""
-    if not keras.ops.is_tensor(value):
-        return None
-    if not _is_float(value):
+    if not keras.ops.is_tensor(value) or host.is_traced(value) or not _is_float(value):
         return None
     rank, size = len(value.shape), int(np.prod(value.shape))
     if rank > 2 and size > _LARGE:
@@ -235,6 +233,6 @@ def _largest(ids: Any) -> int:
 
 
 def _array(value: Any) -> np.ndarray | None:
-    if not keras.ops.is_tensor(value):
+    if not keras.ops.is_tensor(value) or host.is_traced(value):
         return None
     return host.host(keras.ops.cast(value, _wide(value)) if _is_float(value) else value)

@@ -18,8 +18,6 @@ from models import outputs, relative_change
 import keras_fusion
 from keras_fusion import HyperCloning, Lemon, Net2Net, fuse
 
-pytestmark = pytest.mark.core
-
 FRAMES = (3, 4, 2)
 
 
@@ -66,7 +64,14 @@ GROWING = {
 }
 
 
-@pytest.mark.parametrize("name", GROWING)
+# On JAX each of them is compiled many times.
+CORE = ("lstm", "gru", "bidirectional", "distributed", "separable", "depthwise")
+MARKED = [
+    pytest.param(name, marks=[pytest.mark.core] * (name in CORE)) for name in GROWING
+]
+
+
+@pytest.mark.parametrize("name", MARKED)
 def test_copies_and_distinct_parents(name):
     assert_copies_fuse(*GROWING[name])
     assert_distinct_fuse(*GROWING[name], widths=(8, 12))
