@@ -49,7 +49,7 @@ def is_traced(value: Any) -> bool:
     """Whether a tensor has no value yet, as inside of a loop that JAX compiles."""
     if keras.config.backend() != "jax":
         return False
-    import jax
+    import jax.core
 
     return isinstance(value, jax.core.Tracer)
 
