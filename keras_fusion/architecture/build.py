@@ -53,15 +53,15 @@ def build(
         FusionError: if a class has no config or no rule, with the way out.
     """
     target = None if into is None else _given(into, parents)
-    found = widths.Widths()
+    found, chosen = widths.Widths(), chosen or Chosen()
     if parents.is_plain:
         found = _analysed(parents, capacity, target, chosen)
-    found.chosen = chosen or Chosen()
+    found.chosen = chosen
     found.block_norms, found.capacity = block_norms, capacity
     found.analysed = parents.is_plain
     found.epsilon_divisor = capacity if epsilon_divisor is None else epsilon_divisor
     model = _grow_model(parents.models, found) if target is None else target
-    found.chosen.check_hits()
+    chosen.check_hits()
     if not (model.built and model.weights):
         _build_weights(model, parents.first)
     if target is not None:
@@ -104,7 +104,7 @@ def _analysed(
     parents: Parents,
     capacity: float,
     target: keras.Model | None,
-    chosen: Chosen | None,
+    chosen: Chosen,
 ) -> widths.Widths:
     """Where the parents' features lie, as far as the graph tells.
 

@@ -46,7 +46,7 @@ def make_width(
     )
     axis = site.names.new((which, id(site.layers[0])), width)
     if isinstance(site.layers[0], keras.layers.Embedding):
-        site.is_stream(axis)
+        site.mark_stream(axis)
     return axis
 
 

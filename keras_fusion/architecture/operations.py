@@ -43,7 +43,7 @@ def joined(site: Site, operands: Sequence[Axes]) -> Axes:
     rank = max(map(len, operands), default=0)
     if site.call.class_name in _SUMS_OF_STREAMS:
         for axes in site.inputs if len(site.inputs) > 1 else ():
-            site.is_stream(axes[-1] if axes else ())
+            site.mark_stream(axes[-1] if axes else ())
     result = []
     for place in range(-rank, 0):
         axes = [axes[place] for axes in operands if len(axes) >= -place]

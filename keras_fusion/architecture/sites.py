@@ -111,8 +111,8 @@ class Site:
         """Says which entries the config of the grown layer or operation is to have."""
         self.known.overrides[id(self.call.source)] = entries
 
-    def is_stream(self, axis: Axis) -> None:
-        """Says that an axis is that of a residual stream."""
+    def mark_stream(self, axis: Axis) -> None:
+        """Notes that an axis holds the features of a residual stream."""
         self.known.streams |= {part.name for part in axis if part.name is not None}
 
     def arrays(self) -> list[Axes]:

@@ -164,7 +164,6 @@ def _found(known, tensors, inputs, is_free) -> Widths:
         },
         shapes={key: tuple(map(names.size, axes)) for key, axes in tensors.items()},
         reasons=tuple(pin.reason for pin in names.pins() if pin.cause not in MEANT),
-        chosen=known.chosen,
     )
 
 

@@ -68,7 +68,5 @@ def readers(layer: Any) -> list[keras.Layer]:
 
 def _inner(layer):
     """What a wrapper holds."""
-    for name in ("forward_layer", "layer", "cell"):
-        if hasattr(layer, name):
-            return getattr(layer, name)
-    raise AssertionError(layer)
+    held = (getattr(layer, name, None) for name in ("forward_layer", "layer", "cell"))
+    return next(inner for inner in held if inner is not None)

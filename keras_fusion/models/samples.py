@@ -107,7 +107,9 @@ def _candidates(model: keras.Model) -> Iterator[Any]:
     for length in probe.lengths(model):
         few = probe.batch(model, size=1, length=length)
         elements = sum(np.size(x) for x in keras.tree.flatten(few))
-        size = len(KINDS) * max(1 if elements > _LARGE else 2, min(8, 256 // elements))
+        size = len(KINDS) * max(
+            1 if elements > _LARGE else 2, min(8, 256 // max(1, elements))
+        )
         for ids in dict.fromkeys((*_table_sizes(model), 2)):
             inputs = probe.batch(model, size=size, length=length, ids=ids)
             if probe.knows_dtypes(model):

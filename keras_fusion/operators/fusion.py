@@ -192,8 +192,7 @@ def fuse(
             only=only,
             to=to,
         )
-        if off_diagonal in (None, "zeros"):
-            warn_of_equal(plan)
+        warn_of_equal(plan)
         plan.fill()
         if plan.exact:
             verify(plan, samples.sample(plan.parents[0]))
@@ -313,8 +312,7 @@ class FusionOperator(GrowthOperator):
             seed=arguments.chosen_seed(self.seed, seed),
         )
         depth.check_live(model, plan.parents)
-        if self.off_diagonal in (None, "zeros"):
-            warn_of_equal(plan)
+        warn_of_equal(plan)
         return plan
 
     def _choice(self):

@@ -36,6 +36,13 @@ def test_no_growth_of_a_random_model_breaks_its_promise(first, float64):
     assert not faults, judge.summary(faults)
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("seed", [526, 3214, 3330, 3371])
+def test_faults_that_the_long_fuzz_found_are_refused(seed, float64):
+    verdict = judge.judged(seed)
+    assert verdict.result == "refused", verdict
+
+
 def test_every_layer_of_keras_is_in_the_fuzz_or_left_out_with_a_reason():
     classes = {n: x for n, x in vars(layers).items() if isinstance(x, type)}
     used = {getattr(layers, entry.name) for entry in catalogue.LAYERS}

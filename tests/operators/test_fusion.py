@@ -1,5 +1,7 @@
 """`fuse`: what the fused model computes, and that it is a model of its own."""
 
+import warnings
+
 import keras
 import numpy as np
 import pytest
@@ -23,7 +25,7 @@ from models import (
     values,
 )
 
-from keras_fusion import fuse
+from keras_fusion import FusionOperator, fuse
 from keras_fusion.models import tree
 
 
@@ -315,3 +317,22 @@ def test_operations_between_layers():
     x = keras.ops.mean(x, axis=1) + x[:, 0] * 2.0
     model = perturbed(keras.Model(inputs, layers.Dense(3)(keras.ops.tanh(x))))
     assert_exact(model, data_for("functional", 4)[0])
+
+
+EQUAL = "have equal weights.*stay equal"
+
+
+def test_equal_parents_that_nothing_tells_apart_give_a_warning():
+    model, twin = norm_free(), norm_free()
+    twin.set_weights(model.get_weights())
+    with pytest.warns(UserWarning, match=f"{EQUAL}.*'paired'"):
+        fuse(model, factor=2, off_diagonal="zeros")
+    with pytest.warns(UserWarning, match=f"{EQUAL}.*'random'"):
+        fuse([model, twin])
+    with pytest.warns(UserWarning, match=EQUAL):
+        FusionOperator(off_diagonal="zeros").plan(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        fuse(model, factor=2)
+        fuse([model, norm_free(seed=1)])
+        fuse(model, factor=1.5, off_diagonal="zeros")  # One copy.

@@ -117,7 +117,9 @@ def test_it_is_plain_data_too():
 
 def test_a_callback_previews_its_growth(capsys):
     model, other = functional(), functional(seed=1)
-    grow = DeepFusion(at_step=1, partners=[other], norms="joint")
+    grow = DeepFusion(
+        at_step=1, partners=[other], norms="joint", optimizer_state="reset"
+    )
     seen = grow.preview(model)
     assert capsys.readouterr().out == f"{seen}\n"
     assert not seen.exact and "Norms of distinct parents are joined: 3" in str(seen)
