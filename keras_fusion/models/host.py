@@ -46,12 +46,16 @@ def to_numpy(value: Any) -> np.ndarray:
 
 
 def is_traced(value: Any) -> bool:
-    """Whether a tensor has no value yet, as inside of a loop that JAX compiles."""
-    if keras.config.backend() != "jax":
-        return False
-    import jax.core
+    """Whether a tensor has no value yet, as in a function that is being compiled."""
+    if keras.config.backend() == "jax":
+        import jax.core
 
-    return isinstance(value, jax.core.Tracer)
+        return isinstance(value, jax.core.Tracer)
+    if keras.config.backend() == "tensorflow":
+        import tensorflow as tf
+
+        return tf.is_symbolic_tensor(value)
+    return False
 
 
 def host(value: Any) -> np.ndarray:

@@ -355,3 +355,29 @@ def test_every_operator_takes_a_probe(cls):
     with pytest.raises(FusionError, match="does not accept the `probe`"):
         fuse(model, factor=2, probe=X)
     assert fuse(model, factor=2, probe=sevens).layers[-2].units == 16
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="tf.function")
+def test_layers_inside_of_a_compiled_function_are_not_watched():
+    import tensorflow as tf
+
+    @keras.saving.register_keras_serializable("tests")
+    class Compiled(keras.Model):
+        def __init__(self, width=8, **kwargs):
+            super().__init__(**kwargs)
+            self.width = width
+            self.hidden, self.readout = layers.Dense(width, "relu"), layers.Dense(2)
+            self.compiled = tf.function(lambda x: self.readout(self.hidden(x)))
+
+        def call(self, x):
+            return self.compiled(x)
+
+        def get_config(self):
+            return super().get_config() | {"width": self.width}
+
+    keras_fusion.register(Compiled, widths=("width",))
+    model, x = Compiled(), np.ones((4, 3), "float32")
+    model(x)
+    fused = fuse(model, factor=2)
+    assert fused.width == 16
+    np.testing.assert_allclose(fused(x), model(x), atol=1e-6)
