@@ -1,8 +1,15 @@
 """keras_fusion: train a big Keras network for less, by growing it out of small ones."""
 
 from keras_fusion import dynamics, flops, layers, testing
+from keras_fusion.analysis.growth_plan import (
+    Course,
+    ExistingParent,
+    GrowthAdvice,
+    plan_growth,
+)
 from keras_fusion.analysis.plotting import plot_dynamics, plot_fusion, plot_run
 from keras_fusion.analysis.report import FusionReport, fusion_report
+from keras_fusion.analysis.scaling_law import ScalingLaw
 from keras_fusion.errors import (
     FusionError,
     GrowthError,
@@ -56,14 +63,17 @@ __all__ = [
     "Axis",
     "BackupAndRestore",
     "Chain",
+    "Course",
     "DeepFusion",
     "DepthStacking",
+    "ExistingParent",
     "Filler",
     "FusionError",
     "FusionOperator",
     "FusionReport",
     "GrowModel",
     "GrownSchedule",
+    "GrowthAdvice",
     "GrowthError",
     "GrowthEvent",
     "GrowthOperator",
@@ -77,6 +87,7 @@ __all__ = [
     "Plan",
     "Plans",
     "Preview",
+    "ScalingLaw",
     "Slot",
     "StagedTraining",
     "StructureError",
@@ -93,6 +104,7 @@ __all__ = [
     "lay_out",
     "layers",
     "multi_worker_fit",
+    "plan_growth",
     "plot_dynamics",
     "plot_fusion",
     "plot_run",

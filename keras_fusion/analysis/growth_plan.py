@@ -1,0 +1,400 @@
+"""`plan_growth`: whether, from which size and when to grow, foretold by a scaling law."""
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from keras_fusion.analysis.scaling_law import ScalingLaw
+from keras_fusion.errors import FusionError
+from keras_fusion.models.names import helpful
+
+Cost = Callable[[Any], Any]
+
+# The least saving that is worth the trouble of a growth.
+_WORTH_WHILE = 0.05
+_RATIOS = (1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 16.0)
+_MOMENTS = 48
+# A growth is followed by training, this share of the from-scratch tokens at least: new
+# values need time, and no run with less was measured.
+_LEAST_LEFT = 0.1
+
+
+@dataclasses.dataclass(frozen=True)
+class ExistingParent:
+    """A trained model to grow from, whose training is paid for.
+
+    Args:
+        params: int. Its parameters.
+        loss: float. The validation loss, in nats, of what the grown model starts from.
+            For several distinct parents that is the loss of the mean of their logits,
+            which can be evaluated before anything is fused.
+        tokens: float. What it has read. Defaults to unknown.
+
+    Raises:
+        FusionError: if a value is not finite and positive.
+
+    Example:
+
+    >>> from keras_fusion import ExistingParent
+    >>> parent = ExistingParent(params=6e7, loss=3.1)
+    """
+
+    params: float
+    loss: float
+    tokens: float | None = None
+
+    def __post_init__(self):
+        for name in ("params", "loss"):
+            _check_positive(name, getattr(self, name))
+        if self.tokens is not None:
+            _check_positive("tokens", self.tokens)
+
+
+@dataclasses.dataclass(frozen=True)
+class Course:
+    """One way to the loss at which training from scratch would end.
+
+    Args:
+        name: string.
+        sizes: tuple of floats. Parameters of each stage's model.
+        tokens: tuple of floats. What each stage reads.
+        flops: float. Training FLOPs until the loss of the run from scratch; infinite if
+            it is out of reach.
+        share: float. The same as a share of what the run from scratch spends.
+        interval: pair of floats. Bounds of `share`, at 95%.
+        loss: float. The loss, in nats, if as many FLOPs are spent as from scratch.
+
+    Example:
+
+    >>> from keras_fusion import ScalingLaw, plan_growth
+    >>> law = ScalingLaw(1.7, 400.0, 0.34, 410.0, 0.28)
+    >>> course = plan_growth(1e9, law=law, tokens=2e10).best_size
+    >>> print(f"{course.sizes[0]:.1e} parameters, {course.share:.2f} of the FLOPs")
+    6.8e+08 parameters, 0.96 of the FLOPs
+    """
+
+    name: str
+    sizes: tuple[float, ...]
+    tokens: tuple[float, ...]
+    flops: float
+    share: float
+    interval: tuple[float, float]
+    loss: float
+
+
+@dataclasses.dataclass(frozen=True)
+class GrowthAdvice:
+    """What `plan_growth` foretells.
+
+    Args:
+        scratch: `Course` of the target alone.
+        small: `Course` of the best smaller model alone.
+        best_size: `Course` of the best model of any size alone, the compute-optimal
+            envelope.
+        growths: tuple of `Course`, by number of growths.
+
+    Example:
+
+    >>> from keras_fusion import ScalingLaw, plan_growth
+    >>> law = ScalingLaw(1.7, 400.0, 0.34, 410.0, 0.28)
+    >>> plan_growth(1e9, law=law, tokens=1e11).verdict()[:11]
+    'Do not grow'
+    """
+
+    scratch: Course
+    small: Course
+    best_size: Course
+    growths: tuple[Course, ...]
+
+    @property
+    def best_growth(self) -> Course:
+        """The growth with the fewest FLOPs."""
+        return min(self.growths, key=lambda course: course.share)
+
+    @property
+    def grow(self) -> bool:
+        """Whether growing saves 5% or more of the FLOPs, at the interval's worse end."""
+        return self.best_growth.interval[1] <= 1 - _WORTH_WHILE
+
+    def verdict(self) -> str:
+        """One sentence."""
+        best = self.best_growth
+        told = f"{best.share:.2f} ({best.interval[0]:.2f} to {best.interval[1]:.2f})"
+        if not self.grow:
+            return (
+                f"Do not grow: it is foretold to need {told} of the from-scratch FLOPs, "
+                f"which is no sure saving of {_WORTH_WHILE:.0%}."
+            )
+        text = f"Grow: {told} of the from-scratch FLOPs to the same loss."
+        if self.best_size.share < best.share:
+            text += (
+                f" If the size need not be {_short(self.scratch.sizes[0])}, a model of "
+                f"{_short(self.best_size.sizes[0])} parameters, trained alone, needs "
+                f"{self.best_size.share:.2f}."
+            )
+        return text
+
+    def __str__(self) -> str:
+        """The verdict and a table."""
+        head = f"{'course':<18} {'parameters':<26} {'tokens':<26} FLOPs    interval"
+        lines = [self.verdict(), "", f"{head}      loss"]
+        for course in (self.scratch, self.small, self.best_size, *self.growths):
+            low, high = course.interval
+            lines.append(
+                f"{course.name:<18} {' -> '.join(map(_short, course.sizes)):<26} "
+                f"{' + '.join(map(_short, course.tokens)):<26} {course.share:<8.2f} "
+                f"{low:.2f} to {high:.2f}  {course.loss:.3f}"
+            )
+        return "\n".join(lines)
+
+
+@helpful
+def plan_growth(
+    target: Any,
+    *,
+    law: ScalingLaw,
+    tokens: float | None = None,
+    flops: float | None = None,
+    parents: Sequence[ExistingParent] | ExistingParent = (),
+    mixing: float | tuple[float, float] = 0.0,
+    most_growths: int = 2,
+    flops_per_token: Cost | None = None,
+) -> GrowthAdvice:
+    """Foretells what growing a model saves, against all that one would run instead.
+
+    A growth that keeps the loss leaves the grown model on its own curve, at the tokens
+    after which it would have that loss from scratch (Shen et al., Staged Training for
+    Transformer Language Models, ICML 2022). Then one growth saves little at 20 tokens a
+    parameter, and much where the parents exist. What goes past that is `mixing`.
+
+    Args:
+        target: the big model, built, or its number of parameters.
+        law: `ScalingLaw`, fitted to annealed runs of your own models and text.
+        tokens: float. What a run from scratch would read. Give this or `flops`.
+        flops: float. Training FLOPs of a run from scratch.
+        parents: `ExistingParent` or a list of these: each is tried as the start of one
+            growth, and the courses then start from none.
+        mixing: float, at most 1, or a pair of bounds. The share of the tokens lost by
+            the assumption above that count nevertheless: 0 for growth in width, where
+            the loss is all there is; above 0 for new blocks in depth, where the loss has
+            been measured to mix towards that of a run from scratch. Defaults to `0.0`.
+        most_growths: int. Growths from scratch that are tried, 1 or 2. Defaults to 2.
+        flops_per_token: function from a number of parameters to the training FLOPs of
+            one token. Defaults to 6 a parameter.
+
+    Returns:
+        A `GrowthAdvice`; as a string, a sentence and a table.
+
+    Raises:
+        FusionError: if an argument is out of range, both or neither of `tokens` and
+            `flops` are given, or a parent is not smaller than the target.
+
+    Example:
+
+    >>> from keras_fusion import ExistingParent, ScalingLaw, plan_growth
+    >>> law = ScalingLaw(1.7, 400.0, 0.34, 410.0, 0.28)
+    >>> plan_growth(1e9, law=law, tokens=1e11).grow
+    False
+    >>> parent = ExistingParent(params=5e8, loss=2.67, tokens=2e10)
+    >>> advice = plan_growth(1e9, law=law, tokens=2e10, parents=parent)
+    >>> advice.grow, round(advice.best_growth.share, 2)
+    (True, 0.41)
+    """
+    cost = flops_per_token or (lambda params: 6.0 * params)
+    params = _parameters(target)
+    run = _Run(law, params, _tokens(tokens, flops, cost(params)), cost, _bounds(mixing))
+    if isinstance(parents, ExistingParent):
+        parents = [parents]
+    if most_growths not in (1, 2):
+        raise FusionError(f"`most_growths` must be 1 or 2. Received: {most_growths!r}")
+    if parents:
+        growths = tuple(run.from_parent(parent) for parent in parents)
+    else:
+        growths = tuple(run.from_scratch(count) for count in range(1, most_growths + 1))
+    small = [params / ratio for ratio in _RATIOS]
+    any_size = (params * np.geomspace(1 / 30, 4, 120)).tolist()
+    return GrowthAdvice(
+        scratch=run.alone("from scratch", [params]),
+        small=run.alone("small alone", small),
+        best_size=run.alone("best size alone", any_size),
+        growths=growths,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """A target, and the loss that all courses must reach."""
+
+    law: ScalingLaw
+    params: float
+    tokens: float
+    cost: Cost
+    mixing: tuple[float, float, float]
+
+    @property
+    def flops(self) -> float:
+        return self.cost(self.params) * self.tokens
+
+    def alone(self, name: str, sizes: Sequence[float]) -> Course:
+        """The best course of one model."""
+
+        def spent(law, size, _):
+            read = law.tokens(size, law.loss(self.params, self.tokens))
+            return self.cost(size) * read
+
+        size = min(sizes, key=lambda size: spent(self.law, size, 0.0))
+        flops = spent(self.law, size, 0.0)
+        loss = self.law.loss(size, self.flops / self.cost(size))
+        read = flops / self.cost(size)
+        return self.course(
+            name, (size,), (read,), lambda law, _: spent(law, size, _), loss
+        )
+
+    def from_scratch(self, count: int) -> Course:
+        """The best course with so many growths."""
+        best = min(self.paths(count), key=lambda path: path[0])
+        _, sizes, ends = best
+        read, left, spent = self.stages(self.law, sizes, ends, self.mixing[1])
+        more = (self.flops - spent) / self.cost(self.params)
+        loss = self.law.loss(self.params, self.tokens - left + more)
+        return self.course(
+            f"{count} growth" + "s" * (count > 1),
+            (*sizes, self.params),
+            (*map(float, read), float(self.at_least(left))),
+            lambda law, mixing: self.total(*self.stages(law, sizes, ends, mixing)[1:]),
+            float(loss),
+        )
+
+    def from_parent(self, parent: ExistingParent) -> Course:
+        """The course from a model that is paid for."""
+        if parent.params >= self.params:
+            raise FusionError(
+                "A parent must be smaller than the target. Received a parent of "
+                f"{_short(parent.params)} parameters for a target of "
+                f"{_short(self.params)}."
+            )
+
+        def left(law, mixing):
+            worth = _worth(law, self.params, parent.loss, parent.tokens, mixing)
+            return self.tokens - worth
+
+        remaining = max(float(left(self.law, self.mixing[1])), 0.0)
+        start = self.tokens - left(self.law, self.mixing[1])
+        return self.course(
+            "from a parent",
+            (parent.params, self.params),
+            (0.0, remaining),
+            lambda law, m: self.cost(self.params) * max(float(left(law, m)), 0.0),
+            float(self.law.loss(self.params, start + self.tokens)),
+        )
+
+    def paths(self, count: int) -> Iterator[tuple[float, tuple, tuple]]:
+        """The least FLOPs for each sequence of sizes, and the tokens that give them."""
+        sizes = [self.params / ratio for ratio in _RATIOS]
+        axes = np.meshgrid(
+            *[np.geomspace(self.tokens / 100, self.tokens * 4, _MOMENTS)] * count,
+            indexing="ij",
+        )
+        for chosen in itertools.combinations(sorted(sizes), count):
+            stages = self.stages(self.law, chosen, axes, self.mixing[1])
+            flops = self.total(*stages[1:])
+            place = np.unravel_index(np.argmin(flops), flops.shape)
+            yield float(flops[place]), chosen, tuple(float(x[place]) for x in axes)
+
+    def stages(self, law: ScalingLaw, sizes, ends, mixing: float) -> tuple:
+        """What the small models read, what is left to the target, and what they cost.
+
+        Args:
+            law: `ScalingLaw`.
+            sizes: parameters of the small models, ascending.
+            ends: for each, the tokens on its own curve at which it stops.
+            mixing: float.
+        """
+        worth, read, spent, reads = 0.0, 0.0, 0.0, []
+        for size, end, bigger in zip(
+            sizes, ends, (*sizes[1:], self.params), strict=True
+        ):
+            # A model that would stop before it starts is skipped.
+            stage = np.maximum(end - worth, 0.0)
+            reads.append(stage)
+            read, spent = read + stage, spent + self.cost(size) * stage
+            loss = law.loss(size, np.maximum(end, worth))
+            worth = _worth(law, bigger, loss, read, mixing)
+        return reads, self.tokens - worth, spent
+
+    def total(self, left, spent):
+        """FLOPs in all."""
+        return spent + self.cost(self.params) * self.at_least(left)
+
+    def at_least(self, left):
+        """The tokens of the target after a growth."""
+        return np.maximum(left, _LEAST_LEFT * self.tokens)
+
+    def course(self, name, sizes, tokens, spent, loss) -> Course:
+        """A course with its interval; `spent` takes a law and a mixing."""
+        flops = float(spent(self.law, self.mixing[1]))
+        bounds = [
+            self.law.interval(lambda law, m=m: float(spent(law, m)) / self.flops)
+            for m in self.mixing
+        ]
+        return Course(
+            name=name,
+            sizes=tuple(float(size) for size in sizes),
+            tokens=tokens,
+            flops=flops,
+            share=flops / self.flops,
+            interval=(min(low for low, _ in bounds), max(high for _, high in bounds)),
+            loss=float(loss),
+        )
+
+
+def _worth(law: ScalingLaw, params: float, loss, read, mixing: float):
+    """The tokens on a grown model's own curve that it starts at."""
+    worth = law.tokens(params, loss)
+    if read is None:
+        return worth
+    return worth + mixing * np.maximum(read - worth, 0.0)
+
+
+def _parameters(target: Any) -> float:
+    count = target.count_params() if hasattr(target, "count_params") else target
+    _check_positive("target", count)
+    return float(count)
+
+
+def _tokens(tokens: float | None, flops: float | None, cost: float) -> float:
+    if (tokens is None) == (flops is None):
+        raise FusionError(
+            "Give either `tokens`, what a run from scratch would read, or `flops`, what "
+            f"it would spend. Received tokens={tokens}, flops={flops}."
+        )
+    _check_positive("tokens" if flops is None else "flops", tokens or flops)
+    return float(tokens) if tokens is not None else float(flops) / cost  # type: ignore
+
+
+def _bounds(mixing: float | tuple[float, float]) -> tuple[float, float, float]:
+    low, high = mixing if isinstance(mixing, Sequence) else (mixing, mixing)
+    if not (math.isfinite(low) and math.isfinite(high) and -1 <= low <= high <= 1):
+        raise FusionError(
+            "`mixing` must be a number from -1 to 1, or an ascending pair of these. "
+            f"Received: {mixing}"
+        )
+    return low, (low + high) / 2, high
+
+
+def _check_positive(name: str, value: Any) -> None:
+    number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
+    if not (number and math.isfinite(value) and value > 0):
+        raise FusionError(f"`{name}` must be finite and positive. Received: {value!r}")
+
+
+def _short(number: float) -> str:
+    """Such as `1.5B`."""
+    for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.3g}{letter}"
+    return f"{number:.3g}"
