@@ -19,7 +19,12 @@ from keras_fusion.models import graph as graphs
 from keras_fusion.models import host, probe
 from keras_fusion.models.observe import Watched, watch
 from keras_fusion.models.samples import Sample
-from keras_fusion.operators import correspondence, departures, in_training, other_weights
+from keras_fusion.operators import (
+    correspondence,
+    departures,
+    in_training,
+    other_weights,
+)
 from keras_fusion.operators.correspondence import Change
 from keras_fusion.operators.plan import Plan, Plans
 from keras_fusion.values.fillers import WidthFiller

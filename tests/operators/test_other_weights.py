@@ -1,4 +1,4 @@
-"""What a model's own weights hide is seen with others, where no graph tells what it does."""
+"""What a model's own weights hide is seen with others, where no graph tells of it."""
 
 import keras
 import numpy as np
