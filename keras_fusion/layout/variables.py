@@ -124,8 +124,9 @@ def lay_out(
         first, fused = matches[0].layers[0], matches[0].grown
         raise FusionError(
             f"Nothing grows from {first.name!r} to {fused.name!r}: all widths are "
-            "equal. Register the width keys of your classes, or pass a bigger model as "
-            "`into`."
+            "equal. Those of inputs and outputs stay: put a layer that sets a width of "
+            "its own (Dense) before the last one, register the width keys of your classes, "
+            "or pass a bigger model as `into`."
         )
     return tuple(layouts)
 

@@ -13,6 +13,7 @@ import keras
 import numpy as np
 
 from keras_fusion.errors import FusionError
+from keras_fusion.models import graph as graphs
 from keras_fusion.models import host, probe, tree
 from keras_fusion.models.observe import checked_ids
 from keras_fusion.models.private.attributes import instance_attributes
@@ -24,6 +25,15 @@ KINDS: tuple[Callable[[np.ndarray], np.ndarray], ...] = (
     lambda x: 30.0 * x,
     lambda x: np.abs(x) + 0.1,
 )
+# Sizes of the numbers that are tried where integers are numbers: a layer may refuse many.
+_NUMBERS = (8, 4)
+# Operations that look up nothing by the integers that they read.
+_OF_NUMBERS = """
+Abs Absolute Add All Any Cast Clip Concatenate Divide Equal ExpandDims FloorDivide
+Greater GreaterEqual Less LessEqual LogicalAnd LogicalNot LogicalOr Max Maximum Mean
+Min Minimum Mod Multiply Negative NotEqual OneHot Power Reshape Squeeze Stack Subtract
+Sum Transpose TrueDivide Where
+"""
 # Elements of one row, above which there is one row of each kind instead of several.
 _LARGE = 4096
 
@@ -110,10 +120,14 @@ def _candidates(model: keras.Model) -> Iterator[Any]:
         size = len(KINDS) * max(
             1 if elements > _LARGE else 2, min(8, 256 // max(1, elements))
         )
-        for ids in dict.fromkeys((*_table_sizes(model), 2)):
+        numbers = _NUMBERS if _counts(model) else ()
+        for ids in dict.fromkeys((*_table_sizes(model), *numbers, 2)):
             inputs = probe.batch(model, size=size, length=length, ids=ids)
             if probe.knows_dtypes(model):
-                yield keras.tree.map_structure(_scaled, inputs)
+                kinds = "fiu" if ids in numbers else "f"
+                yield keras.tree.map_structure(
+                    lambda x, kinds=kinds: _scaled(x, kinds), inputs
+                )
             yield inputs
 
 
@@ -124,10 +138,47 @@ def _table_sizes(model: keras.Model) -> tuple[int, ...]:
     return (max(sizes), min(sizes)) if sizes else ()
 
 
-def _scaled(values: np.ndarray) -> np.ndarray:
-    if values.dtype.kind != "f":
+def _counts(model: keras.Model) -> bool:
+    """Whether integers among a model's inputs are numbers, which nothing looks up.
+
+    What looks them up may be aborted by those that it does not have (on a GPU).
+    """
+    if not probe.knows_dtypes(model) or not graphs.is_plain(model):
+        return False
+    if not any(keras.backend.is_int_dtype(t.dtype) for t in model.inputs):
+        return False
+    below = [layer for _, layer in tree.walk(model)]
+    calls = (
+        call
+        for layer in below
+        if graphs.is_plain(layer)
+        for call in graphs.read(layer).calls
+        if not all(tensor.is_float for tensor in call.inputs)
+    )
+    return all(map(_reads_numbers, calls))
+
+
+def _reads_numbers(call: graphs.Call) -> bool:
+    operation = call.operation
+    if isinstance(operation, str):
+        one = len(call.inputs) == 1  # Others are indices.
+        return operation in _OF_NUMBERS.split() or (operation == "GetItem" and one)
+    return graphs.is_plain(operation) or (
+        type(operation).__module__.startswith("keras.")
+        and not isinstance(operation, (keras.layers.Embedding, keras.layers.Lambda))
+    )
+
+
+def _scaled(values: np.ndarray, kinds: str) -> np.ndarray:
+    """The rows at several scales, in arrays of these kinds; integers stay such."""
+    if values.dtype.kind not in kinds:
         return values
-    rows = (KINDS[i % len(KINDS)](row) for i, row in enumerate(values))
+    if values.dtype.kind != "f":
+        rows = (
+            30 * row if i % len(KINDS) == 2 else row for i, row in enumerate(values)
+        )
+    else:
+        rows = (KINDS[i % len(KINDS)](row) for i, row in enumerate(values))
     return np.stack(list(rows)).astype(values.dtype)
 
 

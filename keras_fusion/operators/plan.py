@@ -69,7 +69,9 @@ class Plan:
             Array of the grown shape, in the first parent's dtype.
         """
         arrays = [np.asarray(array) for array in arrays]
-        value = self.filler.value(index, self.layouts[index], arrays)
+        # Of weights that are not finite the verification tells.
+        with np.errstate(invalid="ignore"):
+            value = self.filler.value(index, self.layouts[index], arrays)
         return value.astype(arrays[0].dtype, copy=False)
 
     def fill(self) -> keras.Model:

@@ -19,7 +19,12 @@ from keras_fusion.models import graph as graphs
 from keras_fusion.models import host, probe
 from keras_fusion.models.observe import Watched, watch
 from keras_fusion.models.samples import Sample
-from keras_fusion.operators import correspondence, departures, in_training
+from keras_fusion.operators import (
+    correspondence,
+    departures,
+    in_training,
+    other_weights,
+)
 from keras_fusion.operators.correspondence import Change
 from keras_fusion.operators.plan import Plan, Plans
 from keras_fusion.values.fillers import WidthFiller
@@ -114,6 +119,7 @@ class _Verification:
         measured = self._measure()
         self._judge(measured, "")
         self._check_telling(measured)
+        self._check_other_weights()
         self._check_new_capacity()
         self._check_training()
         self._check_update()
@@ -308,6 +314,22 @@ class _Verification:
         ]
         with host.assumed(values), self._plan.assumed():
             yield
+
+    def _check_other_weights(self) -> None:
+        """What no graph tells is measured with other weights than its own, too.
+
+        A minimum over the features hides new zeros until all features are positive.
+        """
+        if np.isinf(self._tolerance) or all(map(other_weights.is_known, self._models)):
+            return
+        for values, which in other_weights.drawn(self._models, self._has_new):
+            with host.assumed(values), self._plan.assumed():
+                try:
+                    before = self._watch_parents(False)
+                except Exception:
+                    continue  # The parents themselves cannot be called so.
+                after = self._watched_grown(False)
+                self._judge(self._compared(before, after), f"with {which} weights, ")
 
     # What shows only later.
 

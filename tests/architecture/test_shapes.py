@@ -203,6 +203,31 @@ def grouped(heads, size, width):
     return perturbed(keras.Model(inputs, dense(x, 2)))
 
 
+def with_values(heads, size, width):
+    """The heads of the values are of another size than those of the keys."""
+    inputs = keras.Input(ROWS)
+    x = dense(inputs, width)
+    x = x + layers.MultiHeadAttention(heads, 4, value_dim=size)(x, x)
+    return perturbed(keras.Model(inputs, dense(x, 2)))
+
+
+def by_einsum(heads, size, width):
+    inputs = keras.Input(ROWS)
+    x = dense(inputs, width)
+    split = layers.EinsumDense("btx,xhd->bthd", (None, heads, size))(x)
+    x = x + layers.EinsumDense("bthd,hdx->btx", (None, width))(ops.tanh(split))
+    return perturbed(keras.Model(inputs, dense(x, 2)))
+
+
+@pytest.mark.parametrize("heads", [2, 4])
+def test_other_sizes_of_heads_are_refused(heads):
+    with pytest.raises(StructureError, match=r"'value_dim' of .*\[4, 8\]"):
+        fuse([with_values(2, 4, 8)] * 2, into=with_values(heads, 8, 16))
+    message = r"'einsum_dense.*\(None, None, \d, 8\).*instead of \(None, None, 4, 4\)"
+    with pytest.raises(FusionError, match=message):
+        fuse([by_einsum(2, 4, 8)] * 2, into=by_einsum(heads, 8, 16))
+
+
 @pytest.mark.parametrize("make", [attention, grouped])
 @pytest.mark.parametrize(("heads", "size"), [(2, 8), (4, 8)])
 def test_a_head_size_that_differs_from_the_parents_is_refused(make, heads, size):
@@ -211,7 +236,8 @@ def test_a_head_size_that_differs_from_the_parents_is_refused(make, heads, size)
         fuse(parents, into=make(heads, size, 16))
 
 
-def test_the_same_head_size_fits():
-    parents, x = [attention(2, 4, 8), attention(2, 4, 8)], batch(ROWS)
-    fused = fuse(parents, into=attention(4, 4, 16))
+@pytest.mark.parametrize("make", [attention, with_values, by_einsum])
+def test_the_same_head_size_fits(make):
+    parents, x = [make(2, 4, 8), make(2, 4, 8)], batch(ROWS)
+    fused = fuse(parents, into=make(4, 4, 16))
     assert relative_change(mean_of(parents, x), outputs(fused, x)) < 1e-5

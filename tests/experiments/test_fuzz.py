@@ -8,6 +8,7 @@ runs more than the seeds of a usual run; `python -m experiments.fuzz --float64` 
 import os
 
 import keras
+import numpy as np
 import pytest
 from keras import layers
 
@@ -37,7 +38,7 @@ def test_no_growth_of_a_random_model_breaks_its_promise(first, float64):
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("seed", [526, 3214, 3330, 3371])
+@pytest.mark.parametrize("seed", [526, 3214, 3330, 3371, 4643])
 def test_faults_that_the_long_fuzz_found_are_refused(seed, float64):
     verdict = judge.judged(seed)
     assert verdict.result == "refused", verdict
@@ -55,6 +56,35 @@ def test_a_seed_makes_the_same_model_each_time():
     one, two = generator.program(3), generator.program(3)
     assert one.describe() == two.describe()
     assert one.describe() != generator.program(4).describe()
+
+
+def first_distinct(head):
+    """A seed of distinct parents without norms whose outputs come out of a head."""
+    growth = list(judge.GROWTHS).index("distinct, block norms")
+    for seed in range(growth, 600, len(judge.GROWTHS)):
+        drawn = generator.program(seed)
+        if drawn.heads == (head,) and len(drawn.steps) < 4:
+            verdict = judge.judged(seed)
+            if verdict.detail.endswith("of logits"):
+                return seed, verdict
+    raise AssertionError(f"no seed with the head {head!r}")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_judge_compares_logits_behind_which_something_acts(float64, monkeypatch):
+    """The outputs are a function of their mean, and a wrong mean is seen."""
+    seed, verdict = first_distinct("softmax")
+    assert verdict.result == "exact"
+    fuse = judge.kf.fuse
+
+    def biased(*arguments, **options):
+        grown = fuse(*arguments, **options)
+        last = grown.trainable_variables[-1]
+        last.assign(np.arange(3.0) + np.array(keras.ops.convert_to_numpy(last)))
+        return grown
+
+    monkeypatch.setattr(judge.kf, "fuse", biased)
+    assert judge.judged(seed).result == "wrong"
 
 
 @pytest.mark.core

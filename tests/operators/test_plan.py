@@ -1,5 +1,6 @@
 """`Plan`: lays out without changing anything, and says the values that `fill` writes."""
 
+import contextlib
 import dataclasses
 import random
 
@@ -109,15 +110,70 @@ def test_a_plan_is_frozen_and_short():
     assert len(lines) == 2 and all(line.startswith("<Plan ") for line in lines)
 
 
-def test_trials_on_a_parent_do_not_move_its_statistics():
+@keras.saving.register_keras_serializable("tests_plan")
+class Counting(keras.layers.Layer):
+    """Counts its calls, in inference as well."""
+
+    def build(self, shape):
+        self.calls = self.add_weight(shape=(), trainable=False, name="calls")
+
+    def call(self, x):
+        self.calls.assign_add(1.0)
+        return x
+
+
+keras_fusion.register(Counting, roles={"calls": ()})
+
+
+def normed():
     inputs = keras.Input((4,))
     x = keras.layers.BatchNormalization()(keras.layers.Dense(8)(inputs))
     x = keras.layers.Dropout(0.5)(x)
-    model = keras.Model(inputs, keras.layers.Dense(2)(x))
-    before = [numpy(v).copy() for v in model.variables]
-    ZeroPadding(factor=1.5).plan(model, 0)
-    keras_fusion.fuse(model, factor=2)
-    assert all(map(np.array_equal, before, [numpy(v) for v in model.variables]))
+    return keras.Model(inputs, keras.layers.Dense(2)(x))
+
+
+def resized():
+    inputs = keras.Input((6, 6, 3))
+    x = keras.layers.Resizing(3, 3)(keras.layers.Conv2D(8, 3)(inputs))
+    x = keras.layers.BatchNormalization()(x)
+    return keras.Model(inputs, keras.layers.Dense(2)(x))
+
+
+def counted():
+    inner = [keras.layers.Dense(8), keras.layers.BatchNormalization(), Counting()]
+    stack = [keras.Input((4,)), keras.Sequential(inner), keras.layers.Dense(2)]
+    return keras.Sequential(stack)
+
+
+def spectral():
+    layer = keras.layers.SpectralNormalization(keras.layers.Dense(4))
+    stack = [keras.Input((4,)), layer, keras.layers.Dense(8), keras.layers.Dense(2)]
+    return keras.Sequential(stack)
+
+
+def stateful():
+    layer = keras.layers.LSTM(8, stateful=True)
+    stack = [keras.Input(batch_shape=(2, 6, 4)), layer, keras.layers.Dense(2)]
+    model = keras.Sequential(stack)
+    model(np.ones((2, 6, 4), "float32"))
+    return model
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("make", [normed, resized, counted, spectral, stateful])
+def test_trials_on_a_parent_do_not_move_its_state(make):
+    model = make()
+    held = [v for layer in model._flatten_layers() for v in layer.variables]
+    before = [numpy(v).copy() for v in held]
+    assert before
+    for grow in (
+        lambda: ZeroPadding(factor=1.5).plan(model, 0),
+        lambda: keras_fusion.fuse(model, factor=2),
+        lambda: keras_fusion.fuse([model, make()]),
+    ):
+        with contextlib.suppress(keras_fusion.FusionError):
+            grow()
+        assert all(map(np.array_equal, before, map(numpy, held)))
 
 
 # Operators of users.

@@ -128,11 +128,18 @@ def test_new_capacity_that_will_be_seen_later_is_found(operator):
 
 
 @pytest.mark.core
-def test_a_diverged_model_is_not_grown():
-    model = net(layers.Dense(8, "relu"))
+@pytest.mark.parametrize(
+    ("layer", "name", "bad"),
+    [(1, "kernel", np.nan), (1, "bias", np.inf), (2, "moving_variance", -np.inf)],
+)
+def test_a_diverged_model_is_not_grown(layer, name, bad):
+    model = net(lambda x: layers.BatchNormalization()(layers.Dense(8, "relu")(x)))
     model.compile("adam", "mse")
-    model.layers[1].kernel.assign(np.full((4, 8), np.nan))
-    with pytest.raises(FusionError, match="kernel.*not finite"):
+    variable = getattr(model.layers[layer], name)
+    value = np.array(numpy(variable))
+    value[..., 0] = bad
+    variable.assign(value)
+    with pytest.raises(FusionError, match=f"{name}.*not finite"):
         model.fit(X, X[:, :2], verbose=0, callbacks=[DeepFusion(at_step=1, verbose=0)])
     assert model.layers[1].units == 8
 
