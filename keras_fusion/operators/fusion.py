@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import keras
 
@@ -202,7 +203,7 @@ class FusionOperator(GrowthOperator):
         given = factor if factor != 2 else None  # which it is by default
         arguments.check_choice(only, to, given, into, copies=partners is None)
         self.only = list(only) if isinstance(only, (list, tuple)) else only
-        self.to = dict(to) if isinstance(to, dict) else to
+        self.to: Any = dict(to) if isinstance(to, dict) else to
         self.partners = list(partners) if partners is not None else None
         self.factor = factor
         self.off_diagonal = off_diagonal
