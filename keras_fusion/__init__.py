@@ -27,6 +27,7 @@ from keras_fusion.operators.net2net import Net2Net
 from keras_fusion.operators.plan import Plan, Plans, lay_out
 from keras_fusion.operators.stacking import DepthStacking
 from keras_fusion.operators.staged import StagedTraining
+from keras_fusion.operators.vocabulary import ClassGrowth, VocabularyGrowth
 from keras_fusion.operators.zero_padding import ZeroPadding
 from keras_fusion.training.anneal import AnnealBlockNorms
 from keras_fusion.training.backup import BackupAndRestore
@@ -56,6 +57,7 @@ __all__ = [
     "Axis",
     "BackupAndRestore",
     "Chain",
+    "ClassGrowth",
     "DeepFusion",
     "DepthStacking",
     "Filler",
@@ -82,6 +84,7 @@ __all__ = [
     "StructureError",
     "UnregisteredLayerError",
     "VariableLayout",
+    "VocabularyGrowth",
     "ZeroPadding",
     "dynamics",
     "flops",
