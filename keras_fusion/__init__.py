@@ -20,6 +20,7 @@ from keras_fusion.operators.base import (
     register_operator,
 )
 from keras_fusion.operators.chain import Chain
+from keras_fusion.operators.experts import ExpertGrowth
 from keras_fusion.operators.fusion import FusionOperator, fuse
 from keras_fusion.operators.hypercloning import HyperCloning
 from keras_fusion.operators.lemon import Lemon
@@ -60,6 +61,7 @@ __all__ = [
     "ClassGrowth",
     "DeepFusion",
     "DepthStacking",
+    "ExpertGrowth",
     "Filler",
     "FusionError",
     "FusionOperator",

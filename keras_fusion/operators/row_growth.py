@@ -7,18 +7,14 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_fusion.architecture import build, depth
 from keras_fusion.architecture.outer_sizes import Holder
-from keras_fusion.architecture.parents import Match, Parents, check_parent
-from keras_fusion.architecture.widths import Widths
+from keras_fusion.architecture.parents import check_parent
 from keras_fusion.errors import FusionError, is_integer, require
 from keras_fusion.layout.axes import Axis
-from keras_fusion.layout.variables import VariableLayout
-from keras_fusion.models import exchange, private, tree
 from keras_fusion.models import probe as probes
-from keras_fusion.operators import arguments
+from keras_fusion.operators import arguments, resized
 from keras_fusion.operators.base import GrowthOperator
-from keras_fusion.operators.plan import Plan, adopted
+from keras_fusion.operators.plan import Plan
 from keras_fusion.values.new_rows import RowsFiller
 
 
@@ -183,56 +179,16 @@ def _check_metrics(model: keras.Model, size: int) -> None:
 
 def _laid_out(model: keras.Model, found: Sequence[Holder], new: int, seed: int) -> Plan:
     """Lays out the model with larger tables and heads, with a filler of means."""
-    widths, old = Widths(), found[0].size
+    old = found[0].size
+    overrides: dict[int, dict] = {}
     for holder in found:
-        entries = widths.overrides.setdefault(id(holder.layer), {})
-        entries.update(holder.entry(new))
-    parents = Parents.of([model])
-    with private.without_values() as initializers:
-        grown = _regrown(model, widths)
-    matches = parents.matched_with(grown)
-    for match in matches:
-        depth.follow_norm(match.layers[0], match.grown)
-    exchange.mark_owners(grown)
-    layouts = [x for match in matches for x in _layouts(match, old, new)]
-    layouts = list({id(x.target): x for x in reversed(layouts)}.values())[::-1]
+        overrides.setdefault(id(holder.layer), {}).update(holder.entry(new))
+    grown, layouts = resized.lay_out(
+        model, overrides, (old, new), Axis(new, "out", (np.arange(old),)), seed=seed
+    )
     if not any(layout.grown for layout in layouts):
         listed = ", ".join(holder.text for holder in found)
         raise FusionError(
             f"No weight grows with {listed}. Name other layers as `only`."
         )
-    pairs = [(match.layers[0], match.grown) for match in matches]
-    layouts = adopted(layouts, pairs, initializers, seed)
     return Plan((model,), grown, layouts, RowsFiller(), True, True, extends=True)
-
-
-def _regrown(model: keras.Model, widths: Widths) -> keras.Model:
-    try:
-        return build.regrown(model, widths)
-    except FusionError as error:
-        text = str(error).partition(", or pass the bigger")[0].partition("; or pass")[0]
-        raise FusionError(text) from error
-    except Exception as error:
-        raise FusionError(
-            f"{model.name!r} cannot be built with the other size: {error} Layers that "
-            "depend on it must be named as `only`, too."
-        ) from error
-
-
-def _layouts(match: Match, old: int, new: int):
-    """Yields the layouts of a layer's own variables, in which one axis may grow."""
-    for source, target in tree.shared_variables([match.layers[0], match.grown]):
-        name = f"{match.address}.{target.name}" if match.address else target.name
-        sizes = list(zip(source.shape, target.shape, strict=True))
-        changed = [i for i, (a, b) in enumerate(sizes) if a != b]
-        if any(sizes[i] != (old, new) for i in changed) or len(changed) > 1:
-            raise FusionError(
-                f"{name!r} would change from shape {tuple(source.shape)} to "
-                f"{tuple(target.shape)}, and only rows of {old} may become {new}. Name as "
-                "`only` the layers that have them."
-            )
-        axes = tuple(
-            Axis(b, "out", (np.arange(a),)) if i in changed else Axis(b)
-            for i, (a, b) in enumerate(sizes)
-        )
-        yield VariableLayout(name, (source,), target, axes, (1.0,))
