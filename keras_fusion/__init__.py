@@ -27,6 +27,7 @@ from keras_fusion.operators.base import (
     register_operator,
 )
 from keras_fusion.operators.chain import Chain
+from keras_fusion.operators.experts import ExpertGrowth
 from keras_fusion.operators.fusion import FusionOperator, fuse
 from keras_fusion.operators.hypercloning import HyperCloning
 from keras_fusion.operators.lemon import Lemon
@@ -34,6 +35,7 @@ from keras_fusion.operators.net2net import Net2Net
 from keras_fusion.operators.plan import Plan, Plans, lay_out
 from keras_fusion.operators.stacking import DepthStacking
 from keras_fusion.operators.staged import StagedTraining
+from keras_fusion.operators.vocabulary import ClassGrowth, VocabularyGrowth
 from keras_fusion.operators.zero_padding import ZeroPadding
 from keras_fusion.training.anneal import AnnealBlockNorms
 from keras_fusion.training.backup import BackupAndRestore
@@ -63,10 +65,12 @@ __all__ = [
     "Axis",
     "BackupAndRestore",
     "Chain",
+    "ClassGrowth",
     "Course",
     "DeepFusion",
     "DepthStacking",
     "ExistingParent",
+    "ExpertGrowth",
     "Filler",
     "FusionError",
     "FusionOperator",
@@ -93,6 +97,7 @@ __all__ = [
     "StructureError",
     "UnregisteredLayerError",
     "VariableLayout",
+    "VocabularyGrowth",
     "ZeroPadding",
     "dynamics",
     "flops",

@@ -15,7 +15,7 @@ import numpy as np
 
 from keras_fusion.models import host, probe, rules, tree
 from keras_fusion.operators.base import GrowthOperator
-from keras_fusion.operators.fusion import plan_fusion
+from keras_fusion.operators.fusion_plan import plan_fusion
 from keras_fusion.operators.plan import Plan
 from keras_fusion.training.deep_fusion import DeepFusion
 from keras_fusion.training.grow_model import GrowModel

@@ -3,10 +3,11 @@
 import dataclasses
 import fnmatch
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeGuard
 
 import keras
 
-from keras_fusion.errors import FusionError, is_integer, require
+from keras_fusion.errors import FusionError, is_integer, is_number, require
 from keras_fusion.models import rules, tree
 
 KINDS = ("feed_forward", "heads", "residual")
@@ -161,6 +162,11 @@ def _named_widths(model: keras.Model) -> Iterator[tuple[str, str, int]]:
                 yield layer.name, key, config[key]
 
 
+def is_count(to: Any) -> TypeGuard[float]:
+    """Whether `to` is a number of parameters."""
+    return is_number(to) and to >= 1
+
+
 def kind_of_key(key: str) -> str:
     """The kind of a width, by the key of a config that sets it."""
     if "heads" in key:
@@ -170,28 +176,35 @@ def kind_of_key(key: str) -> str:
 
 
 def as_chosen(
-    only: str | Sequence[str] | None, to: Mapping[str, int] | None = None
+    only: str | Sequence[str] | None, to: Mapping[str, int] | float | None = None
 ) -> Chosen:
     """Reads the arguments `only` and `to`.
+
+    A number as `to` chooses by the number of parameters, and so no widths by name.
 
     Raises:
         FusionError: naming the argument.
     """
     if to is not None:
         require(
-            isinstance(to, dict)
-            and bool(to)
-            and all(is_integer(n, 1) for n in to.values()),
+            is_count(to)
+            or (
+                isinstance(to, dict)
+                and bool(to)
+                and all(is_integer(n, 1) for n in to.values())
+            ),
             "to",
             to,
-            "a dict from names of config keys or layers to positive integers, or None",
+            "a dict from names of config keys or layers to positive integers, a number of "
+            "parameters, or None",
         )
         if only is not None:
             raise FusionError(
                 f"`to` says which widths grow, and so does `only`. Received: to={to!r}, "
                 f"only={only!r}. Leave one of the two out."
             )
-        return Chosen(to={name: int(size) for name, size in to.items()})
+        sizes = to.items() if isinstance(to, Mapping) else ()
+        return Chosen(to={name: int(size) for name, size in sizes} or None)
     listed = [only] if isinstance(only, str) else only
     fits = listed is None or (
         isinstance(listed, (list, tuple))

@@ -12,7 +12,7 @@ functional model has no such key: there, segments of its graph are repeated.
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import keras
 import numpy as np
@@ -122,7 +122,7 @@ def _continued(model: keras.Model, deep: keras.Model, rows: Iterable[Row]):
 
 
 def _copy(old, new, address):
-    _follow_norm(old, new)
+    follow_norm(old, new)
     for source, target in tree.shared_variables([old, new]):
         if source.shape != target.shape:
             raise StructureError(
@@ -208,12 +208,12 @@ def deeper(
     find = _repeated if graphs.is_plain(model) else _recounted
     deep, rows = find(model, factor, order)
     for row in rows:
-        _follow_norm(row.old, row.new)
+        follow_norm(row.old, row.new)
     exchange.mark_owners(deep)
     return deep, rows
 
 
-def _follow_norm(old, new):
+def follow_norm(old: Any, new: keras.Layer) -> None:
     """Makes a norm block-wise if the one that it continues or repeats is."""
     if is_block_norm(old) and not is_block_norm(new):
         exchange.follow(new, old)

@@ -30,14 +30,14 @@ def check_off_diagonal(off_diagonal: str, *, copies: bool) -> None:
         )
 
 
-def check_noise_scale(noise_scale: float) -> None:
+def check_noise_scale(noise_scale: float, name: str = "noise_scale") -> None:
     """Checks the deviation of the symmetry-breaking noise.
 
     Raises:
         FusionError: naming the argument.
     """
     good = is_number(noise_scale) and noise_scale >= 0
-    require(good, "noise_scale", noise_scale, "a number of at least 0")
+    require(good, name, noise_scale, "a number of at least 0")
 
 
 def check_whole_factor(factor: int, method: str, advice: str) -> None:

@@ -118,6 +118,10 @@ class GrowthOperator:
         """The models whose state goes into the grown one, the live model first."""
         return [model]
 
+    def notes(self, model: keras.Model) -> list[str]:
+        """What `preview` tells of a growth, besides what it sees; by default nothing."""
+        return []
+
     def get_config(self) -> dict:
         """The constructor's arguments."""
         return {}

@@ -2,89 +2,24 @@
 
 import os
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import keras
 
 from keras_fusion.architecture import depth
-from keras_fusion.architecture.chosen import as_chosen, kind_of_key, ratios
-from keras_fusion.architecture.parents import Parents, check_factor, load, resolved
-from keras_fusion.errors import FusionError
+from keras_fusion.architecture.chosen import as_chosen, is_count
+from keras_fusion.architecture.parents import check_factor, load, resolved
+from keras_fusion.errors import FusionError, require
 from keras_fusion.layout import parent_blocks
 from keras_fusion.models import host, samples
 from keras_fusion.models import probe as probes
 from keras_fusion.models.renamed import renamed
-from keras_fusion.operators import arguments
+from keras_fusion.operators import arguments, target_size
 from keras_fusion.operators.base import GrowthOperator, register_operator
 from keras_fusion.operators.equal_parents import warn_of_equal
-from keras_fusion.operators.norms import are_block_wise, settled
-from keras_fusion.operators.plan import Plan, build_and_lay_out
+from keras_fusion.operators.fusion_plan import plan_fusion
+from keras_fusion.operators.plan import Plan
 from keras_fusion.operators.verification import verify
-from keras_fusion.values import new_capacity
-from keras_fusion.values.fillers import FusionFiller
-
-
-def plan_fusion(
-    parents: list[keras.Model] | keras.Model,
-    *,
-    seed: int | None = None,
-    factor: float | None = None,
-    copies: int | None = None,
-    into: keras.Model | Callable[[], keras.Model] | None = None,
-    off_diagonal: str | None = None,
-    noise_scale: float = 0.25,
-    norms: str = "auto",
-    probe=None,
-    only: str | Sequence[str] | None = None,
-    to: dict[str, int] | None = None,
-) -> Plan:
-    """Checks the arguments of `fuse` and lays out the fusion, changing nothing.
-
-    `copies` says how many copies a self-fusion holds, if not as many as fit.
-    """
-    chosen = as_chosen(only, to)
-    is_one = isinstance(parents, keras.Model)
-    arguments.check_choice(only, to, factor, into, copies=is_one)
-    growths = ratios(parents, to) if to is not None and is_one else {}
-    if growths:
-        factor = min(growths.values())
-    models, capacity = resolved(parents, factor, copies)
-    if into is None and len({id(model) for model in models}) > 1:
-        models = depth.equalized(models)
-    matched = Parents.of(models)
-    if off_diagonal is None:
-        off_diagonal = "paired" if matched.copies else "zeros"
-    arguments.check_off_diagonal(off_diagonal, copies=matched.copies)
-    arguments.check_noise_scale(noise_scale)
-    arguments.check_norms(norms, probe)
-    arguments.check_seed(seed)
-    seed = arguments.chosen_seed(seed, None)
-    draft = build_and_lay_out(
-        matched,
-        into,
-        seed=seed,
-        block_norms=are_block_wise(norms, copies=matched.copies),
-        capacity=capacity,
-        chosen=chosen,
-        epsilon_divisor=_stream_capacity(growths, len(models)) if growths else None,
-    )
-    corrections, keeps = settled(draft, norms, probe)
-    filler = FusionFiller(
-        off_diagonal=off_diagonal,
-        noise_scale=noise_scale,
-        seed=seed,
-        corrections=corrections,
-    )
-    if matched.copies:
-        filler = new_capacity.settled(
-            filler, draft.matches, draft.layouts, count=len(models)
-        )
-    return draft.plan(filler, exact=keeps and off_diagonal != "random")
-
-
-def _stream_capacity(growths, copies):
-    """How much larger than its copies the residual stream becomes."""
-    streams = [r for key, r in growths.items() if kind_of_key(key) == "residual"]
-    return max(streams, default=copies) / copies
 
 
 @renamed(off_diagonal_scale="noise_scale", batch="probe")
@@ -99,7 +34,7 @@ def fuse(
     probe=None,
     seed: int | None = None,
     only: str | Sequence[str] | None = None,
-    to: dict[str, int] | None = None,
+    to: dict[str, int] | float | None = None,
 ) -> keras.Model:
     """Fuses trained models into one wide model (the FUSION operator of Deep Fusion).
 
@@ -152,7 +87,9 @@ def fuse(
             alone leave the norms of the stream as they are. Defaults to all widths.
         to: the sizes that some widths of one model are to have, in place of `factor`:
             dict from a key of its classes' configs, or the name of a layer, to a size
-            (`{"hidden_dim": 768, "num_heads": 12}`). All others stay.
+            (`{"hidden_dim": 768, "num_heads": 12}`). All others stay. Or a number of
+            parameters (`1.5e9`): all widths grow by the factor that comes nearest to it
+            and makes head counts whole, see `FusionOperator.sizes`.
 
     Returns:
         A new, built, uncompiled Keras model (compiled by default where its class does
@@ -222,7 +159,8 @@ class FusionOperator(GrowthOperator):
         probe: inputs on which the growth is tried, and for `norms="calibrated"`, see
             `fuse`.
         only: which widths of a self-fusion grow, see `fuse`.
-        to: the sizes that they are to have, in place of `factor`, see `fuse`.
+        to: the sizes that they are to have, or the number of parameters of the whole, in
+            place of `factor`, see `fuse`.
 
     Raises:
         FusionError: for arguments that cannot work; from `plan`, for anything that
@@ -265,7 +203,7 @@ class FusionOperator(GrowthOperator):
         given = factor if factor != 2 else None  # which it is by default
         arguments.check_choice(only, to, given, into, copies=partners is None)
         self.only = list(only) if isinstance(only, (list, tuple)) else only
-        self.to = dict(to) if to is not None else None
+        self.to: Any = dict(to) if isinstance(to, dict) else to
         self.partners = list(partners) if partners is not None else None
         self.factor = factor
         self.off_diagonal = off_diagonal
@@ -286,6 +224,40 @@ class FusionOperator(GrowthOperator):
                 "`partners` out and set `factor`."
             )
         return [model, *self._load()]
+
+    def sizes(self, model: keras.Model) -> tuple[target_size.Size, ...]:
+        """The sizes of a model near to a number of parameters as `to`.
+
+        Args:
+            model: the built model, which does not change.
+
+        Returns:
+            Tuple of records with `params`, `factor` and `to`, the nearest one first. It
+            is the one that the model grows to; the others are the next below and above.
+
+        Raises:
+            FusionError: if `to` is no number, or one that the model cannot grow to.
+
+        Example:
+
+        >>> import keras, keras_fusion
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8)])
+        >>> model.add(keras.layers.Dense(1))
+        >>> wide = keras_fusion.FusionOperator(to=100)
+        >>> print(*wide.sizes(model)[:3], sep="; ")
+        97 (x2); 103 (x2.125); 91 (x1.875)
+        """
+        expected = "a number of parameters, to tell the sizes near it"
+        require(is_count(self.to), "to", self.to, expected)
+        return target_size.sizes_near(model, self.to)
+
+    def notes(self, model: keras.Model) -> list[str]:
+        """The sizes near to a number of parameters."""
+        if not is_count(self.to):
+            return []
+        first, *others = map(str, self.sizes(model))
+        asked, others = f"{self.to:,.0f}", "; ".join(others)
+        return [f"Parameters: {first} is nearest to {asked}. Others: {others}."]
 
     def _load(self):
         if self._loaded is None:
@@ -347,6 +319,8 @@ class FusionOperator(GrowthOperator):
     def __str__(self):
         """A short name of the operator, for the console."""
         if self.partners is None:
+            if is_count(self.to):
+                return f"self-fusion to {self.to:,.0f} parameters"
             if self.to is not None:
                 sizes = ", ".join(f"{key}={size}" for key, size in self.to.items())
                 return f"self-fusion to {sizes}"

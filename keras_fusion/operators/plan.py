@@ -33,6 +33,8 @@ class Plan:
         exact: bool. Whether the grown function must equal the parents' mean but for
             rounding; if it does not, the growth is refused.
         copies: bool. Whether the parents are copies of one model.
+        extends: bool. Whether outputs get more entries behind the old ones, which alone
+            must stay; behind a softmax, their shares of each other.
 
     Example:
 
@@ -52,6 +54,7 @@ class Plan:
     filler: Filler
     exact: bool
     copies: bool
+    extends: bool = False
 
     @property
     def stages(self) -> "Plans":

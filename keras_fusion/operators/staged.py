@@ -8,7 +8,7 @@ from keras_fusion.models import probe as probes
 from keras_fusion.models.renamed import renamed
 from keras_fusion.operators import arguments
 from keras_fusion.operators.base import GrowthOperator, register_operator
-from keras_fusion.operators.fusion import plan_fusion
+from keras_fusion.operators.fusion_plan import plan_fusion
 from keras_fusion.operators.plan import Plan
 
 

@@ -26,6 +26,7 @@ from keras_fusion.operators import (
     other_weights,
 )
 from keras_fusion.operators.correspondence import Change
+from keras_fusion.operators.extended_outputs import is_behind_softmax, old_part
 from keras_fusion.operators.plan import Plan, Plans
 from keras_fusion.values.fillers import WidthFiller
 
@@ -63,16 +64,21 @@ def verify(
     tolerance = probe.tolerance(first) if tolerance is None else tolerance
     verified = [_Verification(stage, sample, tolerance).run() for stage in plan.stages]
     (before, _), (_, after) = verified[0], verified[-1]
-    return _difference(before, after, sample)
+    extends = any(stage.extends for stage in plan.stages)
+    return _difference(before, after, sample, extends)
 
 
 def _difference(
-    before: list[Watched], after: Watched, sample: Sample
+    before: list[Watched], after: Watched, sample: Sample, extends: bool
 ) -> probe.Difference:
     """The difference on the first rows on which there is one."""
     mean = [
         np.mean(ys, axis=0) if len({y.shape for y in ys}) == 1 else None
         for ys in zip(*(watched.outputs for watched in before), strict=True)
+    ]
+    outputs = [
+        old_part(old, new) if extends and old is not None else new
+        for old, new in zip(mean, after.outputs, strict=True)
     ]
     found: Any = None
     for rows in sample.groups:
@@ -83,7 +89,7 @@ def _difference(
 
         with np.errstate(all="ignore"):
             found = probe.difference(
-                [chosen(y) for y in mean], [chosen(y) for y in after.outputs]
+                [chosen(y) for y in mean], [chosen(y) for y in outputs]
             )
         if np.isfinite(found.largest):
             break
@@ -147,10 +153,13 @@ class _Verification:
 
     def _compared(self, before: list[Watched], after: Watched) -> _Measured:
         inside = correspondence.changes(self._layers, before, after, self._sample)
+        if self._plan.extends:  # Behind a softmax all change; before it none.
+            inside = [x for x in inside if not is_behind_softmax(x, before[0])]
         axes = [axis for layer in self._layers for axis in layer.outputs]
         outputs = []
         for i, new in enumerate(after.outputs):
             old = [watched.outputs[i] for watched in before]
+            new = old_part(old[0], new) if self._plan.extends else new
             pairs = correspondence.corresponding(old, new, axes)
             is_scaled = any(layer.is_scaled for layer in self._layers)
             has_grown = old[0].shape != new.shape

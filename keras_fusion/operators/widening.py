@@ -13,6 +13,7 @@ import numpy as np
 
 from keras_fusion.architecture import build
 from keras_fusion.architecture.parents import Parents, resolved
+from keras_fusion.architecture.setters import whole_numbers
 from keras_fusion.architecture.widths import Widths
 from keras_fusion.layout import variables
 from keras_fusion.layout.axes import CopiedAxis
@@ -140,18 +141,10 @@ def common_groups(draft: Draft) -> int:
     sizes = {old for layout in draft.layouts for _, old, _, _ in _stretches(layout)}
     for match in draft.matches:
         if match.rule is not None and isinstance(match.rule.widths, tuple):
-            old, new = _whole_numbers(match.layers[0]), _whole_numbers(match.grown)
+            old, new = whole_numbers(match.layers[0]), whole_numbers(match.grown)
             widths = match.rule.widths
             sizes |= {old[k] for k in widths if old.get(k, 0) < new.get(k, 0)}
     return math.gcd(*sizes)
-
-
-def _whole_numbers(layer: keras.Layer) -> dict[str, int]:
-    try:
-        config = layer.get_config()
-    except NotImplementedError:
-        return {}  # A model without config, which was given the bigger one.
-    return {key: value for key, value in config.items() if isinstance(value, int)}
 
 
 def _stretches(layout: VariableLayout):

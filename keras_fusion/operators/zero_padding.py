@@ -9,7 +9,7 @@ from keras_fusion.models import probe as probes
 from keras_fusion.models.names import helpful
 from keras_fusion.operators import arguments
 from keras_fusion.operators.base import GrowthOperator, register_operator
-from keras_fusion.operators.fusion import plan_fusion
+from keras_fusion.operators.fusion_plan import plan_fusion
 from keras_fusion.operators.plan import Plan
 
 

@@ -39,8 +39,8 @@ class DeepFusion(GrowModel):
             `fuse`. Defaults to `"auto"`.
         only: which widths of a self-fusion grow, `"feed_forward"`, `"heads"`,
             `"residual"`, or names of layers, see `fuse`. Defaults to all.
-        to: dict of the sizes that some widths are to have, in place of `factor`, see
-            `fuse`.
+        to: dict of the sizes that some widths are to have, or the number of parameters
+            of the whole (`1.5e9`), in place of `factor`, see `fuse`.
         seed: int. Seed of the off-diagonal noise. Defaults to one that is drawn.
         optimizer_state: `"carry"` fuses the optimizer's slots too; `"reset"` starts them
             from zero, see `GrowModel`. Defaults to `"carry"`.
@@ -97,7 +97,7 @@ class DeepFusion(GrowModel):
         into: Callable[[], keras.Model] | keras.Model | None = None,
         norms: str = "auto",
         only: str | list[str] | None = None,
-        to: dict[str, int] | None = None,
+        to: dict[str, int] | float | None = None,
         seed: int | None = None,
         optimizer_state: str = "carry",
         learning_rate_factor: float | Callable = 1.0,

@@ -23,6 +23,7 @@ def grow(
     model: keras.Model,
     operator_or_factor: Any = 2,
     *,
+    to: dict[str, int] | float | None = None,
     optimizer: keras.optimizers.Optimizer | None = None,
     optimizer_state: str = "carry",
     learning_rate_factor: float | Callable = 1.0,
@@ -48,6 +49,8 @@ def grow(
         model: built model, compiled or not.
         operator_or_factor: how to grow: a growth operator; or number above 1, the factor
             of a self-fusion (see `FusionOperator`). Defaults to 2.
+        to: in place of a factor, the sizes that widths are to have, or the number of
+            parameters of the whole (`1.5e9`), see `fuse`.
         optimizer: the Keras optimizer of your loop, if the model was not compiled with
             it. Defaults to the model's own.
         optimizer_state: `"carry"` or `"reset"`, see `GrowModel`. Defaults to `"carry"`.
@@ -86,7 +89,7 @@ def grow(
     """
     require(isinstance(model, keras.Model), "model", model, "a keras.Model")
     chosen = live_growth.Options(
-        as_operator(operator_or_factor),
+        as_operator(operator_or_factor, to),
         optimizer_state,
         learning_rate_factor,
         learning_rate_multipliers,
@@ -115,12 +118,20 @@ def grow(
         )
 
 
-def as_operator(given: Any) -> Any:
-    """The growth operator that a factor or an operator stands for.
+def as_operator(given: Any, to: dict[str, int] | float | None = None) -> Any:
+    """The growth operator that a factor, sizes or an operator stand for.
 
     Raises:
         FusionError: for anything else.
     """
+    if to is not None:
+        if given != 2:  # which it is by default
+            raise FusionError(
+                "`to` says how large the model becomes, and so does `operator_or_factor`. "
+                f"Received: to={to!r}, operator_or_factor={given!r}. Leave one of the two "
+                "out."
+            )
+        return FusionOperator(to=to)
     if isinstance(given, numbers.Real) and not isinstance(given, bool):
         factor = float(given)
         return FusionOperator(factor=int(factor) if factor.is_integer() else factor)

@@ -114,6 +114,7 @@ def preview(
     model: keras.Model,
     operator_or_factor: Any = 2,
     *,
+    to: dict[str, int] | float | None = None,
     optimizer_state: str = "carry",
     probe: Any = None,
     verbose: int = 1,
@@ -127,6 +128,7 @@ def preview(
     Args:
         model: built model, compiled or not.
         operator_or_factor: how to grow, see `grow`. Defaults to 2.
+        to: sizes, or a number of parameters, in place of a factor, see `grow`.
         optimizer_state: `"carry"` or `"reset"`, see `GrowModel`. Defaults to `"carry"`.
         probe: batch in the structure of the model's inputs, for which the FLOPs are
             counted. By default a small one is made.
@@ -149,7 +151,7 @@ def preview(
     """
     require(isinstance(model, keras.Model), "model", model, "a keras.Model")
     options = live_growth.Options(
-        as_operator(operator_or_factor), optimizer_state, probe=probe
+        as_operator(operator_or_factor, to), optimizer_state, probe=probe
     )
     found = previewed(model, options)
     if verbose:
@@ -172,6 +174,8 @@ def previewed(model: keras.Model, options: live_growth.Options) -> Preview:
     )
     try:
         live_growth.check_rates(model, options)
+        tell = getattr(options.operator, "notes", lambda model: [])
+        notes = [*tell(model), *notes]
         with private.scope(model):
             planned = swap.tried(
                 model,
