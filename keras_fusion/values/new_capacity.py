@@ -12,7 +12,6 @@ tried first; where the function changes, trials weight by weight decide.
 import contextlib
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import keras
 import numpy as np
@@ -46,11 +45,12 @@ def settled(
     if not new:
         return filler
     is_tied = any(layout.before_tied_readout for layout in layouts)
-    if not (is_tied or any(map(calibration.is_joint, matches))):
+    norms = calibration.joint_layers(matches)
+    if not (is_tied or norms):
         # Without a joint norm it is enough that nothing reads the new outputs.
         return filler
-    varied = varied_inputs(matches[0].layers[0], layouts)
-    corrections = calibration.for_new_capacity(matches, layouts, count, varied[0])
+    varied = varied_answer(matches[0].layers[0], layouts, norms)
+    corrections = calibration.for_new_capacity(matches, layouts, count, varied.seen)
     filler = dataclasses.replace(filler, corrections=corrections)
     if not (corrections or is_tied):
         return filler
@@ -66,11 +66,12 @@ class _Trial:
         matches: Sequence[Match],
         layouts: Sequence[VariableLayout],
         new: Sequence[int],
-        varied: tuple[Any, list[np.ndarray]],
+        varied: samples.Answer,
     ):
         self._filler = dataclasses.replace(filler, fresh_roles=dict.fromkeys(new, ()))
         self._matches, self._layouts, self._new = matches, layouts, new
-        self._fused, (self._inputs, self._expected) = matches[0].grown, varied
+        self._fused = matches[0].grown
+        self._inputs, self._expected = varied.inputs, varied.outputs
 
     def run(self) -> WidthFiller:
         """Runs the trials; returns the filler with `fresh_roles` and `mean_outputs`."""
@@ -148,7 +149,9 @@ class _Trial:
         before = self._filler
         roles = {i: tuple(r for r in fresh if i in fresh[r]) for i in self._new}
         self._filler = _with_roles(before, roles)
-        values = [(self._layouts[i].target, self._value(i)) for i in self._new]
+        # Without a role a value is what is assumed already.
+        used = [i for i in self._new if roles[i]]
+        values = [(self._layouts[i].target, self._value(i)) for i in used]
         with host.assumed(values):
             if probe.change(unused, self._outputs()) <= probe.HARMLESS:
                 return True
@@ -182,13 +185,20 @@ def _with_roles(
     return dataclasses.replace(filler, fresh_roles={**filler.fresh_roles, **roles})
 
 
-def varied_inputs(
-    model: keras.Model, layouts: Sequence[VariableLayout]
-) -> tuple[Any, list[np.ndarray]]:
+def varied_answer(
+    model: keras.Model,
+    layouts: Sequence[VariableLayout],
+    norms: Sequence[keras.Layer],
+) -> samples.Answer:
     """A probe that shows every influence, with all ids where the model allows it.
 
+    Args:
+        model: the smaller model.
+        layouts: the layouts of the growth.
+        norms: layers of the model to observe.
+
     Returns:
-        The inputs and the model's outputs.
+        The inputs, the model's outputs, and the calls of the norms.
     """
     tables = [
         item.sources[0].shape[0]
@@ -197,14 +207,12 @@ def varied_inputs(
     ]
     for ids in (max(tables, default=2), min(tables, default=2)):
         try:
-            inputs = samples.accepted(model, size=8, ids=ids)
+            answer = samples.answered(model, size=8, ids=ids, layers=norms)
         except FusionError:
             continue
-        outputs = probe.outputs(model, inputs)
-        if all(np.isfinite(y).all() for y in outputs):
-            return inputs, outputs
-    inputs = samples.accepted(model, size=8)
-    return inputs, probe.outputs(model, inputs)
+        if all(np.isfinite(y).all() for y in answer.outputs):
+            return answer
+    return samples.answered(model, size=8, layers=norms)
 
 
 def _is_centered(matches: Sequence[Match]) -> bool:
