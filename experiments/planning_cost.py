@@ -8,6 +8,7 @@ is of medians over the rounds.
 """
 
 import argparse
+import gc
 import itertools
 import time
 
@@ -48,6 +49,7 @@ def spent(model: keras.Model, rounds: int) -> dict[str, dict]:
     for _ in range(rounds):
         for name, growth in GROWTHS.items():
             operator = growth()
+            gc.collect()  # What the last one left is not this one's.
             times[name].append(clocked(lambda g=operator: g.plan(model, seed=0)))
     return summary(times)
 
