@@ -193,11 +193,11 @@ def measure(kills, seed, setups, variants, spawn):
             setup: {
                 "kills": sum(run["kills"] for run in runs if run["setup"] == setup),
                 **totals([run for run in runs if run["setup"] == setup]),
-                "growths_after_steps": [
+                "growths_after_steps": distinct(
                     reference.growths
                     for case, reference in references.items()
                     if case[0] == setup
-                ],
+                ),
             }
             for setup in dict.fromkeys(run["setup"] for run in runs)
         },
@@ -207,6 +207,11 @@ def measure(kills, seed, setups, variants, spawn):
         "keras": keras.__version__,
         "python": platform.python_version(),
     }
+
+
+def distinct(lists):
+    """The lists that differ, in order."""
+    return [list(x) for x in dict.fromkeys(map(tuple, lists))]
 
 
 def totals(runs):
