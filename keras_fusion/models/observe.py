@@ -38,11 +38,25 @@ def observe(
         of arrays (in float32 or wider) per call of the layer. What is no single tensor
         is `None`.
     """
-    seen = Observation()
-    recorders = {id(layer): (layer, _Recorder(layer, seen)) for layer in layers}
-    with _calling(recorders.values()), host.unchanging():
+    with observing(layers) as seen, host.unchanging():
         model(keras.tree.map_structure(keras.ops.convert_to_tensor, inputs))
     return seen
+
+
+@contextlib.contextmanager
+def observing(layers: Iterable[keras.Layer]) -> Iterator[Observation]:
+    """Opens a scope in which layers' inputs and outputs are recorded, see `observe`.
+
+    Args:
+        layers: the layers to record.
+
+    Yields:
+        The `Observation`, which calls in the scope fill.
+    """
+    seen = Observation()
+    recorders = {id(layer): (layer, _Recorder(layer, seen)) for layer in layers}
+    with _calling(recorders.values()):
+        yield seen
 
 
 # What `watch` keeps of one tensor; of larger ones it keeps each so many-th position.

@@ -287,6 +287,17 @@ def _comparable(
 HARMLESS = 1e-6  # The largest change that rounding makes in a trial.
 
 
+def harmless(layers: int) -> float:
+    """The largest change that rounding makes in a trial of a model of many layers.
+
+    Each layer rounds anew, and the roundings add up as in a random walk.
+
+    Args:
+        layers: int. How many layers a model has.
+    """
+    return max(HARMLESS, 2 * float(np.finfo("float32").eps) * layers**0.5)
+
+
 def keep_harmless(
     change: Callable[[], float],
     values: Sequence[Value],

@@ -6,7 +6,7 @@ by itself.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -15,7 +15,7 @@ import numpy as np
 from keras_fusion.errors import FusionError
 from keras_fusion.models import graph as graphs
 from keras_fusion.models import host, probe, tree
-from keras_fusion.models.observe import checked_ids
+from keras_fusion.models.observe import Observation, checked_ids, observing
 from keras_fusion.models.private.attributes import instance_attributes
 
 # What is done to the rows of floating-point inputs, in turn.
@@ -72,15 +72,56 @@ def accepted(model: keras.Model, *, size: int = 2, seed: int = 0, ids: int = 2) 
     """
     if probe.is_given():
         return _checked(model, probe.batch(model))
+    return answered(model, size=size, seed=seed, ids=ids).inputs
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """A batch that a model accepts, and what the one call of it gave.
+
+    Args:
+        inputs: arrays in the structure of the model's inputs.
+        outputs: the model's outputs, see `probe.outputs`.
+        seen: the calls of the layers that were observed.
+    """
+
+    inputs: Any
+    outputs: list[np.ndarray]
+    seen: Observation
+
+
+def answered(
+    model: keras.Model,
+    *,
+    size: int = 2,
+    seed: int = 0,
+    ids: int = 2,
+    layers: Sequence[keras.Layer] = (),
+) -> Answer:
+    """Makes a batch like `accepted`, and keeps what the model's call of it gave.
+
+    Args:
+        model: a built model.
+        size: int. Number of examples.
+        seed: int. Seed of the values.
+        ids: int. Number of different ids.
+        layers: the layers to observe.
+
+    Raises:
+        FusionError: if the model refuses all of them.
+    """
+    if probe.is_given():
+        inputs = _checked(model, probe.batch(model))
+        with observing(layers) as seen:
+            return Answer(inputs, probe.outputs(model, inputs), seen)
     refused = None
     for length in probe.lengths(model):
         inputs = probe.batch(model, size=size, length=length, seed=seed, ids=ids)
         try:
-            _call(model, inputs)
+            with observing(layers) as seen:
+                return Answer(inputs, _call(model, inputs), seen)
         except Exception as error:
             refused = error if length <= 8 else refused  # That of a likely length.
-        else:
-            return inputs
     raise _not_accepted(model, refused)
 
 

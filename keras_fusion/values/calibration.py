@@ -22,7 +22,7 @@ from keras_fusion.architecture.parents import Match
 from keras_fusion.errors import FusionError
 from keras_fusion.layout.variables import VariableLayout
 from keras_fusion.models import host, probe, tree
-from keras_fusion.models.observe import Pair, observe
+from keras_fusion.models.observe import Observation, Pair, observe
 from keras_fusion.models.rules import Norm
 from keras_fusion.models.stock import is_block_norm
 
@@ -83,7 +83,7 @@ def for_new_capacity(
     matches: Sequence[Match],
     layouts: Sequence[VariableLayout],
     count: int,
-    inputs: Any,
+    seen: Observation,
 ) -> Corrections:
     """The corrections of joint norms for new features that equal the features' mean.
 
@@ -95,17 +95,13 @@ def for_new_capacity(
         matches: the corresponding layers of the model and the bigger one.
         layouts: the layouts of the growth.
         count: int. Number of copies of the model in the bigger one.
-        inputs: a batch in the structure of the model's inputs.
+        seen: the calls of the model's `joint_layers` on a batch.
 
     Returns:
         Dict from the indices of a layout and of a parent to the `Correction`.
     """
-    joint = _joint_norms(matches)
-    model = matches[0].layers[0]
-    norms = [match.layers[0] for match, _ in joint]
-    seen = observe(model, inputs, norms)
     found = {}
-    for match, norm in joint:
+    for match, norm in _joint_norms(matches):
         layer = match.layers[0]
         variables = zip(layer.variables, match.grown.variables, strict=True)
         for variable, larger in variables:
@@ -173,6 +169,11 @@ def _centered(value: np.ndarray) -> np.ndarray:
 def is_joint(match: Match) -> bool:
     """Whether a layer is a norm that grew and has one statistic for all features."""
     return bool(_joint_norms([match]))
+
+
+def joint_layers(matches: Sequence[Match]) -> list[keras.Layer]:
+    """The layers of the first parent that become such norms."""
+    return [match.layers[0] for match, _ in _joint_norms(matches)]
 
 
 def _joint_norms(matches: Sequence[Match]) -> list[tuple[Match, Norm]]:

@@ -170,7 +170,7 @@ def filled(
     array: np.ndarray,
     axes: Sequence[Axis],
     *,
-    fresh: np.ndarray,
+    fresh: np.ndarray | None,
     fresh_roles: Sequence[str],
     mean_outputs: bool,
 ) -> np.ndarray:
@@ -179,7 +179,7 @@ def filled(
     Args:
         array: the result of `copy_array`.
         axes: its axes.
-        fresh: array of the same shape with initial values.
+        fresh: array of the same shape with initial values, if any role needs them.
         fresh_roles: the roles of axes whose empty positions start from `fresh`.
         mean_outputs: bool. Whether empty outputs are the mean of the others, which does
             not affect a layer norm's mean.
@@ -191,7 +191,7 @@ def filled(
     places = empty_positions(axes)
     for dimension, place in sorted(places, key=lambda p: axes[p[0]].role == "out"):
         axis = axes[dimension]
-        if axis.role in fresh_roles:
+        if fresh is not None and axis.role in fresh_roles:
             result[place] = fresh[place]
         elif axis.role == "out" and mean_outputs:
             used = np.setdiff1d(np.arange(axis.size), axis.unused())

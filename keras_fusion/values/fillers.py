@@ -161,14 +161,15 @@ class FusionFiller(WidthFiller):
         """The parents' blocks, corrected, with noise in the off-diagonal blocks."""
         if layout.is_state:
             return arrays[0]
+        roles = self.fresh_roles.get(index, ("out",))
         return fuse_arrays(
             self._prepared(index, layout, arrays),
             layout.axes,
             off_diagonal="zeros" if index in self.noiseless else self.off_diagonal,
             noise_scale=self.noise_scale,
             rng=[self.seed, index],
-            fresh=layout.initial() if layout.initial else None,
-            fresh_roles=self.fresh_roles.get(index, ("out",)),
+            fresh=layout.initial() if layout.initial and roles else None,
+            fresh_roles=roles,
             mean_outputs=index in self.mean_outputs,
         )
 
@@ -227,11 +228,12 @@ class CopiesFiller(WidthFiller):
         value = value - layout.offset
         if layout.initial is None:
             return value
+        roles = self.fresh_roles.get(index, ())
         return filled(
             value,
             layout.axes,
-            fresh=layout.initial(),
-            fresh_roles=self.fresh_roles.get(index, ()),
+            fresh=layout.initial() if roles else None,
+            fresh_roles=roles,
             mean_outputs=index in self.mean_outputs,
         )
 

@@ -11,8 +11,7 @@ tried first; where the function changes, trials weight by weight decide.
 
 import contextlib
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
 
 import keras
 import numpy as np
@@ -46,11 +45,12 @@ def settled(
     if not new:
         return filler
     is_tied = any(layout.before_tied_readout for layout in layouts)
-    if not (is_tied or any(map(calibration.is_joint, matches))):
+    norms = calibration.joint_layers(matches)
+    if not (is_tied or norms):
         # Without a joint norm it is enough that nothing reads the new outputs.
         return filler
-    varied = varied_inputs(matches[0].layers[0], layouts)
-    corrections = calibration.for_new_capacity(matches, layouts, count, varied[0])
+    varied = varied_answer(matches[0].layers[0], layouts, norms)
+    corrections = calibration.for_new_capacity(matches, layouts, count, varied.seen)
     filler = dataclasses.replace(filler, corrections=corrections)
     if not (corrections or is_tied):
         return filler
@@ -66,17 +66,31 @@ class _Trial:
         matches: Sequence[Match],
         layouts: Sequence[VariableLayout],
         new: Sequence[int],
-        varied: tuple[Any, list[np.ndarray]],
+        varied: samples.Answer,
     ):
         self._filler = dataclasses.replace(filler, fresh_roles=dict.fromkeys(new, ()))
         self._matches, self._layouts, self._new = matches, layouts, new
-        self._fused, (self._inputs, self._expected) = matches[0].grown, varied
+        self._fused = matches[0].grown
+        self._inputs, self._expected = varied.inputs, varied.outputs
+        norms = _norm_weights(matches)
+        self._has_norms = bool(norms)
+        self._is_norm = {i: id(layouts[i].target) in norms for i in new}
+        self._harmless = probe.harmless(len(matches))
 
     def run(self) -> WidthFiller:
         """Runs the trials; returns the filler with `fresh_roles` and `mean_outputs`."""
+        usual, everything = self._usual_roles(), range(len(self._layouts))
+        without = self._filler
+        mean_outputs = self._means()[0]
+        self._filler = dataclasses.replace(without, mean_outputs=mean_outputs)
+        if self._is_harmless(usual, everything, self._expected):
+            return self._filler
+        self._filler = without
         with contextlib.ExitStack() as assumed:
             unused = self._without_use(assumed)
-            if self._as_usual(unused):
+            # Without a role a value is what is assumed already.
+            used = [i for i in self._new if usual[i]]
+            if self._is_harmless(usual, used, unused):
                 return self._filler
             for role in ("out", "in"):
                 kept = self._with_fresh(role, unused)
@@ -98,15 +112,18 @@ class _Trial:
             ) from error
         return _old_part(outputs, self._expected)
 
+    def _means(self) -> list[frozenset[int]]:
+        """Which new outputs may have to be the mean of the old ones; the likely first."""
+        means = (i for i in self._new if not self._is_norm[i])
+        tried = [frozenset(), frozenset(means)]
+        if self._has_norms and _is_centered(self._matches):
+            tried.reverse()
+        return tried
+
     def _without_use(self, assumed: contextlib.ExitStack) -> list[np.ndarray]:
         """The outputs of the bigger model, assumed from now on, without new capacity."""
-        norms = _norm_weights(self._matches)
-        means = (i for i in self._new if id(self._layouts[i].target) not in norms)
-        tried = [frozenset(), frozenset(means)]
-        if norms and _is_centered(self._matches):
-            tried.reverse()  # The likely one first.
         changes = []
-        for mean_outputs in tried:
+        for mean_outputs in self._means():
             self._filler = dataclasses.replace(self._filler, mean_outputs=mean_outputs)
             values = [(x.target, self._value(i)) for i, x in enumerate(self._layouts)]
             with host.assumed(values):
@@ -125,19 +142,18 @@ class _Trial:
             "`factor`, or norms='block'."
         )
 
-    def _as_usual(self, unused: Sequence[np.ndarray]) -> bool:
-        """Tries what suits most networks at once; returns whether it is harmless.
+    def _usual_roles(self) -> dict[int, tuple[str, ...]]:
+        """The roles that start from initial values in most networks.
 
         What writes into widths that a norm reduces over starts at zero, what reads them
         at its initial values; it is the other way round for all other widths.
         """
-        norms = _norm_weights(self._matches)
         sizes = {role: {} for role in ("out", "in")}
         for i in self._new:
             for axis in self._layouts[i].axes:
                 if axis.role in sizes and axis.unused().size:
                     sizes[axis.role].setdefault(i, set()).add(axis.size)
-        is_norm = {i: id(self._layouts[i].target) in norms for i in self._new}
+        is_norm = self._is_norm
         normed = set().union(*(own for i, own in sizes["out"].items() if is_norm[i]))
         free = {i for i, own in sizes["out"].items() if not own & normed}
         written = set().union(*(sizes["out"][i] for i in free))
@@ -145,12 +161,26 @@ class _Trial:
             "out": free | {i for i in sizes["out"] if is_norm[i]},
             "in": {i for i, own in sizes["in"].items() if not own & written},
         }
+        return {i: tuple(r for r in fresh if i in fresh[r]) for i in self._new}
+
+    def _is_harmless(
+        self,
+        roles: Mapping[int, tuple[str, ...]],
+        indices: Iterable[int],
+        expected: Sequence[np.ndarray],
+    ) -> bool:
+        """Tries roles at once; the filler gets them if nothing else than expected comes.
+
+        Args:
+            roles: by the index of a layout.
+            indices: the layouts whose values are not assumed yet.
+            expected: the outputs.
+        """
         before = self._filler
-        roles = {i: tuple(r for r in fresh if i in fresh[r]) for i in self._new}
         self._filler = _with_roles(before, roles)
-        values = [(self._layouts[i].target, self._value(i)) for i in self._new]
+        values = [(self._layouts[i].target, self._value(i)) for i in indices]
         with host.assumed(values):
-            if probe.change(unused, self._outputs()) <= probe.HARMLESS:
+            if probe.change(expected, self._outputs()) <= self._harmless:
                 return True
         self._filler = before
         return False
@@ -168,6 +198,7 @@ class _Trial:
         kept += probe.keep_harmless(
             lambda: probe.change(unused, self._outputs()),
             [value for value, is_same in pairs if not is_same],
+            tolerance=self._harmless,
         )
         ids = {id(variable) for variable, _ in kept}
         roles = {i: r for i, r in roles.items() if id(self._layouts[i].target) in ids}
@@ -182,13 +213,20 @@ def _with_roles(
     return dataclasses.replace(filler, fresh_roles={**filler.fresh_roles, **roles})
 
 
-def varied_inputs(
-    model: keras.Model, layouts: Sequence[VariableLayout]
-) -> tuple[Any, list[np.ndarray]]:
+def varied_answer(
+    model: keras.Model,
+    layouts: Sequence[VariableLayout],
+    norms: Sequence[keras.Layer],
+) -> samples.Answer:
     """A probe that shows every influence, with all ids where the model allows it.
 
+    Args:
+        model: the smaller model.
+        layouts: the layouts of the growth.
+        norms: layers of the model to observe.
+
     Returns:
-        The inputs and the model's outputs.
+        The inputs, the model's outputs, and the calls of the norms.
     """
     tables = [
         item.sources[0].shape[0]
@@ -197,14 +235,12 @@ def varied_inputs(
     ]
     for ids in (max(tables, default=2), min(tables, default=2)):
         try:
-            inputs = samples.accepted(model, size=8, ids=ids)
+            answer = samples.answered(model, size=8, ids=ids, layers=norms)
         except FusionError:
             continue
-        outputs = probe.outputs(model, inputs)
-        if all(np.isfinite(y).all() for y in outputs):
-            return inputs, outputs
-    inputs = samples.accepted(model, size=8)
-    return inputs, probe.outputs(model, inputs)
+        if all(np.isfinite(y).all() for y in answer.outputs):
+            return answer
+    return samples.answered(model, size=8, layers=norms)
 
 
 def _is_centered(matches: Sequence[Match]) -> bool:

@@ -203,6 +203,8 @@ def check_bodies(path, read, default):
     shapes = [np.shape(value) for value in read()[0]]
     for _ in range(count):
         strange, place = changed(body, rng)
+        if strange == {**body, "changes": body.get("changes", [])[:-1]}:
+            continue  # What the record was before the last growth is a record too.
         files.write_json(path, strange)
         try:
             found = read()

@@ -27,8 +27,6 @@ from keras_fusion import DeepFusion, FusionError, GrowthError, GrowthSchedule
 from keras_fusion.training import swap
 from keras_fusion.training.files import whole
 
-KILLER = ROOT / "experiments" / "kill_resume.py"
-
 
 class Before(keras.callbacks.Callback):
     """What the model was right before each growth, with something done then."""
@@ -330,9 +328,14 @@ def test_growth_in_another_thread():
 def test_kills_at_random_moments(tmp_path):
     """Six real SIGKILLs; `experiments.kill_resume --kills 200` is the long form."""
     path = tmp_path / "result.json"
-    command = [sys.executable, str(KILLER), "--kills", "6", "--variants", "1"]
+    command = [sys.executable, "-m", "experiments.kill_resume", "--kills", "6"]
+    command += ["--variants", "1", "--setups", "plain"]
     done = subprocess.run(
-        [*command, "--results", str(path)], capture_output=True, text=True, timeout=600
+        [*command, "--results", str(path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=600,
     )
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
     found = json.loads(path.read_text())
