@@ -165,7 +165,7 @@ def _values(layer: keras.Layer) -> dict[str, Any]:
     return {
         name: value
         for name, value in attributes(layer)
-        if name not in usual
+        if not (name in usual or name.startswith("_self_"))  # TensorFlow's bookkeeping
         and _is_plain(value)
         and not (name in made and _equal(value, made[name]))
     }

@@ -187,6 +187,7 @@ register(
 
 # Backbones that differ from the conventions.
 
+
 def _as_computed(value: Any, backbone: Any) -> float:
     """A factor as keras-hub computes with it, rounded as there."""
     rounded = keras.ops.cast(value, backbone.compute_dtype)
