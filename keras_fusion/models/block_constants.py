@@ -32,6 +32,8 @@ class BlockConstant(ExchangedNorm):
     It is handled as a block norm is. Its blocks are numbers of heads or of features.
     """
 
+    kind: "Kind"
+
     def all_variables(self) -> list[keras.Variable]:
         """The stock layer's own variables, in its order, and the blend."""
         own = [v for v in tree.own_variables(self) if v is not self.blend]
@@ -39,7 +41,7 @@ class BlockConstant(ExchangedNorm):
 
     def computed(self, *args: Any, **kwargs: Any) -> Any:
         """What the stock layer computes, with the constants of the blocks."""
-        own = kind_of(self).own(self, args[0] if args else None, kwargs)
+        own = self.kind.own(self, args[0] if args else None, kwargs)
         return self.stock.call(as_class(self, self.stock, **own), *args, **kwargs)
 
     def blended(self, apart: Any, joint: Any) -> Any:
@@ -83,7 +85,8 @@ def constant_class(stock: Any) -> type[BlockConstant]:
     def call(self: BlockConstant, *args: Any, **kwargs: Any) -> Any:
         return self.computed(*args, **kwargs)
 
-    members = {"stock": stock, "build": build, "call": call, "__module__": __name__}
+    members = {"stock": stock, "kind": _kind(stock), "build": build, "call": call}
+    members["__module__"] = __name__
     made = type(stock.__name__, (BlockConstant, stock), members)
     return registered_as("BlockConstant")(made)
 
@@ -106,7 +109,11 @@ class Kind:
 
 def kind_of(layer: keras.Layer) -> Kind | None:
     """The kind of a layer's constants; `None` for a layer without such."""
-    for cls in stock_class(layer).__mro__:
+    return _kind(stock_class(layer))
+
+
+def _kind(stock: type) -> Kind | None:
+    for cls in stock.__mro__:
         kind = _KINDS.get(f"{cls.__module__.split('.')[0]}>{cls.__name__}")
         if kind is not None:
             return kind
