@@ -136,8 +136,9 @@ class Trainer:
             member.name = f"member_{i}"
         inputs = members[0].input
         logits = keras.layers.Average()([member(inputs) for member in members])
-        model = compiled(keras.Model(inputs, logits), self.settings.parent_rate)
-        found: Any = model.evaluate(self.data.validation, verbose=0, return_dict=True)
+        mean = keras.Model(inputs, logits)
+        model: Any = compiled(mean, self.settings.parent_rate)
+        found = model.evaluate(self.data.validation, verbose=0, return_dict=True)
         return Point(
             plan.parent_steps,
             len(weights) * flops,
@@ -157,7 +158,7 @@ class Trainer:
         Returns:
             The `Run`.
         """
-        peak, warmup = self.settings.parent_rate, self.settings.warmup_steps
+        peak, warmup = self.settings.parent_rate, self.settings.parent_warmup_steps
         rate = WarmupStableDecay(peak, warmup, warmup, plan.small_steps)
         model = compiled(build(self.wide.halved(), seed=seed), rate)
         return self._fit(model, title, plan, plan.small_steps, seed)
@@ -182,7 +183,7 @@ class Trainer:
         """A fresh parent. Its rate begins to fall at the growth."""
         rate = WarmupStableDecay(
             self.settings.parent_rate,
-            self.settings.warmup_steps,
+            self.settings.parent_warmup_steps,
             decay_from=plan.parent_steps,
             decay_to=plan.parent_steps + plan.wide_steps,
         )
