@@ -9,7 +9,8 @@ from keras_fusion.architecture.parents import Match
 from keras_fusion.architecture.widths import Widths
 from keras_fusion.errors import FusionError
 from keras_fusion.models import exchange, host
-from keras_fusion.models.block_constants import Kind, kind_of
+from keras_fusion.models.block_constants import kind_of
+from keras_fusion.models.private.constants import Kind
 from keras_fusion.models.stock import is_block_norm
 
 
