@@ -144,7 +144,7 @@ def models(family: str, scale: int = 1, seed: int = 0) -> dict[str, keras.Model]
     """The backbone under a readout of Keras, and the family's tasks."""
     if family in PAIRS:
         return {"backbone": two_towers(family, seed)}
-    built = {"backbone": _with_readout(backbone(family, scale, seed))}
+    built = {"backbone": with_readout(backbone(family, scale, seed))}
     for name in TASKS:
         cls = getattr(keras_hub.models, f"{family}{name}", None)
         if cls is None:
@@ -156,7 +156,8 @@ def models(family: str, scale: int = 1, seed: int = 0) -> dict[str, keras.Model]
     return built
 
 
-def _with_readout(inner):
+def with_readout(inner: keras.Model) -> keras.Model:
+    """A backbone under a readout of Keras."""
     output = inner(inner.input)
     if isinstance(output, dict):
         names = ("decoder_sequence_output", "sequence_output")

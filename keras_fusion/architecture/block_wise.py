@@ -1,4 +1,4 @@
-"""Norms of the bigger model that get one statistic a parent."""
+"""Norms of the bigger model that get one statistic a parent, and constants of a width."""
 
 from collections.abc import Sequence
 
@@ -7,12 +7,17 @@ import numpy as np
 
 from keras_fusion.architecture.parents import Match
 from keras_fusion.architecture.widths import Widths
+from keras_fusion.errors import FusionError
 from keras_fusion.models import exchange, host
+from keras_fusion.models.block_constants import kind_of
+from keras_fusion.models.private.constants import Kind
 from keras_fusion.models.stock import is_block_norm
 
 
 def exchange_norms(matches: Sequence[Match], widths: Widths) -> dict[str, str]:
     """Makes norms of the bigger model block-wise: all that grew, or whose parents' are.
+
+    Constants of a width that grew become the parents' in any case, also for copies.
 
     Args:
         matches: the corresponding layers of the parents and the bigger model.
@@ -20,9 +25,15 @@ def exchange_norms(matches: Sequence[Match], widths: Widths) -> dict[str, str]:
 
     Returns:
         The reasons why norms could not be made block-wise, by their addresses.
+
+    Raises:
+        FusionError: if a layer's constants depend on a width whose parts are not known.
     """
     refused = {}
     for match in matches:
+        kind = kind_of(match.layers[0])
+        if kind is not None and not is_block_norm(match.grown):
+            _exchange_constants(match, kind, widths)
         norm = match.weights_rule.norm if match.weights_rule is not None else None
         wanted = widths.block_norms or any(map(is_block_norm, match.layers))
         if norm is None or not wanted or is_block_norm(match.grown):
@@ -32,6 +43,24 @@ def exchange_norms(matches: Sequence[Match], widths: Widths) -> dict[str, str]:
             refused[match.address] = reason
     exchange.mark_owners(matches[0].grown)
     return refused
+
+
+def _exchange_constants(match: Match, kind: Kind, widths: Widths) -> None:
+    """Gives a layer whose constants depend on a width those of its parents, also copies."""
+    grown, layers = match.grown, match.layers
+    size, sizes = kind.size(grown), [kind.size(layer) for layer in layers]
+    placement = widths.entries.get(id(layers[0])) if kind.of == "features" else None
+    if size is None or None in sizes or (placement and not placement.is_contiguous):
+        raise FusionError(
+            f"{type(grown).__name__} {grown.name!r} at {match.address!r} computes with "
+            f"constants of its {kind.of}, and it is not known which of these are whose "
+            "parent's. Keep it out of the model."
+        )
+    if any(own != size for own in sizes):
+        blocks = _blocks(layers, sizes, size)
+        exchange.make_constants_block_wise(grown, blocks)
+    elif is_block_norm(layers[0]):
+        exchange.follow(grown, layers[0])
 
 
 def _exchange(match: Match, widths: Widths) -> str | None:

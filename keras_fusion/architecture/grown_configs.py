@@ -40,7 +40,8 @@ def grown_config(
         if not (fixed and key == rule.output_width) and key not in changes:
             config |= _larger(first, rule, key, [c[key] for c in configs], found)
     _check_equal(first, rule, configs[0], config, found)
-    if not any(is_block_norm(layer) for layer in layers):  # It becomes one, too.
+    becomes_block_norm = rule.norm and any(map(is_block_norm, layers))
+    if not becomes_block_norm:
         config |= _scaled_epsilons(first, config, rule, found)
     if fixed and rule.widths and rule.output_width is None and not rule.nested:
         raise FusionError(

@@ -36,8 +36,8 @@ def _parse(arguments):
         prog="python -m keras_fusion.demo",
         description="Trains two small T5 models on the documentation strings of "
         "Python's standard library, fuses them inside fit(), trains the fused model on, "
-        "and compares it with a model of the same size trained from scratch with the "
-        "same number of FLOPs.",
+        "and compares it with a model of the same size trained from scratch, and with a "
+        "small model alone, each with the same number of FLOPs.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument(
@@ -79,7 +79,7 @@ def _run(options):
 
 
 def _compare(settings, seed, minutes):
-    """Trains the parents, the fused model and its twin, and returns the report."""
+    """Trains the parents, the fused model and what it is compared with."""
     from keras_fusion.demo import data
     from keras_fusion.demo.planning import make_plan
     from keras_fusion.demo.report import Report
@@ -94,9 +94,11 @@ def _compare(settings, seed, minutes):
     print(plan.describe(wide, small), flush=True)
     # Seeds apart, since a model's seed is also that of its batches.
     partner, parent = trainer.parent(plan, seed=3 * seed + 1, title="parent B")
-    fused = trainer.fused(plan, partner, seed=3 * seed + 2, title="parent A, fused")
+    first = 3 * seed + 2
+    fused, ensemble = trainer.fused(plan, partner, seed=first, title="parent A, fused")
+    small = trainer.small(plan, seed=first, title="small model alone")
     twin = trainer.twin(plan, seed=3 * seed + 3, title="from-scratch twin")
-    return Report(settings, seed, plan, parent, fused, twin)
+    return Report(settings, seed, plan, parent, fused, ensemble, small, twin)
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ class Plan:
         parent_steps: int. Steps of each of the two parents.
         wide_steps: int. Steps of the fused model.
         twin_steps: int. Steps of the twin.
+        small_steps: int. Steps of the small model alone.
         seconds: float. About what all of it takes.
     """
 
@@ -38,6 +39,7 @@ class Plan:
     parent_steps: int
     wide_steps: int
     twin_steps: int
+    small_steps: int
     seconds: float
 
     def describe(self, wide: Cost, small: Cost) -> str:
@@ -48,14 +50,15 @@ class Plan:
             "GFLOP in a parent.\n"
             f"  fusion: 2 parents x {self.parent_steps} steps, then {self.wide_steps} "
             "steps in the fused model\n"
-            f"  twin:   {self.twin_steps} steps from scratch"
+            f"  twin:   {self.twin_steps} steps from scratch\n"
+            f"  alone:  {self.small_steps} steps of a model like a parent"
         )
 
 
 def make_plan(
     settings: Settings, wide: Cost, small: Cost, limit: float | None = None
 ) -> Plan:
-    """Gives both sides the same FLOPs.
+    """Gives all sides the same FLOPs.
 
     Args:
         settings: `Settings`.
@@ -81,6 +84,8 @@ def _share(settings, wide, small, twin_steps):
     budget = twin_steps * wide.flops
     parent_steps = round(settings.parents_share * budget / (2 * small.flops))
     wide_steps = round((budget - 2 * parent_steps * small.flops) / wide.flops)
-    training = 2 * parent_steps * small.seconds
+    small_steps = round(budget / small.flops)
+    training = (2 * parent_steps + small_steps) * small.seconds
     training += (wide_steps + twin_steps) * wide.seconds
-    return Plan(budget, parent_steps, wide_steps, twin_steps, FIXED_SECONDS + training)
+    steps = parent_steps, wide_steps, twin_steps, small_steps
+    return Plan(budget, *steps, FIXED_SECONDS + training)

@@ -8,6 +8,7 @@ from keras_fusion.demo.report import Report
 
 # Okabe and Ito's palette, which colour-blind readers can distinguish.
 _BLUE, _SKY, _GREEN, _ORANGE = "#0072B2", "#56B4E9", "#009E73", "#D55E00"
+_PINK = "#CC79A7"
 
 
 def draw(report: Report, path: Path) -> None:
@@ -28,6 +29,7 @@ def draw(report: Report, path: Path) -> None:
     free = {"alpha": 0.55, "linestyle": "--", "marker": None}
     for points, offset, colour, label, style in (
         (twin, 0, _ORANGE, "from-scratch twin", {}),
+        (report.small.points, 0, _PINK, "small model alone (half width)", {}),
         (parent, 0, _SKY, "parent B (half width)", {}),
         (before, partner, _GREEN, "parent A (half width)", {}),
         (after, partner, _BLUE, "fused, trained on", {}),
@@ -37,6 +39,9 @@ def draw(report: Report, path: Path) -> None:
         flops = [(point.flops + offset) / 1e12 for point in points]
         losses = [point.loss for point in points]
         axes.plot(flops, losses, color=colour, label=label, **style)
+    mean = {"color": "black", "marker": "*", "s": 70, "zorder": 5}
+    label = "mean of the parents' logits"
+    axes.scatter([growth / 1e12], [report.ensemble.loss], label=label, **mean)
     axes.axvline(growth / 1e12, color="0.45", linewidth=1, linestyle=":")
     axes.annotate(
         "growth: A and B fused",
@@ -46,15 +51,16 @@ def draw(report: Report, path: Path) -> None:
         color="0.25",
         arrowprops={"arrowstyle": "->", "color": "0.45"},
     )
-    _frame(axes, after[-1], report.twin.final)
+    _frame(axes, after[-1], report)
     figure.savefig(path)
 
 
-def _frame(axes, fused, twin):
+def _frame(axes, fused, report):
+    twin, small = report.twin.final, report.small.final
     axes.set_title(
-        "T5 span corruption: Deep Fusion against training from scratch\n"
-        f"{fused.parameters:,} parameters each; final validation loss "
-        f"{fused.loss:.3f} (fused) and {twin.loss:.3f} (from scratch)",
+        "T5 span corruption: final validation loss at equal training FLOPs\n"
+        f"{fused.parameters:,} parameters: {fused.loss:.3f} fused, {twin.loss:.3f} from "
+        f"scratch; {small.parameters:,} parameters: {small.loss:.3f} alone",
         fontsize=11,
         loc="left",
     )

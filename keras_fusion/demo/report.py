@@ -43,6 +43,8 @@ class Report:
         plan: `Plan`.
         parent: `Run` of the partner.
         fused: `Run` of the parent that was fused with it.
+        ensemble: `Point` of the mean of both parents' logits.
+        small: `Run` of a model like a parent, alone with all FLOPs.
         twin: `Run` of the wide model from scratch.
     """
 
@@ -51,6 +53,8 @@ class Report:
     plan: Plan
     parent: Run
     fused: Run
+    ensemble: Point
+    small: Run
     twin: Run
 
     @property
@@ -76,8 +80,10 @@ class Report:
         return [
             _row("parent A, at the growth", self.before_growth[-1]),
             _row("parent B, at the growth", parent),
+            _row("mean of their logits", self.ensemble),
             _row("fused, right after the growth", grown[0], parent.flops, parents),
             _row("fused, at the end", grown[-1], parent.flops, parents),
+            _row("small model alone", self.small.final),
             _row("from-scratch twin", self.twin.final),
         ]
 
@@ -121,12 +127,23 @@ class Report:
         )
         match = self.flops_to_match()
         if match is None:
-            return f"{sentence} It never reached the twin's final loss."
+            return f"{sentence} It never reached the twin's final loss. {self._alone()}"
         own = match - self.parents_flops
         return (
             f"{sentence} It reached the twin's final loss with {match / twin.flops:.0%} "
             f"of the twin's FLOPs, or {own / twin.flops:.0%} if the parents' are not "
-            "counted."
+            f"counted. {self._alone()}"
+        )
+
+    def _alone(self) -> str:
+        """The sentence on the small model, the better choice where it ends lower."""
+        small, fused = self.small.final, self.after_growth[-1]
+        behind = small.loss > fused.loss
+        outcome = "behind" if behind else "ahead of"
+        return (
+            f"A small model alone, trained for the same FLOPs, ends at {small.loss:.3f}: "
+            f"{abs(small.loss - fused.loss):.3f} {outcome} the fused one"
+            + ("." if behind else ", so that here it is the better use of them.")
         )
 
     def to_dict(self) -> dict:
@@ -135,7 +152,10 @@ class Report:
             "settings": dataclasses.asdict(self.settings),
             "seed": self.seed,
             "plan": dataclasses.asdict(self.plan),
-            "runs": [run.to_dict() for run in (self.parent, self.fused, self.twin)],
+            "runs": [
+                run.to_dict()
+                for run in (self.parent, self.fused, self.small, self.twin)
+            ],
             "table": [dataclasses.asdict(row) for row in self.rows()],
             "parents_flops": self.parents_flops,
             "flops_to_match_twin": self.flops_to_match(),

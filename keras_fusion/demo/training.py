@@ -1,8 +1,9 @@
-"""The three runs of the demo: a parent, the run that fuses, and the twin."""
+"""The runs of the demo: a parent, the run that fuses, the small model, and the twin."""
 
 import dataclasses
 import statistics
 import time
+from typing import Any
 
 import keras
 import tqdm
@@ -97,7 +98,9 @@ class Trainer:
         model = self._half_wide(plan, seed)
         return model, self._fit(model, title, plan, plan.parent_steps, seed)
 
-    def fused(self, plan: Plan, partner: keras.Model, *, seed: int, title: str) -> Run:
+    def fused(
+        self, plan: Plan, partner: keras.Model, *, seed: int, title: str
+    ) -> tuple[Run, Point]:
         """Trains the other parent, fuses it with its partner inside `fit`, goes on.
 
         Args:
@@ -107,8 +110,10 @@ class Trainer:
             title: string.
 
         Returns:
-            The `Run`, the parent's part included.
+            Tuple of the `Run`, the parent's part included, and a `Point` of the mean of
+            both parents' logits.
         """
+        partner_weights = partner.get_weights()  # A growth may free the partner's.
         growth = keras_fusion.DeepFusion(
             at_step=plan.parent_steps,
             partners=[partner],
@@ -118,7 +123,45 @@ class Trainer:
         )
         model = self._half_wide(plan, seed)
         steps = plan.parent_steps + plan.wide_steps
-        return self._fit(model, title, plan, steps, seed, growth)
+        kept = WeightsAt(plan.parent_steps)
+        run = self._fit(model, title, plan, steps, seed, growth, kept)
+        flops = next(p.flops for p in run.points if p.step == plan.parent_steps)
+        return run, self._ensemble(plan, [kept.weights, partner_weights], flops)
+
+    def _ensemble(self, plan, weights, flops):
+        """The mean of the logits of small models, each trained for so many FLOPs."""
+        members = [build(self.wide.halved(), seed=0) for _ in weights]
+        for i, (member, values) in enumerate(zip(members, weights, strict=True)):
+            member.set_weights(values)
+            member.name = f"member_{i}"
+        inputs = members[0].input
+        logits = keras.layers.Average()([member(inputs) for member in members])
+        mean = keras.Model(inputs, logits)
+        model: Any = compiled(mean, self.settings.parent_rate)
+        found = model.evaluate(self.data.validation, verbose=0, return_dict=True)
+        return Point(
+            plan.parent_steps,
+            len(weights) * flops,
+            model.count_params(),
+            float(found["loss"]),
+            found["accuracy"],
+        )
+
+    def small(self, plan: Plan, *, seed: int, title: str) -> Run:
+        """Trains a model like a parent with all FLOPs, on the twin's course of the rate.
+
+        Args:
+            plan: `Plan`.
+            seed: int. Seeds its weights and its data.
+            title: string.
+
+        Returns:
+            The `Run`.
+        """
+        peak, warmup = self.settings.parent_rate, self.settings.parent_warmup_steps
+        rate = WarmupStableDecay(peak, warmup, warmup, plan.small_steps)
+        model = compiled(build(self.wide.halved(), seed=seed), rate)
+        return self._fit(model, title, plan, plan.small_steps, seed)
 
     def twin(self, plan: Plan, *, seed: int, title: str) -> Run:
         """Trains a model of the fused one's architecture from scratch.
@@ -140,13 +183,13 @@ class Trainer:
         """A fresh parent. Its rate begins to fall at the growth."""
         rate = WarmupStableDecay(
             self.settings.parent_rate,
-            self.settings.warmup_steps,
+            self.settings.parent_warmup_steps,
             decay_from=plan.parent_steps,
             decay_to=plan.parent_steps + plan.wide_steps,
         )
         return compiled(build(self.wide.halved(), seed=seed), rate)
 
-    def _fit(self, model, title, plan, steps, seed, growth=None):
+    def _fit(self, model, title, plan, steps, seed, growth=None, kept=None):
         meter = FlopsMeter(
             lambda model: training_step_flops(model, self.batch),
             self.data.validation,
@@ -159,11 +202,35 @@ class Trainer:
             steps_per_epoch=steps,
             verbose=0,
             shuffle=False,  # the batches are shuffled already
-            callbacks=[meter, Bar(title, meter), *([growth] if growth else [])],
+            callbacks=[meter, Bar(title, meter), *filter(None, [kept, growth])],
         )
         seconds = time.monotonic() - begin
         events = tuple(growth.events) if growth else ()
         return Run(title, tuple(meter.points), seconds, events)
+
+
+class WeightsAt(keras.callbacks.Callback):
+    """Keeps the weights that a model has after a step.
+
+    Put it before the callback that grows the model.
+
+    Args:
+        step: int. After how many steps of the run.
+
+    Attributes:
+        weights: list of arrays.
+    """
+
+    def __init__(self, step: int):
+        super().__init__()
+        self.step, self.weights, self._done = step, [], 0
+
+    def on_train_batch_end(self, batch, logs=None):
+        """Copies them when it is time."""
+        self._done += 1
+        if self._done == self.step:
+            model: Any = self.model
+            self.weights = model.get_weights()
 
 
 class Bar(keras.callbacks.Callback):

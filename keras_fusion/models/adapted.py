@@ -17,7 +17,7 @@ import numpy as np
 
 from keras_fusion.errors import FusionError, shortened
 from keras_fusion.models import rules, tree
-from keras_fusion.models.private.attributes import attributes
+from keras_fusion.models.private.attributes import attributes, is_bookkeeping
 
 # Options of a build, or of training alone.
 _OWN = ("name", "trainable", "dtype", "seed", "rate", "stddev", "noise_shape")
@@ -165,7 +165,7 @@ def _values(layer: keras.Layer) -> dict[str, Any]:
     return {
         name: value
         for name, value in attributes(layer)
-        if name not in usual
+        if not (name in usual or is_bookkeeping(name))
         and _is_plain(value)
         and not (name in made and _equal(value, made[name]))
     }

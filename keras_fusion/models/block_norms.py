@@ -8,7 +8,7 @@ output from that to the norm of all features; with `blend` at 1 it is the stock 
 """
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -208,19 +208,24 @@ class ExchangedNorm(BlockNorm):
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "ExchangedNorm":
         """Rebuilds a block norm of the class that its config names."""
+        return cls.made_from(config, block_class)
+
+    @classmethod
+    def made_from(cls, config: dict[str, Any], make: Callable[[Any], Any]) -> Any:
+        """Rebuilds one of the class that is made of the stock class in its config."""
         config = dict(config)
         norm, blocks = config.pop("norm"), config.pop("blocks")
         stock = keras.saving.deserialize_keras_object(norm | {"config": config})
         arguments = config | {"blocks": blocks}
-        made: Any = block_class(type(stock))
-        return type(stock).from_config.__func__(made, arguments)
+        return type(stock).from_config.__func__(make(type(stock)), arguments)
 
 
-def _registered(cls: type) -> type:
-    register = keras.saving.register_keras_serializable("keras_fusion", "BlockNorm")
-    return register(cls)
+def registered_as(name: str) -> Callable[[type], type]:
+    """Registers classes that are made when they are needed, all under one name."""
+    return keras.saving.register_keras_serializable("keras_fusion", name)
 
 
+_registered = registered_as("BlockNorm")
 _registered(ExchangedNorm)
 
 

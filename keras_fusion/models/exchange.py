@@ -13,6 +13,11 @@ import numpy as np
 
 from keras_fusion.errors import FusionError
 from keras_fusion.models import private, tree
+from keras_fusion.models.block_constants import (
+    BlockConstant,
+    constant_class,
+    kind_of,
+)
 from keras_fusion.models.block_norms import (
     BLEND,
     BlockNorm,
@@ -28,7 +33,7 @@ from keras_fusion.models.head_norms import (
     head_class,
 )
 from keras_fusion.models.private.attributes import attributes
-from keras_fusion.models.stock import is_block_norm
+from keras_fusion.models.stock import is_block_norm, stock_class
 
 
 def features(norm: keras.Layer) -> int | None:
@@ -56,7 +61,10 @@ def reason_against(norm: keras.Layer) -> str | None:
 
 
 def follow(norm: keras.Layer, other: BlockNorm) -> None:
-    """Makes a norm block-wise as another one is."""
+    """Makes a norm, or a layer with constants, block-wise as another one is."""
+    if isinstance(other, BlockConstant):
+        make_constants_block_wise(norm, other.blocks)
+        return
     make = make_head_wise if isinstance(other, HeadNorm) else make_block_wise
     make(norm, other.blocks)
 
@@ -102,11 +110,36 @@ def make_head_wise(
     private.add_variable(norm, **options)
 
 
+def make_constants_block_wise(layer: keras.Layer, blocks: Sequence[int]) -> None:
+    """Gives a layer whose constants depend on a width those of each block.
+
+    Args:
+        layer: the layer, which has a `kind_of` constants.
+        blocks: the parts of the width.
+
+    Raises:
+        FusionError: if they do not add up to it.
+    """
+    sizes, kind = checked_blocks(blocks), kind_of(layer)
+    size = kind.size(layer) if kind is not None else None
+    if size != sum(sizes):
+        raise FusionError(
+            f"The blocks {sizes} of {type(layer).__name__} {layer.name!r} do not add up "
+            f"to {size}, the width on which its constants depend."
+        )
+    private.use_class(layer, constant_class(stock_class(layer)))
+    held: Any = layer
+    held.blocks = sizes
+    private.add_variable(layer, **blend_options(layer))
+
+
 def make_block_wise_again(
     norm: keras.Layer, blocks: Sequence[int], values: Mapping[str, np.ndarray]
 ) -> None:
     """Makes a norm the block norm that it was, with its values by name."""
     make = make_head_wise if DIFFERENCES in values else make_block_wise
+    if kind_of(norm) is not None:
+        make = make_constants_block_wise
     make(norm, blocks)
     for name, value in values.items():
         getattr(norm, name).assign(value)

@@ -187,28 +187,6 @@ register(
 
 # Backbones that differ from the conventions.
 
-register(
-    "keras_hub>FNetBackbone",
-    widths=_widths,
-    output_width=_output_width,
-    refuse="its Fourier transform mixes the features of one parent with another's",
-)
-register(
-    "keras_hub>XLNetBackbone",
-    widths=_widths,
-    output_width=_output_width,
-    refuse=(
-        "its sinusoids of relative positions depend on hidden_dim, and would change"
-    ),
-)
-for _name in ("BloomBackbone", "FalconBackbone"):
-    register(
-        f"keras_hub>{_name}",
-        widths=_widths,
-        output_width=_output_width,
-        refuse="its ALiBi slopes depend on the number of heads, and would change",
-    )
-
 
 def _as_computed(value: Any, backbone: Any) -> float:
     """A factor as keras-hub computes with it, rounded as there."""

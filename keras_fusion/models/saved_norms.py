@@ -12,6 +12,7 @@ import keras
 
 from keras_fusion.errors import FusionError
 from keras_fusion.models import exchange, private, rules
+from keras_fusion.models.block_constants import kind_of
 from keras_fusion.models.block_norms import BLOCKS
 from keras_fusion.models.stock import is_block_norm
 
@@ -43,16 +44,19 @@ def _load(layer: Any, store: Any) -> bool:
 
 
 def _become(layer: Any, blocks: tuple[int, ...], variables: int) -> None:
-    rule = rules.find_for_weights(layer)
-    if rule is None or rule.norm is None or exchange.reason_against(layer):
+    rule, kind = rules.find_for_weights(layer), kind_of(layer)
+    has_norm = rule is not None and rule.norm is not None
+    if kind is None and (not has_norm or exchange.reason_against(layer)):
         raise FusionError(
-            f"The file has a norm with one statistic per block where the model has the "
+            f"The file has a layer that computes block by block where the model has the "
             f"{type(layer).__name__} {layer.name!r}, which cannot be one. Build the model "
             "as it was when it was saved, and import the modules that register its "
             "layers with keras_fusion."
         )
     by_head = variables > len(layer.variables) + 1
     make = exchange.make_head_wise if by_head else exchange.make_block_wise
+    if kind is not None:
+        make = exchange.make_constants_block_wise
     make(layer, blocks)
     for model in list(_LOADING):
         if _LOADING[model] is None:

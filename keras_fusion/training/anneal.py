@@ -21,7 +21,9 @@ class AnnealBlockNorms(keras.callbacks.Callback):
     `norms="block"` put them in, or they were there from the start) their outputs move
     linearly from the norms of the blocks to the norm of all features. Then each becomes
     the stock norm again, of Keras, keras-hub or a user, with the same weights and
-    optimizer state, so that the model saves and loads without keras_fusion. A run that
+    optimizer state, so that the model saves and loads without keras_fusion. Constants
+    that depend on a width (ALiBi's slopes) move from the parents' to the stock layer's in
+    the same way. A run that
     was cut off continues where the norms' blend stood.
 
     Args:

@@ -1,4 +1,4 @@
-"""Every transformer family of keras-hub: fused exactly, or refused with its reason.
+"""Every transformer family of keras-hub: fused exactly.
 
 `python -m experiments.coverage` runs the same families further and writes the table.
 """
@@ -13,14 +13,6 @@ from keras_fusion import FusionError, fuse, registered
 from keras_fusion.models import probe, samples, tree
 
 families = pytest.importorskip("experiments.families")
-
-REFUSED = {
-    "FNet": "Fourier transform",
-    "XLNet": "sinusoids of relative positions",
-    "Bloom": "ALiBi slopes",
-    "Falcon": "ALiBi slopes",
-}
-
 
 # Not by their norms.
 APPROXIMATE = {
@@ -40,7 +32,7 @@ def scaled(model, scale):
     return model
 
 
-@pytest.mark.parametrize("family", [f for f in families.ALL if f not in REFUSED])
+@pytest.mark.parametrize("family", families.ALL)
 def test_distinct_parents_of_a_family_under_block_norms(family):
     """Of unequal widths where the family allows it; one's features are 3 times larger."""
     scale = 1 if family in families.PAIRS else 2
@@ -67,10 +59,6 @@ def test_distinct_parents_of_a_family_under_block_norms(family):
 def test_family(family):
     for name, model in families.models(family).items():
         perturbed(model)
-        if family in REFUSED:
-            with pytest.raises(FusionError, match=REFUSED[family]):
-                fuse(model, factor=2)
-            continue
         inputs = samples.accepted(model)
         before = probe.outputs(model, inputs)
         fused = fuse(model, factor=2, off_diagonal="paired", seed=0)

@@ -32,6 +32,11 @@ def attributes(layer: keras.Layer, *, lists: bool = True) -> Iterator[tuple]:
             yield name, found[name]
 
 
+def is_bookkeeping(name: str) -> bool:
+    """Whether an attribute of a layer is TensorFlow's, and nothing of what it computes."""
+    return name.startswith("_self_")
+
+
 def is_optional(tensor: keras.KerasTensor) -> bool:
     """Whether an input of a functional model may be left out."""
     history: Any = getattr(tensor, "_keras_history", None)

@@ -9,6 +9,8 @@ from typing import Any
 
 import keras
 
+from keras_fusion.errors import FusionError
+
 _NAME = "_guarded"
 
 
@@ -28,6 +30,23 @@ class Guarded:
     def _lookup_dependency(self, name: str, *args: Any) -> Any:
         own: Any = super()
         return _guarded(self, name, own._lookup_dependency(name, *args))
+
+
+class Unsaved:
+    """Base of layers that such a checkpoint cannot hold, since no variable tells of them.
+
+    It comes first among the bases of a class.
+    """
+
+    def why_no_checkpoint(self) -> str:
+        """The reason, in a sentence."""
+        raise NotImplementedError
+
+    def _trackable_children(self, save_type: str = "checkpoint", **kwargs: Any) -> dict:
+        if save_type == "checkpoint":
+            raise FusionError(self.why_no_checkpoint())
+        own: Any = super()
+        return own._trackable_children(save_type, **kwargs)
 
 
 def forget(layer: Any) -> None:

@@ -33,7 +33,10 @@ class StandIn(keras.Variable):
 
 
 def as_class(
-    layer: Any, cls: type, stand_in: Callable[[Any], StandIn] | None = None
+    layer: Any,
+    cls: type,
+    stand_in: Callable[[Any], StandIn] | None = None,
+    **instead: Any,
 ) -> Any:
     """An object of another class with the attributes of a layer.
 
@@ -41,11 +44,12 @@ def as_class(
         layer: the layer.
         cls: the class.
         stand_in: function from each vector among its variables to what it has instead.
+        **instead: attributes that the object has instead of the layer's.
     """
     view = object.__new__(cls)
     held = dict(instance_attributes(layer))
     for name, value in held.items():
         if stand_in is not None and isinstance(value, keras.Variable):
             held[name] = stand_in(value) if len(value.shape) == 1 else value
-    instance_attributes(view).update(held)
+    instance_attributes(view).update(held | instead)
     return view
