@@ -51,8 +51,9 @@ format: $(VENV)/.test-installed  ## Mend style and formatting where ruff can.
 test-tensorflow: $(VENV)/.test-installed  ## Run the whole suite on TensorFlow.
 	KERAS_BACKEND=tensorflow $(BIN)/python -m pytest $(PYTEST_ARGS)
 
+# Compiling takes most of JAX's time, for models that run a few steps.
 test-jax: $(VENV)/.test-installed  ## Run the core suite on JAX.
-	KERAS_BACKEND=jax $(BIN)/python -m pytest $(PYTEST_ARGS) -m core
+	KERAS_BACKEND=jax JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(BIN)/python -m pytest $(PYTEST_ARGS) -m core
 
 test-torch: $(VENV)/.test-installed  ## Run the core suite on PyTorch.
 	KERAS_BACKEND=torch $(BIN)/python -m pytest $(PYTEST_ARGS) -m core

@@ -384,10 +384,8 @@ class _Verification:
         grown = self._after_update([layout.target for layout in self._plan.layouts])
         if own or grown:
             names = ", ".join(repr(v.path) for v, _ in [*grown, *own][:3])
+            when = f"after the next update, which applies the constraint of {names}, "
             with host.assumed([*grown, *own]):
-                when = (
-                    f"after the next update, which applies the constraint of {names}, "
-                )
                 self._judge(self._measure(), when)
 
     @staticmethod
