@@ -1,12 +1,8 @@
 """keras_fusion: train a big Keras network for less, by growing it out of small ones."""
 
 from keras_fusion import dynamics, flops, layers, testing
-from keras_fusion.analysis.growth_plan import (
-    Course,
-    ExistingParent,
-    GrowthAdvice,
-    plan_growth,
-)
+from keras_fusion.analysis.growth_advice import Course, ExistingParent, GrowthAdvice
+from keras_fusion.analysis.growth_plan import plan_growth
 from keras_fusion.analysis.plotting import plot_dynamics, plot_fusion, plot_run
 from keras_fusion.analysis.report import FusionReport, fusion_report
 from keras_fusion.analysis.scaling_law import ScalingLaw

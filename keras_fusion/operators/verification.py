@@ -19,12 +19,8 @@ from keras_fusion.models import graph as graphs
 from keras_fusion.models import host, probe
 from keras_fusion.models.observe import Watched, watch
 from keras_fusion.models.samples import Sample
-from keras_fusion.operators import (
-    correspondence,
-    departures,
-    in_training,
-    other_weights,
-)
+from keras_fusion.operators import correspondence, departures, in_training
+from keras_fusion.operators import other_weights as weights
 from keras_fusion.operators.correspondence import Change
 from keras_fusion.operators.extended_outputs import is_behind_softmax, old_part
 from keras_fusion.operators.plan import Plan, Plans
@@ -329,9 +325,9 @@ class _Verification:
 
         A minimum over the features hides new zeros until all features are positive.
         """
-        if np.isinf(self._tolerance) or all(map(other_weights.is_known, self._models)):
+        if np.isinf(self._tolerance) or all(map(weights.is_known, self._models)):
             return
-        for values, which in other_weights.drawn(self._models, self._has_new):
+        for values, which in weights.drawn(self._models, self._has_new):
             with host.assumed(values), self._plan.assumed():
                 try:
                     before = self._watch_parents(False)
