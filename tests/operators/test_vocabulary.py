@@ -164,7 +164,7 @@ def test_classes_of_keras_hub_and_of_a_class_of_ones_own():
     [
         (VocabularyGrowth(24), "adam"),
         (VocabularyGrowth(pieces=[[1, 2]]), "adafactor"),
-        (ClassGrowth(21), keras.optimizers.SGD(0.01, momentum=0.9)),
+        (ClassGrowth(21), {"class_name": "SGD", "config": {"momentum": 0.9}}),
         (Chain([VocabularyGrowth(22), FusionOperator(seed=0)]), "adam"),
     ],
     ids=str,
