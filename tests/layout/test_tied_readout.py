@@ -131,7 +131,7 @@ def test_a_tied_t5_multiplies_its_hidden_states_by_its_width(widths):
 
 
 @keras.saving.register_keras_serializable("tests")
-class Scaled(keras.Model):
+class ScaledReadout(keras.Model):
     """Multiplies its embedding by sqrt(width), and its tied readout by 1 / sqrt(width)."""
 
     def __init__(self, width=8, **kwargs):
@@ -165,7 +165,9 @@ MULTIPLIERS = {
 
 
 def register_scaled(path, **options):
-    keras_fusion.register(Scaled, widths=("width",), tied_readout=path, **options)
+    keras_fusion.register(
+        ScaledReadout, widths=("width",), tied_readout=path, **options
+    )
 
 
 register_scaled("norms.1", **MULTIPLIERS)
@@ -173,7 +175,7 @@ register_scaled("norms.1", **MULTIPLIERS)
 
 @contextlib.contextmanager
 def rule_of_scaled(path):
-    """Another rule for `Scaled`, for a while."""
+    """Another rule for `ScaledReadout`, for a while."""
     register_scaled(path)
     try:
         yield
@@ -183,7 +185,7 @@ def rule_of_scaled(path):
 
 def scaled(width=8, seed=0):
     keras.utils.set_random_seed(seed)
-    model = Scaled(width)
+    model = ScaledReadout(width)
     model.build((None, LENGTH))
     return perturbed(model, seed)
 
@@ -256,7 +258,7 @@ def test_a_readout_behind_no_layer_that_can_carry_the_factor_is_refused(between)
         ),
         (
             "last_norm",
-            r"Scaled names 'last_norm', but there is no attribute 'last_norm'",
+            r"ScaledReadout names 'last_norm', but there is no attribute 'last_norm'",
         ),
         ("dense.norm", r"names 'dense.norm', but there is no attribute 'norm'"),
     ],
