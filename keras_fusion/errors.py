@@ -115,6 +115,12 @@ def is_number(value: Any) -> bool:
     return real and math.isfinite(value)
 
 
+def is_names(value: Any) -> bool:
+    """Whether a value is a list of at least one string."""
+    listed = isinstance(value, (list, tuple)) and len(value) > 0
+    return listed and all(isinstance(item, str) for item in value)
+
+
 def is_path(value: Any) -> bool:
     """Whether a value can be a path."""
     return isinstance(value, (str, os.PathLike)) and bool(os.fspath(value))

@@ -1,12 +1,9 @@
 """`GrowthAdvice`: the courses that a plan of growth compares, and its verdict."""
 
 import dataclasses
-import math
 from typing import Any
 
-import numpy as np
-
-from keras_fusion.errors import FusionError
+from keras_fusion.errors import is_number, require
 
 # The least saving that is worth the trouble of a growth.
 _WORTH_WHILE = 0.05
@@ -143,9 +140,8 @@ class GrowthAdvice:
 
 def check_positive(name: str, value: Any) -> None:
     """Refuses a number that is not finite and above zero, under an argument's name."""
-    number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
-    if not (number and math.isfinite(value) and value > 0):
-        raise FusionError(f"`{name}` must be finite and positive. Received: {value!r}")
+    good = is_number(value) and value > 0
+    require(good, name, value, "finite and positive")
 
 
 def short(number: float) -> str:

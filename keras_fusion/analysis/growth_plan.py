@@ -118,16 +118,16 @@ class _Run:
     def alone(self, name: str, sizes: Sequence[float]) -> Course:
         """The best course of one model."""
 
-        def spent(law, size, _):
+        def spent(law, size):
             read = law.tokens(size, law.loss(self.params, self.tokens))
             return self.cost(size) * read
 
-        size = min(sizes, key=lambda size: spent(self.law, size, 0.0))
-        flops = spent(self.law, size, 0.0)
+        size = min(sizes, key=lambda size: spent(self.law, size))
+        flops = spent(self.law, size)
         loss = self.law.loss(size, self.flops / self.cost(size))
         read = flops / self.cost(size)
         return self.course(
-            name, (size,), (read,), lambda law, _: spent(law, size, _), loss
+            name, (size,), (read,), lambda law, _: spent(law, size), loss
         )
 
     def from_scratch(self, count: int) -> Course:

@@ -5,6 +5,7 @@ The form is that of Hoffmann et al., Training Compute-Optimal Large Language Mod
 """
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -85,7 +86,9 @@ class ScalingLaw:
             (_fitted(runs, start) for start in _starts(runs)), key=lambda x: x[1]
         )[0]
         random = np.random.default_rng(seed)
-        drawn = (runs[random.integers(len(runs), size=len(runs))] for _ in _forever())
+        drawn = (
+            runs[random.integers(len(runs), size=len(runs))] for _ in itertools.count()
+        )
         usable = (sample for sample in drawn if _tells_all(sample))
         resampled = tuple(
             _fitted(sample, law)[0]
@@ -185,11 +188,6 @@ def _checked(params: Any, tokens: Any, losses: Any) -> np.ndarray:
 def _tells_all(runs: np.ndarray) -> bool:
     """Whether both parameters and tokens differ."""
     return len(set(runs[:, 0])) > 1 and len(set(runs[:, 1])) > 1
-
-
-def _forever() -> Iterator[None]:
-    while True:
-        yield
 
 
 def _starts(runs: np.ndarray) -> Iterator[ScalingLaw]:

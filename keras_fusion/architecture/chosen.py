@@ -7,7 +7,8 @@ from typing import Any, TypeGuard
 
 import keras
 
-from keras_fusion.errors import FusionError, is_integer, is_number, require
+from keras_fusion.architecture.setters import whole_numbers
+from keras_fusion.errors import FusionError, is_integer, is_names, is_number, require
 from keras_fusion.models import rules, tree
 
 KINDS = ("feed_forward", "heads", "residual")
@@ -153,13 +154,11 @@ def _named_widths(model: keras.Model) -> Iterator[tuple[str, str, int]]:
     for _, layer in tree.walk(model):
         rule = rules.find(layer)
         keys = () if rule is None or rule.grow is not None else rule.widths
-        try:
-            config = layer.get_config() if keys else {}
-        except NotImplementedError:
-            continue  # It has no config, and is refused later, by name.
+        # A layer without config is refused later, by name.
+        sizes = whole_numbers(layer) if keys else {}
         for key in keys:
-            if is_integer(config.get(key), 1):
-                yield layer.name, key, config[key]
+            if key in sizes:
+                yield layer.name, key, sizes[key]
 
 
 def is_count(to: Any) -> TypeGuard[float]:
@@ -206,11 +205,7 @@ def as_chosen(
         sizes = to.items() if isinstance(to, Mapping) else ()
         return Chosen(to={name: int(size) for name, size in sizes} or None)
     listed = [only] if isinstance(only, str) else only
-    fits = listed is None or (
-        isinstance(listed, (list, tuple))
-        and len(listed) > 0
-        and all(isinstance(item, str) for item in listed)
-    )
+    fits = listed is None or is_names(listed)
     expected = f"None, or one or a list of {KINDS}, names of layers, or patterns"
     require(fits, "only", only, expected)
     return Chosen(None if listed is None else tuple(listed))

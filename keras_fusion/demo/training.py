@@ -160,8 +160,7 @@ class Trainer:
         """
         peak, warmup = self.settings.parent_rate, self.settings.parent_warmup_steps
         rate = WarmupStableDecay(peak, warmup, warmup, plan.small_steps)
-        model = compiled(build(self.wide.halved(), seed=seed), rate)
-        return self._fit(model, title, plan, plan.small_steps, seed)
+        return self._alone(self.wide.halved(), rate, plan, seed, title)
 
     def twin(self, plan: Plan, *, seed: int, title: str) -> Run:
         """Trains a model of the fused one's architecture from scratch.
@@ -176,8 +175,12 @@ class Trainer:
         """
         peak, warmup = self.settings.twin_rate, self.settings.warmup_steps
         rate = WarmupStableDecay(peak, warmup, warmup, plan.twin_steps)
-        model = compiled(build(self.wide, seed=seed), rate)
-        return self._fit(model, title, plan, plan.twin_steps, seed)
+        return self._alone(self.wide, rate, plan, seed, title)
+
+    def _alone(self, architecture, rate, plan, seed, title):
+        """A model without any growth, until its rate has fallen."""
+        model = compiled(build(architecture, seed=seed), rate)
+        return self._fit(model, title, plan, rate.decay_to, seed)
 
     def _half_wide(self, plan, seed):
         """A fresh parent. Its rate begins to fall at the growth."""

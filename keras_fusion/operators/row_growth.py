@@ -9,7 +9,7 @@ import numpy as np
 
 from keras_fusion.architecture.outer_sizes import Holder
 from keras_fusion.architecture.parents import check_parent
-from keras_fusion.errors import FusionError, is_integer, require
+from keras_fusion.errors import FusionError, is_integer, is_names, require
 from keras_fusion.layout.axes import Axis
 from keras_fusion.models import probe as probes
 from keras_fusion.operators import arguments, resized
@@ -42,11 +42,7 @@ class RowGrowth(GrowthOperator):
             "a positive integer, or None",
         )
         listed = [only] if isinstance(only, str) else only
-        good = listed is None or (
-            isinstance(listed, (list, tuple))
-            and len(listed) > 0
-            and all(isinstance(item, str) for item in listed)
-        )
+        good = listed is None or is_names(listed)
         require(good, "only", only, "a name, a list of names, or None")
         if like is not None and rows is not None:
             raise FusionError(

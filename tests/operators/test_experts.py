@@ -3,7 +3,15 @@
 import keras
 import numpy as np
 import pytest
-from models import functional, loss, numpy, outputs, perturbed, relative_change, values
+from models import (
+    functional,
+    gradients,
+    loss,
+    numpy,
+    outputs,
+    perturbed,
+    relative_change,
+)
 
 import keras_fusion
 from keras_fusion import AtStep, ExpertGrowth, FusionError, GrowModel
@@ -88,16 +96,6 @@ def test_router_noise_is_not_promised_to_keep_the_function():
     first, second = np.split(numpy(router), 2, axis=1)
     np.testing.assert_allclose((first + second) / 2, own[id(router)], atol=1e-6)
     assert not plan.exact and np.abs(first - second).max() > 1e-3
-
-
-def gradients(model, x, y):
-    """What one step of SGD takes off each weight, by its id."""
-    before = values(model)
-    model.compile(keras.optimizers.SGD(1.0), loss(), run_eagerly=True)
-    model.train_on_batch(x, y)
-    moves = [numpy(v) - b for v, b in zip(model.weights, before, strict=True)]
-    model.set_weights(before)
-    return dict(zip(map(id, model.weights), moves, strict=True))
 
 
 @pytest.mark.parametrize("family", ["Mixtral", "QwenMoe"])

@@ -9,6 +9,7 @@ from models import (
     KINDS,
     data_for,
     functional,
+    gradients,
     loss,
     norm_free,
     numpy,
@@ -145,16 +146,6 @@ def test_every_known_operator_can_promise_the_function():
         if is_exact(operator.plan(model))
     }
     assert promising == KNOWN
-
-
-def gradients(model, x, y):
-    """What one step of SGD takes off each weight, by its id."""
-    before = values(model)
-    model.compile(keras.optimizers.SGD(1.0), loss(), run_eagerly=True)
-    model.train_on_batch(x, y)
-    moves = [numpy(v) - b for v, b in zip(model.weights, before, strict=True)]
-    model.set_weights(before)
-    return dict(zip(map(id, model.weights), moves, strict=True))
 
 
 LAWS = [

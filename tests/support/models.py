@@ -235,3 +235,13 @@ def mean_of(parents, x):
 
 def relative_change(before, after):
     return np.max(np.abs(after - before)) / np.max(np.abs(before))
+
+
+def gradients(model, x, y):
+    """What one step of SGD takes off each weight, by its id."""
+    before = values(model)
+    model.compile(keras.optimizers.SGD(1.0), loss(), run_eagerly=True)
+    model.train_on_batch(x, y)
+    moves = [numpy(v) - b for v, b in zip(model.weights, before, strict=True)]
+    model.set_weights(before)
+    return dict(zip(map(id, model.weights), moves, strict=True))

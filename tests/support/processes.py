@@ -14,6 +14,17 @@ SOURCES = (
     ROOT,
     *filter(None, [os.getenv("PYTHONPATH")]),
 )
+# Loading a file in an environment without keras_fusion must fail, and say why.
+REFUSES = """
+import sys, keras, keras_hub
+try:
+    keras.saving.load_model(sys.argv[1])
+except Exception as error:
+    assert "import_keras_fusion" in str(error), error
+else:
+    raise AssertionError("it has loaded")
+assert "keras_fusion" not in sys.modules
+"""
 
 
 def start(script, *arguments, **environment):
