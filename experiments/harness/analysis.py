@@ -6,6 +6,7 @@ All FLOPs here are shares of the budget, what the run from scratch has spent.
 import dataclasses
 import math
 import statistics
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -112,12 +113,24 @@ def merged(results: list[dict]) -> list[dict]:
     return list(by_run.values())
 
 
-def settings(results: list[dict]) -> dict[str, list[dict]]:
-    """The runs of each setting at its best rate, by seeds."""
+def settings(
+    results: list[dict], chosen_on: Sequence[int] = ()
+) -> dict[str, list[dict]]:
+    """The runs of each setting at its best rate, by seeds.
+
+    Args:
+        results: list of results.
+        chosen_on: seeds that rates and the like were chosen on. They are left out of a
+            setting that has others. Defaults to none.
+    """
     found = {}
     for result in sorted(merged(results), key=_seed):
         found.setdefault(result["course"]["setting"], []).append(result)
-    return {name: tuned(runs) for name, runs in found.items()}
+    best = {name: tuned(runs) for name, runs in found.items()}
+    return {
+        name: [run for run in runs if _seed(run) not in chosen_on] or runs
+        for name, runs in best.items()
+    }
 
 
 def tuned(runs: list[dict]) -> list[dict]:

@@ -238,6 +238,8 @@ class Study:
         reference: tuple of strings. The first of these settings that was run is what
             others are compared with, at equal budgets.
         compared_at: float. The budget for that.
+        chosen_on: tuple of ints. Seeds that the settings were chosen on. The tables
+            report the others of each setting that has some.
     """
 
     name: str
@@ -246,6 +248,7 @@ class Study:
     tables: dict[str, str]
     reference: tuple[str, ...] = ()
     compared_at: float = 1.0
+    chosen_on: tuple[int, ...] = ()
 
     def courses(self, loss) -> Iterator[Course]:
         """The runs that can be said so far: what no other waits for comes first.
@@ -303,6 +306,7 @@ def _study(name, data):
         data.pop("tables", {"": name}),
         tuple(table.pop("reference", ())),
         table.pop("compared_at", 1.0),
+        tuple(table.pop("chosen_on", ())),
     )
     if left := [*data, *table]:
         raise ValueError(f"nothing is known of {left}")

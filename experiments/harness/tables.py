@@ -11,6 +11,7 @@ from keras_fusion.t5 import markdown
 COLOURS = {"scratch": "#000000", "small alone": "#999999"}
 # Okabe and Ito's palette, which colour-blind readers can distinguish.
 PALETTE = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+Settings = dict[str, list[dict]]  # the runs of each setting, by its name
 DRAWN = 6  # grown settings in a picture, those with the most seeds first
 
 
@@ -29,28 +30,29 @@ def text(study: Study, folder: Path, pictures: Path | None = None) -> str:
     parts = []
     for heading, name in study.tables.items():
         results = Results(folder / name).all()
-        if not scratch(results):
+        settings = analysis.settings(results, study.chosen_on)
+        if not scratch(settings):
             continue
         parts += [f"### {heading}"] * bool(heading)
         if pictures is not None:
             picture = pictures / f"{name.replace('/', '_')}.png"
-            draw(results, picture)
+            draw(settings, picture)
             parts.append(f"![Loss against FLOPs]({picture.name})")
-        parts += [summary(results), rates(results), losses(results, study)]
+        parts += [summary(settings), rates(results), losses(settings, study)]
         if study.sweeps:  # A concluded one keeps the tables that it had.
-            parts.append(shares(results))
+            parts.append(shares(settings))
     return "\n\n".join(parts) + "\n"
 
 
-def scratch(results: list[dict]) -> list[dict]:
+def scratch(settings: Settings) -> list[dict]:
     """The runs from scratch that came to the end of the budget."""
-    runs = analysis.settings(results).get("scratch", [])
+    runs = settings.get("scratch", [])
     return [run for run in runs if analysis.final(run) is not None]
 
 
-def summary(results: list[dict]) -> str:
+def summary(settings: Settings) -> str:
     """A sentence on what all of them have in common."""
-    runs = scratch(results)
+    runs = scratch(settings)
     ends = Interval.of([analysis.final(run) for run in runs])
     costs = ", ".join(f"{cost / 1e9:.2f}" for cost in runs[0]["costs"].values())
     return (
@@ -82,18 +84,18 @@ def _by_rate(run):
     return course["setting"], course["rate"], analysis.weight_decay(run)
 
 
-def losses(results: list[dict], study: Study) -> str:
+def losses(settings: Settings, study: Study) -> str:
     """Each setting: final losses by budget, and the FLOPs to scratch's final loss.
 
     Beside them, what it ends above (+) or below (-) the reference at an equal budget,
     seed by seed.
 
     Args:
-        results: list of results.
+        settings: the runs of each setting, see `analysis.settings`.
         study: `Study`, which names the reference.
     """
-    settings = analysis.settings(results)
     reference = next((name for name in study.reference if name in settings), None)
+    results = [run for runs in settings.values() for run in runs]
     budgets = sorted({f["budget"] for r in results for f in r["finals"]})
     head = ["setting", "seeds", "parents' share"]
     head += [f"loss at {budget:g}" for budget in budgets]
@@ -111,7 +113,7 @@ def losses(results: list[dict], study: Study) -> str:
             others = settings.get(reference, [])
             above = analysis.above(runs, others, study.compared_at)
             row.append("" if above is None or name == reference else f"{above:+.3f}")
-        rows.append([*row, *_to_scratch(name, runs, scratch(results))])
+        rows.append([*row, *_to_scratch(name, runs, scratch(settings))])
     return markdown.table(head, rows)
 
 
@@ -126,13 +128,12 @@ def _to_scratch(name, runs, others):
     return with_parents, without if analysis.is_grown(runs) else ""
 
 
-def shares(results: list[dict]) -> str:
+def shares(settings: Settings) -> str:
     """Each setting's FLOPs as a share of others' at its own final loss.
 
     Others are the run from scratch, annealed at several budgets, and the envelope of all
     runs that do not grow, whatever their size.
     """
-    settings = analysis.settings(results)
     small = [
         r for runs in settings.values() if not analysis.is_grown(runs) for r in runs
     ]
@@ -145,8 +146,8 @@ def shares(results: list[dict]) -> str:
                     name,
                     f"{Interval.of([spent for spent, _ in ends]):.2f}",
                     f"{Interval.of([loss for _, loss in ends]):.3f}",
-                    analysis.against(runs, scratch(results)).text(),
-                    analysis.against(runs, scratch(results), parents=False).text(),
+                    analysis.against(runs, scratch(settings)).text(),
+                    analysis.against(runs, scratch(settings), parents=False).text(),
                     analysis.against(runs, small).text(),
                 )
             )
@@ -160,11 +161,10 @@ def _order(name, runs):
     return analysis.is_grown(runs), lowest, name
 
 
-def draw(results: list[dict], path: Path) -> None:
+def draw(settings: Settings, path: Path) -> None:
     """Draws curves at constant rate, and the ends of the finished runs as dots."""
     from matplotlib.figure import Figure
 
-    settings = analysis.settings(results)
     grown = [name for name, runs in settings.items() if analysis.is_grown(runs)]
     grown.sort(key=lambda name: (-len(settings[name]), _order(name, settings[name])))
     colours = COLOURS | dict(zip(grown[:DRAWN], PALETTE, strict=False))
@@ -179,7 +179,7 @@ def draw(results: list[dict], path: Path) -> None:
             axes.plot(*zip(*points, strict=True), "o", color=colour, ms=5, label=name)
     spread = max(ends) - min(ends)
     axes.set_ylim(min(ends) - 0.1 * spread, max(ends) + 1.0 * spread)
-    lowest = min(analysis.final(run) for run in scratch(results))
+    lowest = min(analysis.final(run) for run in scratch(settings))
     axes.axhline(lowest, color="#000000", lw=0.6, ls=":")
     axes.set_xlabel("FLOPs, the parents' included (share of the run from scratch)")
     axes.set_ylabel("validation loss (nats per token)")

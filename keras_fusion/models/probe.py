@@ -247,7 +247,19 @@ def difference(
 
 def tolerance(model: keras.Model) -> float:
     """The largest change of the outputs by a growth that should not change them."""
-    return 1e-3 if private.coarse_dtype(model) is None else 0.2
+    if private.coarse_dtype(model) is not None:
+        return 0.2
+    return 1e-6 if _is_double(model) else 1e-4
+
+
+def rounding(model: keras.Model) -> float:
+    """Changes of the weights, relative to their size, that are no more than rounding."""
+    return 1e-13 if _is_double(model) else 1e-6
+
+
+def _is_double(model):
+    dtypes = {v.dtype for v in model.variables if keras.backend.is_float_dtype(v.dtype)}
+    return dtypes == {"float64"}
 
 
 def change(before: Sequence[np.ndarray | None], after: Sequence[np.ndarray]) -> float:

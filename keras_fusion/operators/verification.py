@@ -26,8 +26,7 @@ from keras_fusion.operators.extended_outputs import is_behind_softmax, old_part
 from keras_fusion.operators.plan import Plan, Plans
 from keras_fusion.values.fillers import WidthFiller
 
-# The weights are changed by this much to see how much of a change is rounding.
-_ROUNDING = 1e-6
+# So many times the effect of rounded weights is rounding.
 _FACTOR = 30
 _MOST_ROUNDING = 0.1
 # Outputs that vary less over the rows, relative to their size, are constant.
@@ -220,10 +219,8 @@ class _Verification:
             for v in model.variables:
                 value = host.read(v)
                 if keras.backend.is_float_dtype(v.dtype):
-                    drawn = rng.standard_normal(value.shape)
-                    values.append(
-                        (v, (value * (1 + _ROUNDING * drawn)).astype(v.dtype))
-                    )
+                    drawn = probe.rounding(model) * rng.standard_normal(value.shape)
+                    values.append((v, (value * (1 + drawn)).astype(v.dtype)))
         with host.assumed(values):
             again = self._watch_parents(training)
         rounding = self._noise_of(measured.before, again)
@@ -350,7 +347,7 @@ class _Verification:
             arrays = [host.read(source) for source in layout.sources]
             own, fresh = np.std(arrays[0]), np.std(layout.initial())
             if fresh > 0:
-                larger = _larger(layout, 3.0 * max(1.0, float(own / fresh)))
+                larger = _larger(layout, 30.0 * max(1.0, float(own / fresh)))
                 value = plan.filler.value(index, larger, arrays)
                 values.append((layout.target, value.astype(arrays[0].dtype)))
         if values:
