@@ -8,6 +8,19 @@ gc.collect()
 gc.freeze()
 
 
+def pytest_collection_modifyitems(config, items):
+    """Of a test with `core(*ids)` the other parameters run on TensorFlow alone."""
+    if config.option.markexpr == "core":
+        others = [item for item in items if not _is_core(item)]
+        config.hook.pytest_deselected(items=others)
+        items[:] = [item for item in items if item not in others]
+
+
+def _is_core(item):
+    mark = item.get_closest_marker("core")
+    return not (mark and mark.args) or item.callspec.id in mark.args
+
+
 @pytest.fixture(autouse=True)
 def seeded(monkeypatch):
     """Every test draws the same random numbers, alone or in company."""

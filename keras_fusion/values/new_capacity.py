@@ -139,7 +139,7 @@ class _Trial:
             "in their mean, or a norm's epsilon is not small compared with the statistic "
             "that it is added to (in a model passed as `into` it should be the smaller "
             "model's, times the fraction of features that are not new). Use a whole "
-            "`factor`, or norms='block'."
+            "`factor`, or a FusionOperator with norms='block'."
         )
 
     def _usual_roles(self) -> dict[int, tuple[str, ...]]:

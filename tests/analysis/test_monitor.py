@@ -10,13 +10,10 @@ import keras_fusion
 from keras_fusion import DeepFusion, FusionError
 from keras_fusion.dynamics import BracketRate, DynamicsMonitor, rate_factor
 
-pytestmark = [
-    pytest.mark.core,
-    pytest.mark.skipif(
-        keras.config.backend() == "torch",
-        reason="second derivatives are for TensorFlow and JAX",
-    ),
-]
+pytestmark = pytest.mark.skipif(
+    keras.config.backend() == "torch",
+    reason="second derivatives are for TensorFlow and JAX",
+)
 OPTIONS = {"batch_size": 8, "verbose": 0, "shuffle": False}
 
 
@@ -33,6 +30,7 @@ def monitored(kind, epochs=2, callbacks=(), monitor=None, **growth):
     return model, watch, grow, history
 
 
+@pytest.mark.core("functional")
 @pytest.mark.parametrize("kind", [functional, t5])
 def test_records_around_a_growth(kind):
     _, watch, grow, history = monitored(kind, noise_scale=0.1)
@@ -74,6 +72,7 @@ def test_parents_of_unequal_widths_have_no_symmetry():
     assert after.bracket_norm > 0
 
 
+@pytest.mark.core
 def test_the_monitor_changes_nothing():
     plain = functional()
     x, y = data_for("functional")
@@ -163,6 +162,7 @@ def test_the_bracket_lowers_the_rate_where_it_hastens():
     assert (rate_factor(field, time) < still) == (hastens > 0)
 
 
+@pytest.mark.core
 def test_errors():
     x, y = data_for("functional")
     grow = DeepFusion(at_step=4)
@@ -190,6 +190,7 @@ def test_a_factor_that_cannot_be_measured_leaves_the_rate():
     assert float(numpy(model.optimizer.learning_rate)) == pytest.approx(0.01)
 
 
+@pytest.mark.core
 def test_a_model_without_growth_is_measured():
     model = keras.Sequential([keras.Input((3,)), layers.Dense(4), layers.Dense(1)])
     model.compile("sgd", "mse")

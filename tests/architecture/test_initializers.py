@@ -57,6 +57,7 @@ def assert_loads(model, path, x):
     np.testing.assert_allclose(numpy(again(x)), numpy(model(x)), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.core("True-own class", "False-constant row")
 @pytest.mark.parametrize("kind", TABLES)
 @pytest.mark.parametrize("trainable", [False, True])
 def test_table_of_an_embedding(kind, trainable, tmp_path):

@@ -65,7 +65,7 @@ GROWING = {
 
 
 # On JAX each of them is compiled many times.
-CORE = ("lstm", "gru", "bidirectional", "distributed", "separable", "depthwise")
+CORE = ("gru", "bidirectional", "separable")
 MARKED = [
     pytest.param(name, marks=[pytest.mark.core] * (name in CORE)) for name in GROWING
 ]

@@ -126,6 +126,7 @@ def begun(kind, record):
     return model, grow
 
 
+@pytest.mark.core("itself", "partner")
 @pytest.mark.parametrize("kind", KINDS)
 def test_growth_happens_wholly_or_not_at_all(kind, tmp_path):
     record = tmp_path / "run" / "growth.json"

@@ -218,7 +218,19 @@ def test_every_optimizer_is_tested():
     assert not missing, f"Register and test these optimizers: {missing}."
 
 
-@pytest.mark.core
+@pytest.mark.core(
+    "SGD momentum-2",
+    "RMSprop-2",
+    "Adam amsgrad-2",
+    "AdamW-2",
+    "Adagrad-2",
+    "Ftrl-2",
+    "Lion-2",
+    "Muon-2",
+    "Adafactor-2",
+    "LossScaleOptimizer-2",
+    "ScheduleFreeAdamW-2",
+)
 @pytest.mark.parametrize("factor", [2, 3])
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_first_update_after_the_growth(name, factor):

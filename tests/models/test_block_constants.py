@@ -43,7 +43,7 @@ def outputs(model):
     return output
 
 
-@pytest.mark.core
+@pytest.mark.core("Bloom")
 @pytest.mark.parametrize("family", OF)
 def test_trees_of_copies_and_distinct_parents(family):
     """The constants of a fused model's parents are those of the parts that it has."""
@@ -84,7 +84,7 @@ def test_a_preset_has_them_and_other_files_say_what_they_need(tmp_path):
     np.testing.assert_array_equal(outputs(again), outputs(model))
 
 
-@pytest.mark.core
+@pytest.mark.core("Bloom")
 @pytest.mark.parametrize("family", ["Bloom", "Falcon"])
 def test_generation_with_a_cache(family):
     model = perturbed(families.models(family)["CausalLM"])
@@ -100,7 +100,7 @@ def test_generation_with_a_cache(family):
         assert relative_change(logits(model), logits(grown)) < 1e-5
 
 
-@pytest.mark.core
+@pytest.mark.core("Falcon")
 @pytest.mark.parametrize("family", ["Falcon", "XLNet"])
 def test_grown_in_fit_and_annealed_to_the_stock_layers(family):
     model, wide = build(family), build(family, 2)

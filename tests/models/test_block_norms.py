@@ -19,7 +19,11 @@ from keras_fusion import fuse
 from keras_fusion.layers import BlockLayerNormalization, BlockRMSNormalization
 
 
-@pytest.mark.core
+@pytest.mark.core(
+    "encoder-pre-LayerNormalization",
+    "decoder-pre-RMSNormalization",
+    "encoder_decoder-post-LayerNormalization",
+)
 @pytest.mark.parametrize("norm", ["LayerNormalization", "RMSNormalization"])
 @pytest.mark.parametrize("post", [False, True], ids=["pre", "post"])
 @pytest.mark.parametrize("kind", ["encoder", "decoder", "encoder_decoder"])

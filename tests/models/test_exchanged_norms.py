@@ -75,7 +75,7 @@ def pair(name):
     return parents, data_for(kind_of(name), 4)[0]
 
 
-@pytest.mark.core
+@pytest.mark.core("t5", "llama")
 @pytest.mark.parametrize("name", MAKERS)
 def test_fusion_begins_at_the_mean_of_distinct_parents(name):
     parents, x = pair(name)

@@ -37,6 +37,22 @@ def test_every_rule_is_tested():
     )
 
 
+@pytest.mark.core(
+    "Dense",
+    "EinsumDense",
+    "Embedding",
+    "MultiHeadAttention",
+    "GroupedQueryAttention",
+    "LayerNormalization",
+    "BatchNormalization",
+    "Conv2D",
+    "Conv1DTranspose",
+    "SeparableConv1D",
+    "LSTM",
+    "GRU",
+    "Concatenate",
+    "keras_hub>TransformerDecoder",
+)
 @pytest.mark.parametrize("key", SAMPLES, ids=lambda key: getattr(key, "__name__", key))
 def test_rule(key):
     make, shape, options = SAMPLES[key]

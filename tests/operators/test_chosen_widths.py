@@ -98,6 +98,7 @@ def test_what_is_added_to_is_a_stream(add):
     assert units("feed_forward") == [8, 24, 8, 24, 8, 2]
 
 
+@pytest.mark.core("1.5-t5", "2-gpt2")
 @pytest.mark.parametrize("kind", ["t5", "t5_untied", "gpt2", "bert"])
 @pytest.mark.parametrize("factor", [1.5, 2])
 def test_keras_hub_by_kind_and_by_key(kind, factor):
@@ -179,6 +180,7 @@ def test_it_is_for_a_self_fusion():
 # `to`: sizes in place of a factor.
 
 
+@pytest.mark.core("t5-to0", "subclassed-to4")
 @pytest.mark.parametrize(
     ("kind", "to"),
     [

@@ -37,7 +37,7 @@ def assert_exact(model, x, factor=2):
     return fused
 
 
-@pytest.mark.core
+@pytest.mark.core("functional", "subclassed", "t5", "gpt2")
 @pytest.mark.parametrize("kind", KINDS)
 def test_self_fusion_keeps_the_function(kind):
     model = perturbed(KINDS[kind]())

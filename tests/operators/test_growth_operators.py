@@ -62,7 +62,7 @@ OPTIMIZERS = {
     "adafactor": lambda: keras.optimizers.Adafactor(0.01),
     "sgd": lambda: keras.optimizers.SGD(0.01, momentum=0.9),
 }
-CORE = ["hypercloning_x3_noise", "net2net", "zero_padding", "width_depth"]
+CORE = ["hypercloning_x3_noise", "width_depth"]
 DEPTH = [name for name, operator in OPERATORS.items() if "depth" in str(operator)]
 
 
@@ -102,10 +102,10 @@ CASES = [(name, "functional") for name in OPERATORS]
 CASES += [
     (name, "subclassed") for name in OPERATORS if name not in (*DEPTH, *FROM_ZERO)
 ]
-CASES += [("lemon_by_a_half", kind) for kind in ("t5", "gpt2", "sequential")]
+CASES += [("lemon_by_a_half", kind) for kind in ("t5", "sequential")]
 CASES += [("depth_width", "t5"), ("stacking", "gpt2"), ("identities", "gpt2")]
 CASES += [("net2net", kind) for kind in ("t5", "bert", "gpt2", "sequential")]
-CASES += [("zero_padding", "gpt2"), ("net2net_random", "sequential")]
+CASES += [("net2net_random", "sequential")]
 
 
 @pytest.mark.parametrize(("name", "kind"), sorted(set(CASES)))
@@ -118,15 +118,15 @@ def test_the_function_stays_where_it_is_promised(name, kind):
     assert all(map(np.array_equal, before, values(model)))
     assert grown.count_params() > model.count_params()
     change = relative_change(outputs(model, x), outputs(grown, x))
-    # GPT-2's fixed epsilon counts a little under new capacity.
-    limit = 1e-3 if name in FROM_ZERO and kind == "gpt2" else 1e-5
-    assert change < limit if is_exact(plan) else 1e-5 < change < 10
+    assert change < 1e-5 if is_exact(plan) else 1e-5 < change < 10
 
 
+# GPT-2 sets the epsilon of its norms in its code, and so cannot have a smaller one.
+@pytest.mark.parametrize("kind", ["subclassed", "gpt2"])
 @pytest.mark.parametrize("name", FROM_ZERO)
-def test_norms_after_the_residual_sum_are_refused(name):
-    with pytest.raises(FusionError, match="norms after the residual sum"):
-        OPERATORS[name].plan(KINDS["subclassed"]())
+def test_norms_that_count_new_capacity_are_refused(name, kind):
+    with pytest.raises(FusionError, match=r"norms after the residual sum.*'block'"):
+        OPERATORS[name].plan(KINDS[kind]())
 
 
 @pytest.mark.parametrize("name", OPERATORS)

@@ -19,7 +19,7 @@ assert "keras_fusion" not in sys.modules
 """
 
 
-@pytest.mark.core
+@pytest.mark.core("RMSNormalization")
 @pytest.mark.parametrize("norm", ["LayerNormalization", "RMSNormalization"])
 def test_annealing_ends_in_a_stock_model(norm, tmp_path):
     parents = [transformer("encoder", 8, i, getattr(layers, norm)) for i in range(2)]

@@ -219,7 +219,6 @@ def check_bodies(path, read, default):
     assert refused > 0.3 * count
 
 
-@pytest.mark.core
 @pytest.mark.filterwarnings("ignore:.*was made with another value.*")
 def test_strange_body_of_a_backup(copied):
     (copied / "growth.json").unlink()
@@ -227,7 +226,6 @@ def test_strange_body_of_a_backup(copied):
     check_bodies(backup / "state.json", lambda: resumed(copied), 60)
 
 
-@pytest.mark.core
 @pytest.mark.filterwarnings("ignore:.*was made with another value.*")
 def test_strange_body_of_a_record(copied):
     def read():

@@ -84,7 +84,7 @@ class Watch(keras.callbacks.Callback):
             self.outputs = outputs(self.model, self.x)
 
 
-@pytest.mark.core
+@pytest.mark.core("t5-t5")
 @pytest.mark.parametrize(("make", "kind"), [(t5, "t5"), (qwen3, "gpt2")])
 def test_a_run_begins_anew_at_the_ensemble_and_ends_stock(make, kind):
     live, partner = trained(make, kind)
@@ -114,7 +114,7 @@ def test_the_last_step_of_the_annealing_changes_nothing():
     np.testing.assert_allclose(fused.predict(x, verbose=0), seen.outputs, atol=1e-5)
 
 
-@pytest.mark.core
+@pytest.mark.core("half")
 @pytest.mark.parametrize("phase", ["block", "half", "stock"])
 def test_a_saved_run_goes_on(phase, tmp_path):
     partner, x = encoder(12, 1), data_for("functional", 48)[0]

@@ -49,7 +49,7 @@ def fit(
     return model.fit(x, y, callbacks=list(callbacks), **options)
 
 
-@pytest.mark.core
+@pytest.mark.core("functional-zeros", "subclassed-paired", "t5-paired", "gpt2-zeros")
 @pytest.mark.parametrize("mode", ["paired", "zeros"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_models_grow_in_mid_epoch(kind, mode):

@@ -23,6 +23,7 @@ def in_turn(grow, fits=4, **options):
     return model
 
 
+@pytest.mark.core("when1")
 @pytest.mark.parametrize(
     "when",
     [{"at_step": 10}, {"at_epoch": 3}, {"at_step": [2, 10]}, {"at_epoch": [1, 3]}],

@@ -32,7 +32,7 @@ KINDS = {
 }
 
 
-@pytest.mark.core
+@pytest.mark.core("1.5-t5", "2.5-functional")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("factor", [1.5, 2.5])
 def test_fractional_growth_keeps_the_function(kind, factor):
@@ -60,7 +60,7 @@ def larger(kind, post):
     )
 
 
-@pytest.mark.core
+@pytest.mark.core("encoder-pre")
 @pytest.mark.parametrize("post", [False, True], ids=["pre", "post"])
 @pytest.mark.parametrize("kind", ["encoder", "encoder_decoder"])
 def test_a_target_larger_than_distinct_parents(kind, post):
@@ -120,7 +120,7 @@ def test_a_tied_readout_after_layer_norms():
         fuse(gpt2(), factor=1.5)  # as initialized: a deviation of 0.02
 
 
-@pytest.mark.core
+@pytest.mark.core("functional")
 @pytest.mark.parametrize("kind", ["functional", "t5"])
 def test_new_capacity_learns(kind):
     model = perturbed(KINDS[kind]())
