@@ -61,11 +61,13 @@ def build(
     found.analysed = parents.is_plain
     found.epsilon_divisor = capacity if epsilon_divisor is None else epsilon_divisor
     model = _grow_model(parents.models, found) if target is None else target
-    chosen.check_hits()
+    chosen.check_hits(found.reasons)
     if not (model.built and model.weights):
         _build_weights(model, parents.first)
     if target is not None:
         parents.check_given(model)
+    elif not chosen.is_all:
+        _check_larger(parents.first, model, found)
     check_grown(parents, model, found, is_given=target is not None)
     return model, found
 
@@ -84,6 +86,15 @@ def _given(into, parents):
             "function that builds it."
         )
     return model
+
+
+def _check_larger(parent, model, found):
+    """Refuses a choice of widths of which none can grow."""
+    if [v.shape for v in model.variables] == [v.shape for v in parent.variables]:
+        raise FusionError(
+            "None of the widths chosen can grow. "
+            + (found.reasons[0] if found.reasons else "All must stay.")
+        )
 
 
 def _grow_model(models, found):

@@ -88,8 +88,11 @@ class Chosen:
                 )
         return found
 
-    def check_hits(self) -> None:
+    def check_hits(self, reasons: Sequence[str] = ()) -> None:
         """Checks that each item of the choice has chosen something.
+
+        Args:
+            reasons: why widths stay. Defaults to none.
 
         Raises:
             FusionError: naming the items, and what there is.
@@ -98,9 +101,10 @@ class Chosen:
         idle = [item for item in asked if item not in self._hits]
         if idle:
             kinds = f"the kinds {KINDS}, and " if self.only else ""
+            others = f" Others stay: {reasons[0]}" if reasons else ""
             raise FusionError(
                 f"`{self._argument}` has chosen no width by {idle}. It takes {kinds}names "
-                f"of layers or config keys: {sorted(self._names)}."
+                f"of layers or config keys: {sorted(self._names)}.{others}"
             )
 
     @property

@@ -175,7 +175,8 @@ def _check_some_grow(known, is_free):
     hard = [pin.reason for pin in pins if pin.cause == "nature"]
     if hard and not known.copies:
         raise FusionError(f"{hard[0]} Distinct parents cannot share such a width.")
-    if pins and is_stuck and (hard or is_free):
+    # A choice may mean widths inside of layers, of which the graph tells nothing.
+    if pins and is_stuck and (hard or is_free) and known.chosen.is_all:
         raise FusionError(hard[0] if hard else pins[0].reason)
 
 

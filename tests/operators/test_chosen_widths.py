@@ -288,3 +288,32 @@ def test_a_llama_grows_its_feed_forward_widths_in_few_lines(monkeypatch):
     assert slots and all(np.any(slot) for slot in slots)
     assert int(optimizer.iterations) == 12
     assert float(loss()(ids, outputs(model, x))) < at_growth
+
+
+def similarity(encoder):
+    """The cosine of two sentences: nothing that the blocks add to can grow."""
+    sides = [keras.Input((6,), dtype="int32", name=name) for name in ("one", "other")]
+    ones = keras.ops.ones_like
+    features = [
+        keras.ops.normalize(
+            encoder({"token_ids": x, "segment_ids": 0 * x, "padding_mask": ones(x)})[
+                "pooled_output"
+            ]
+        )
+        for x in sides
+    ]
+    return keras.Model(sides, keras.ops.sum(features[0] * features[1], -1))
+
+
+def test_widths_inside_of_layers_whose_features_must_stay():
+    model = similarity(KINDS["bert"]().backbone)
+    rng = np.random.default_rng(0)
+    x = [rng.integers(0, 20, (4, 6)) for _ in range(2)]
+    before = outputs(model, x)
+    grown = fuse(model, factor=2, only="feed_forward")
+    assert grown.count_params() > model.count_params()
+    np.testing.assert_allclose(outputs(grown, x), before, atol=1e-6)
+    with pytest.raises(FusionError, match=r"None of the widths chosen.*'normalize"):
+        fuse(model, factor=2, only="residual")
+    with pytest.raises(FusionError, match=r"chosen no width.*stay: .*'normalize"):
+        fuse(model, factor=2, only="nobody")
