@@ -57,6 +57,7 @@ def encoder(folder: Path, *, random: bool = False) -> keras.Model:
     backbone = keras_hub.models.BertBackbone.from_preset(str(folder))
     if random:
         backbone = type(backbone).from_config(backbone.get_config())
+    backbone.get_layer("pooled_dense").trainable = False  # It is not used.
     return backbone
 
 
@@ -147,7 +148,9 @@ def trained(setting: str, seed: int, pairs: Pairs, folder: Path) -> dict:
     keras.utils.set_random_seed(seed)
     model = pair_model(encoder(folder, random="random" in setting))
     steps = EPOCHS * len(pairs.training[1]) // BATCH
-    rate = keras.optimizers.schedules.CosineDecay(0.0, steps, 0.0, RATE, steps // 10)
+    rate = keras.optimizers.schedules.CosineDecay(
+        0.0, steps, warmup_target=RATE, warmup_steps=steps // 10
+    )
     model.compile(keras.optimizers.AdamW(rate, weight_decay=0.01), "mse")
     before, began = spearman(model, pairs), time.process_time()
     rng = np.random.default_rng(seed)
