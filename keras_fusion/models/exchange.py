@@ -13,11 +13,7 @@ import numpy as np
 
 from keras_fusion.errors import FusionError
 from keras_fusion.models import private, tree
-from keras_fusion.models.block_constants import (
-    BlockConstant,
-    constant_class,
-    kind_of,
-)
+from keras_fusion.models.block_constants import constant_class, kind_of
 from keras_fusion.models.block_norms import (
     BLEND,
     BlockNorm,
@@ -60,13 +56,25 @@ def reason_against(norm: keras.Layer) -> str | None:
     return None
 
 
-def follow(norm: keras.Layer, other: BlockNorm) -> None:
-    """Makes a norm, or a layer with constants, block-wise as another one is."""
-    if isinstance(other, BlockConstant):
-        make_constants_block_wise(norm, other.blocks)
-        return
-    make = make_head_wise if isinstance(other, HeadNorm) else make_block_wise
-    make(norm, other.blocks)
+def make_as(layer: keras.Layer, blocks: Sequence[int], *, by_head: bool) -> None:
+    """Makes a layer block-wise in the one way that there is for it.
+
+    Args:
+        layer: a norm, or a layer with constants of a width.
+        blocks: sizes of the blocks.
+        by_head: bool. Whether a norm has weights for each parent's heads.
+    """
+    if kind_of(layer) is not None:
+        make_constants_block_wise(layer, blocks)
+    elif by_head:
+        make_head_wise(layer, blocks)
+    else:
+        make_block_wise(layer, blocks)
+
+
+def follow(layer: keras.Layer, other: BlockNorm) -> None:
+    """Makes a layer block-wise as another one is."""
+    make_as(layer, other.blocks, by_head=isinstance(other, HeadNorm))
 
 
 def make_block_wise(norm: keras.Layer, blocks: Sequence[int]) -> None:
@@ -137,10 +145,7 @@ def make_block_wise_again(
     norm: keras.Layer, blocks: Sequence[int], values: Mapping[str, np.ndarray]
 ) -> None:
     """Makes a norm the block norm that it was, with its values by name."""
-    make = make_head_wise if DIFFERENCES in values else make_block_wise
-    if kind_of(norm) is not None:
-        make = make_constants_block_wise
-    make(norm, blocks)
+    make_as(norm, blocks, by_head=DIFFERENCES in values)
     for name, value in values.items():
         getattr(norm, name).assign(value)
 

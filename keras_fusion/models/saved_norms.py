@@ -53,11 +53,7 @@ def _become(layer: Any, blocks: tuple[int, ...], variables: int) -> None:
             "as it was when it was saved, and import the modules that register its "
             "layers with keras_fusion."
         )
-    by_head = variables > len(layer.variables) + 1
-    make = exchange.make_head_wise if by_head else exchange.make_block_wise
-    if kind is not None:
-        make = exchange.make_constants_block_wise
-    make(layer, blocks)
+    exchange.make_as(layer, blocks, by_head=variables > len(layer.variables) + 1)
     for model in list(_LOADING):
         if _LOADING[model] is None:
             _LOADING[model] = exchange.owners(model)
