@@ -1,0 +1,206 @@
+"""Fits the scaling law to a study, and compares what it foretells with what was measured.
+
+python -m experiments.law decoder_64x4                      # prints the tables
+python -m experiments.law decoder_64x4 --page docs/PAGE.md  # puts them into a page
+
+The law is fitted to the annealed runs without growth of some seeds, each setting at its
+best rate. A run with one growth is foretold by `keras_fusion.plan_growth`'s assumption: the
+grown model goes on along its own curve from where that has the small model's loss, and of
+the tokens that are lost by this a share, `mixing`, counts nevertheless. `mixing` is chosen
+for each way of growing on the same seeds; the errors that count are those on the others.
+"""
+
+import argparse
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+
+from experiments.harness import analysis, study
+from experiments.harness.results import Results
+from keras_fusion import ScalingLaw
+from keras_fusion.t5 import markdown
+
+RESULTS = Path(__file__).parent / "results"
+MIXINGS = np.round(np.arange(-0.5, 1.0, 0.02), 2)
+
+
+@dataclasses.dataclass(frozen=True)
+class Units:
+    """What steps and sizes are in tokens and parameters.
+
+    Args:
+        tokens: float. Tokens of the budget.
+        params: dict from sizes to parameters.
+        costs: dict from sizes to FLOPs of a step.
+    """
+
+    tokens: float
+    params: dict[str, int]
+    costs: dict[str, float]
+
+
+def units(results: list[dict]) -> Units:
+    """The units of a study, from its runs."""
+    params, costs = {}, {}
+    for run in results:
+        costs |= run["costs"]
+        last = run["course"]["growths"][-1:] or [{"to": run["course"]["size"]}]
+        params[_name(last[0]["to"])] = run["params"]
+    course = results[0]["course"]
+    batch = course["model"]["batch_size"] * course["model"]["row_length"]
+    steps = results[0]["budget"] / costs[_name(course["budget"]["size"])]
+    return Units(steps * batch, params, costs)
+
+
+def fitted(results: list[dict], seeds: list[int], scale: Units) -> ScalingLaw:
+    """The law of the runs without growth of some seeds."""
+    points = []
+    for runs in analysis.settings(results).values():
+        for run in runs:
+            if not run["course"]["growths"] and run["course"]["seed"] in seeds:
+                size = _name(run["course"]["size"])
+                points += [
+                    (scale.params[size], end["budget"] * scale.tokens, end["loss"])
+                    for end in run["finals"]
+                ]
+    params, tokens, losses = zip(*points, strict=True)
+    return ScalingLaw.fit(params, tokens, losses)
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One end of a run that grew once.
+
+    Args:
+        name: string, the setting.
+        seed: int.
+        sizes: pair of strings, before and after.
+        small: float. Tokens of the small model.
+        rest: float. Tokens of the grown one.
+        spent: float. Its FLOPs, as a share of the budget; without the parents' if these
+            are free.
+        loss: float. What it ended at.
+        measured: float. `spent` over the FLOPs after which the run from scratch of the
+            same seed ends at that loss.
+    """
+
+    name: str
+    seed: int
+    sizes: tuple[str, str]
+    small: float
+    rest: float
+    spent: float
+    loss: float
+    measured: float
+
+
+def cases(results: list[dict], scale: Units) -> list[Case]:
+    """All ends of runs with one growth whose loss the run from scratch comes to."""
+    settings, found = analysis.settings(results), []
+    scratch = {r["course"]["seed"]: analysis.ends(r) for r in settings["scratch"]}
+    for name, runs in settings.items():
+        for run in (r for r in runs if len(r["course"]["growths"]) == 1):
+            course, growth = run["course"], run["course"]["growths"][0]
+            sizes = _name(course["size"]), _name(growth["to"])
+            if not scale.params.keys() >= set(sizes):
+                continue  # No run of the small model alone tells its parameters yet.
+            free = course["parents"] == "free"
+            for end, (spent, loss) in zip(
+                run["finals"], analysis.ends(run, parents=not free), strict=True
+            ):
+                there = analysis.reached(scratch.get(course["seed"], []), loss)
+                if there is None or there.bound:
+                    continue
+                rest = end["budget"] - (0.0 if free else growth["at"])
+                found.append(
+                    Case(
+                        name,
+                        course["seed"],
+                        sizes,
+                        growth["at"] * scale.tokens,
+                        rest * scale.tokens,
+                        spent,
+                        loss,
+                        spent / there.share,
+                    )
+                )
+    return found
+
+
+def foretold(case: Case, law: ScalingLaw, scale: Units, mixing: float) -> float:
+    """The share of the from-scratch FLOPs that a case is foretold to need."""
+    small, big = (scale.params[size] for size in case.sizes)
+    worth = law.tokens(big, law.loss(small, case.small))
+    worth += mixing * max(case.small - worth, 0.0)
+    return case.spent / ((worth + case.rest) / scale.tokens)
+
+
+def mixings(
+    found: list[Case], law: ScalingLaw, scale: Units, seeds: list[int]
+) -> dict[str, float]:
+    """For each setting the mixing that foretells the runs of some seeds best."""
+    chosen = {}
+    for name in dict.fromkeys(case.name for case in found):
+        own = [case for case in found if case.name == name and case.seed in seeds]
+        if own:
+            chosen[name] = min(
+                map(float, MIXINGS),
+                key=lambda m, own=own: sum(
+                    abs(foretold(case, law, scale, m) - case.measured) for case in own
+                ),
+            )
+    return chosen
+
+
+def text(results: list[dict], seeds: list[int]) -> str:
+    """The law and the cases, in Markdown."""
+    scale = units(results)
+    law = fitted(results, seeds, scale)
+    found = cases(results, scale)
+    chosen = mixings(found, law, scale, seeds)
+    bounds = [
+        f"{name} {low:.3g} to {high:.3g}"
+        for name, field in (("a", "size_exponent"), ("b", "data_exponent"))
+        for low, high in [law.interval(lambda x, f=field: getattr(x, f))]
+    ]
+    rows = [
+        (
+            case.name,
+            str(case.seed),
+            "fitted" if case.seed in seeds else "held out",
+            f"{(case.rest + case.small) / scale.tokens:.2f}",
+            f"{case.measured:.2f}",
+            f"{foretold(case, law, scale, 0.0):.2f}",
+            f"{chosen[case.name]:.2f}",
+            f"{foretold(case, law, scale, chosen[case.name]):.2f}",
+        )
+        for case in found
+        if case.name in chosen
+    ]
+    head = "setting", "seed", "", "steps", "measured", "mixing 0", "mixing", "foretold"
+    return f"{law} ({', '.join(bounds)})\n\n{markdown.table(head, rows)}\n"
+
+
+def _name(size):
+    return f"{size['width']}x{size['layers']}"
+
+
+def main() -> None:
+    """Prints the law and the table, or puts them into a page."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("study")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="fitted on")
+    parser.add_argument("--page", type=Path)
+    options = parser.parse_args()
+    results = Results(RESULTS / study.load(options.study).name).all()
+    found = text(results, options.seeds)
+    if options.page:
+        markdown.insert(found, options.page, "law")
+    print(found)
+
+
+if __name__ == "__main__":
+    main()

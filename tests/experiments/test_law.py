@@ -1,0 +1,89 @@
+"""The fit of a scaling law to a study's results, and what it foretells."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from experiments import law
+from experiments.harness.study import Size
+from keras_fusion import ScalingLaw
+
+TRUE = ScalingLaw(3.3, 5700.0, 0.8, 1000.0, 0.5)
+PARAMS = {"32x4": 110_000, "64x4": 330_000, "96x4": 660_000}
+TOKENS = 3200 * 2048
+SIZES = {name: dataclasses.asdict(Size.parse(name)) for name in PARAMS}
+
+
+def run(setting, size, ends, growths=(), seed=0, parents="counted"):
+    """A run whose losses are those of the law."""
+    costs = {name: 1e4 * n for name, n in PARAMS.items()}
+    finals = []
+    for end in ends:
+        spent, worth = end * PARAMS[size] / PARAMS["64x4"], end * TOKENS
+        last = size
+        for growth in growths:
+            last = law._name(growth["to"])
+            loss = TRUE.loss(PARAMS[size], growth["at"] * TOKENS)
+            kept = TRUE.tokens(PARAMS[last], loss)
+            kept += MIXING * (growth["at"] * TOKENS - kept)
+            rest = end if parents == "free" else end - growth["at"]
+            spent = growth["at"] * PARAMS[size] / PARAMS["64x4"] + rest
+            worth = kept + rest * TOKENS
+        loss = float(TRUE.loss(PARAMS[last], worth))
+        finals.append({"budget": end, "spent": spent, "loss": loss})
+    own = growths[0]["at"] * PARAMS[size] / PARAMS["64x4"] if growths else 0.0
+    return {
+        "course": {
+            "setting": setting,
+            "size": SIZES[size],
+            "rate": 0.01,
+            "seed": seed,
+            "parents": parents,
+            "growths": list(growths),
+            "model": {"batch_size": 32, "row_length": 64},
+            "budget": {"size": SIZES["64x4"]},
+        },
+        "budget": 3200 * costs["64x4"],
+        "costs": costs,
+        "params": PARAMS[law._name(growths[0]["to"]) if growths else size],
+        "parents_share": own,
+        "finals": finals,
+        "curve": [],
+    }
+
+
+MIXING = 0.1
+GROWTH = {"to": SIZES["64x4"], "at": 0.5}
+EXISTING = {"to": SIZES["64x4"], "at": 1.0}
+
+
+def results():
+    ends = np.geomspace(0.05, 1.6, 24).tolist()
+    found = []
+    for seed in (0, 1):
+        found += [
+            run("scratch", "64x4", ends, seed=seed),
+            run("small alone", "32x4", ends, seed=seed),
+            run("bigger", "96x4", ends, seed=seed),
+            run("grown", "32x4", (0.8, 1.0), [GROWTH], seed),
+            run("parent", "32x4", (0.3, 0.6), [EXISTING], seed, "free"),
+        ]
+    return found
+
+
+def test_law_and_mixing_of_runs_that_follow_them_are_found():
+    found = results()
+    scale = law.units(found)
+    assert scale.tokens == TOKENS and scale.params == PARAMS
+    fitted = law.fitted(found, [0], scale)
+    assert fitted.loss(2e5, 1e6) == pytest.approx(TRUE.loss(2e5, 1e6), abs=1e-3)
+    cases = law.cases(found, scale)
+    assert len(cases) == 8 and {case.name for case in cases} == {"grown", "parent"}
+    chosen = law.mixings(cases, fitted, scale, [0])
+    for case in cases:
+        assert chosen[case.name] == pytest.approx(MIXING, abs=0.021)
+        foretold = law.foretold(case, fitted, scale, chosen[case.name])
+        assert foretold == pytest.approx(case.measured, abs=0.03)
+    text = law.text(found, [0])
+    assert text.count("held out") == text.count("fitted") == 4
