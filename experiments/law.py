@@ -19,6 +19,7 @@ import numpy as np
 from experiments.harness import analysis, study
 from experiments.harness.results import Results
 from keras_fusion import ScalingLaw
+from keras_fusion.analysis.growth_plan import worth
 from keras_fusion.t5 import markdown
 
 RESULTS = Path(__file__).parent / "results"
@@ -131,9 +132,8 @@ def cases(results: list[dict], scale: Units) -> list[Case]:
 def foretold(case: Case, law: ScalingLaw, scale: Units, mixing: float) -> float:
     """The share of the from-scratch FLOPs that a case is foretold to need."""
     small, big = (scale.params[size] for size in case.sizes)
-    worth = law.tokens(big, law.loss(small, case.small))
-    worth += mixing * max(case.small - worth, 0.0)
-    return case.spent / ((worth + case.rest) / scale.tokens)
+    start = worth(law, big, law.loss(small, case.small), case.small, mixing)
+    return case.spent / ((start + case.rest) / scale.tokens)
 
 
 def mixings(
@@ -182,8 +182,8 @@ def text(results: list[dict], seeds: list[int]) -> str:
     return f"{law} ({', '.join(bounds)})\n\n{markdown.table(head, rows)}\n"
 
 
-def _name(size):
-    return f"{size['width']}x{size['layers']}"
+def _name(size: dict) -> str:
+    return str(study.Size(**size))
 
 
 def main() -> None:

@@ -24,6 +24,8 @@ import numpy as np
 import tensorflow as tf
 
 import keras_fusion
+from experiments.harness.analysis import Interval
+from keras_fusion.t5 import markdown
 
 RESULTS = Path(__file__).parent / "results" / "sentence_similarity.json"
 FOLDER = Path(__file__).parents[1] / "experiments_output" / "minilm"
@@ -90,7 +92,7 @@ class Pairs:
     def read(self, *paths: Path) -> tuple[dict, np.ndarray]:
         """The inputs of both sides, and the similarities from 0 to 1."""
         lines = [x for path in paths for x in path.read_text("utf-8").split("\n") if x]
-        rows = [row for row in (x.split("\t") for x in lines) if _is_score(row[9])]
+        rows = [x.split("\t") for x in lines if x[0].isdigit()]  # not the head
         arrays = {}
         for side, column in zip(SIDES, (7, 8), strict=True):
             own = self.tokenizer(np.array([row[column] for row in rows]))
@@ -121,14 +123,6 @@ class Pairs:
         return batches.apply(
             tf.data.experimental.assert_cardinality(len(order) // BATCH)
         )
-
-
-def _is_score(text):
-    try:
-        float(text)
-    except ValueError:  # the head of the table
-        return False
-    return True
 
 
 def spearman(model: keras.Model, pairs: Pairs) -> float:
@@ -178,21 +172,17 @@ def trained(setting: str, seed: int, pairs: Pairs, folder: Path) -> dict:
 
 def table(runs: list[dict]) -> str:
     """The runs in Markdown."""
-    from experiments.harness.analysis import Interval
-    from keras_fusion.t5 import markdown
-
     rows = []
     for setting in SETTINGS:
         own = [run for run in runs if run["setting"] == setting]
         if own:
-            after = [run["after"] for run in own]
             rows.append(
                 (
                     setting,
                     f"{own[0]['params']:,}",
                     str(len(own)),
                     f"{Interval.of([run['before'] for run in own]):.4f}",
-                    f"{Interval.of(after):.4f}",
+                    f"{Interval.of([run['after'] for run in own]):.4f}",
                 )
             )
     head = "model", "parameters", "seeds", "before fine-tuning", "after"

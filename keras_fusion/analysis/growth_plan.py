@@ -155,8 +155,8 @@ class _Run:
             )
 
         def left(law, mixing):
-            worth = _worth(law, self.params, parent.loss, parent.tokens, mixing)
-            return self.tokens - worth
+            start = worth(law, self.params, parent.loss, parent.tokens, mixing)
+            return self.tokens - start
 
         remaining = max(float(left(self.law, self.mixing[1])), 0.0)
         start = self.tokens - left(self.law, self.mixing[1])
@@ -190,17 +190,17 @@ class _Run:
             ends: for each, the tokens on its own curve at which it stops.
             mixing: float.
         """
-        worth, read, spent, reads = 0.0, 0.0, 0.0, []
+        start, read, spent, reads = 0.0, 0.0, 0.0, []
         for size, end, bigger in zip(
             sizes, ends, (*sizes[1:], self.params), strict=True
         ):
             # A model that would stop before it starts is skipped.
-            stage = np.maximum(end - worth, 0.0)
+            stage = np.maximum(end - start, 0.0)
             reads.append(stage)
             read, spent = read + stage, spent + self.cost(size) * stage
-            loss = law.loss(size, np.maximum(end, worth))
-            worth = _worth(law, bigger, loss, read, mixing)
-        return reads, self.tokens - worth, spent
+            loss = law.loss(size, np.maximum(end, start))
+            start = worth(law, bigger, loss, read, mixing)
+        return reads, self.tokens - start, spent
 
     def total(self, left, spent):
         """FLOPs in all."""
@@ -228,12 +228,20 @@ class _Run:
         )
 
 
-def _worth(law: ScalingLaw, params: float, loss, read, mixing: float):
-    """The tokens on a grown model's own curve that it starts at."""
-    worth = law.tokens(params, loss)
+def worth(law: ScalingLaw, params: float, loss, read, mixing: float):
+    """The tokens on a grown model's own curve that it starts at.
+
+    Args:
+        law: `ScalingLaw`.
+        params: float. The grown model's parameters.
+        loss: float or array. The small model's loss, which it keeps, in nats.
+        read: float or array. The tokens that the small model has read; `None` if unknown.
+        mixing: float, see `plan_growth`.
+    """
+    kept = law.tokens(params, loss)
     if read is None:
-        return worth
-    return worth + mixing * np.maximum(read - worth, 0.0)
+        return kept
+    return kept + mixing * np.maximum(read - kept, 0.0)
 
 
 def _parameters(target: Any) -> float:

@@ -29,6 +29,8 @@ from keras_fusion.values.fillers import WidthFiller
 # So many times the effect of rounded weights is rounding.
 _FACTOR = 30
 _MOST_ROUNDING = 0.1
+# So much larger than at first may new units become; what overflows then is seen.
+_GROWN = 30.0
 # Outputs that vary less over the rows, relative to their size, are constant.
 _CONSTANT = 1e-4
 
@@ -216,10 +218,11 @@ class _Verification:
         rng = np.random.default_rng(0)
         values, most = [], max(_MOST_ROUNDING, self._inner)
         for model in self._models:
+            size = probe.rounding(model)
             for v in model.variables:
                 value = host.read(v)
                 if keras.backend.is_float_dtype(v.dtype):
-                    drawn = probe.rounding(model) * rng.standard_normal(value.shape)
+                    drawn = size * rng.standard_normal(value.shape)
                     values.append((v, (value * (1 + drawn)).astype(v.dtype)))
         with host.assumed(values):
             again = self._watch_parents(training)
@@ -347,7 +350,7 @@ class _Verification:
             arrays = [host.read(source) for source in layout.sources]
             own, fresh = np.std(arrays[0]), np.std(layout.initial())
             if fresh > 0:
-                larger = _larger(layout, 30.0 * max(1.0, float(own / fresh)))
+                larger = _larger(layout, _GROWN * max(1.0, float(own / fresh)))
                 value = plan.filler.value(index, larger, arrays)
                 values.append((layout.target, value.astype(arrays[0].dtype)))
         if values:

@@ -55,8 +55,8 @@ class GrowModel(keras.callbacks.Callback):
         probe: batch in the structure of the model's inputs, on which the change of the
             function is measured. By default a small random one is made.
         tolerance: float. A growth that should be exact and changes the outputs by more
-            than this, relative to their largest value, is refused. Defaults to `1e-3`,
-            and to 0.2 where the weights are in half precision.
+            than this, relative to their largest value, is refused. Defaults to `1e-4`,
+            to `1e-6` in float64, and to 0.2 where the weights are in half precision.
         verbose: int. 1 prints one line per growth, 0 prints nothing. Defaults to 1.
         record: path of a file in which the growths are recorded, so that a run which
             was cut off can be resumed with Keras's own callbacks (docs/resume.md).

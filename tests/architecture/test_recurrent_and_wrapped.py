@@ -65,13 +65,8 @@ GROWING = {
 
 
 # On JAX each of them is compiled many times.
-CORE = ("gru", "bidirectional", "separable")
-MARKED = [
-    pytest.param(name, marks=[pytest.mark.core] * (name in CORE)) for name in GROWING
-]
-
-
-@pytest.mark.parametrize("name", MARKED)
+@pytest.mark.core("gru", "bidirectional", "separable")
+@pytest.mark.parametrize("name", GROWING)
 def test_copies_and_distinct_parents(name):
     assert_copies_fuse(*GROWING[name])
     assert_distinct_fuse(*GROWING[name], widths=(8, 12))
