@@ -169,6 +169,11 @@ def _candidates(model: keras.Model) -> Iterator[Any]:
                 yield keras.tree.map_structure(
                     lambda x, kinds=kinds: _scaled(x, kinds), inputs
                 )
+            elif not _table_sizes(model):
+                rng = np.random.default_rng(0)
+                yield keras.tree.map_structure(
+                    lambda x, rng=rng: _perhaps_features(x, rng), inputs
+                )
             yield inputs
 
 
@@ -221,6 +226,16 @@ def _scaled(values: np.ndarray, kinds: str) -> np.ndarray:
     else:
         rows = (KINDS[i % len(KINDS)](row) for i, row in enumerate(values))
     return np.stack(list(rows)).astype(values.dtype)
+
+
+def _perhaps_features(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Ids or masks of 0 and 1 in some rows, features at several scales in the others.
+
+    A class does not tell which of them it takes.
+    """
+    features = _scaled(rng.standard_normal(values.shape).astype(values.dtype), "f")
+    features[:: len(KINDS)] = values[:: len(KINDS)]
+    return features
 
 
 def _grouped(inputs: Any) -> Sample:

@@ -6,7 +6,7 @@ import pytest
 from keras import layers
 from models import outputs, relative_change
 
-from keras_fusion import Lemon, ZeroPadding, fuse
+from keras_fusion import FusionError, Lemon, ZeroPadding, fuse, grow, register
 
 GROWTHS = {
     "factor 1.5": lambda model: fuse(model, factor=1.5, seed=0),
@@ -56,3 +56,41 @@ def test_the_function_stays_at_every_scale_of_the_input(name, make, growth):
         small = (scale * x).astype("float32")
         change = relative_change(outputs(model, small), outputs(grown, small))
         assert change < 2e-5, scale
+
+
+@keras.saving.register_keras_serializable("epsilons")
+class Written(keras.Model):
+    """A model of a class that sets its norm's epsilon in its code, and tells no dtype."""
+
+    def __init__(self, kind, small, width=8, **options):
+        super().__init__(**options)
+        self.options = {"kind": kind, "small": small, "width": width}
+        self.inner = layers.Dense(width)
+        self.norm = getattr(layers, kind)(epsilon=small)
+        self.readout = layers.Dense(2)
+
+    def call(self, inputs):
+        return self.readout(self.norm(self.inner(inputs)))
+
+    def get_config(self):
+        return self.options
+
+
+register(Written, widths=("width",))
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("epsilon", [1e-3, 1e-6])
+@pytest.mark.parametrize("kind", ["LayerNormalization", "RMSNormalization"])
+def test_an_epsilon_in_code_is_seen_at_small_inputs(kind, epsilon):
+    model, x = Written(kind, epsilon), np.random.default_rng(0).standard_normal((9, 5))
+    before = [outputs(model, scale * x) for scale in (1.0, 0.01)]
+    with pytest.raises(FusionError, match="epsilon"):
+        fuse(model, factor=1.5)
+    for operator in (ZeroPadding(2), Lemon(1.5)):
+        with pytest.raises(FusionError, match="epsilon"):
+            grow(model, operator)
+    for options in ({"factor": 1.5, "norms": "block"}, {"factor": 2}):
+        fused = fuse(model, **options)
+        for scale, expected in zip((1.0, 0.01), before, strict=True):
+            assert relative_change(expected, outputs(fused, scale * x)) < 1e-5
