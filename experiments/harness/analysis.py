@@ -134,7 +134,7 @@ def settings(
 
 
 def tuned(runs: list[dict]) -> list[dict]:
-    """Of runs at several rates and weight decays those at the best, by the first seed.
+    """Of runs at several rates and the like those at the best, by the first seed.
 
     Args:
         runs: list of results of one setting.
@@ -156,7 +156,9 @@ def is_grown(runs: list[dict]) -> bool:
 
 
 def _choice(run):
-    return run["course"]["rate"], weight_decay(run)
+    training = [g.get("training", {}) for g in run["course"]["growths"]]
+    factors = [t.get("learning_rate_factor", 1.0) for t in training]
+    return run["course"]["rate"], weight_decay(run), *factors
 
 
 def weight_decay(run: dict) -> float:

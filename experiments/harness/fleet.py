@@ -11,6 +11,8 @@ It needs the JAX backend, and a decoder's task (next tokens).
 import dataclasses
 import functools
 import math
+import threading
+import time
 from typing import Any, NamedTuple
 
 import jax
@@ -102,6 +104,10 @@ class Fleet:
         size: `Size`.
         lanes: int.
         text: `Text`.
+
+    Attributes:
+        seconds: float. What it has trained for so far.
+        steps: int. Of all lanes, in this time.
     """
 
     def __init__(self, task: Task, size: Size, lanes: int, text: Text):
@@ -113,11 +119,12 @@ class Fleet:
         self._lane = np.zeros((lanes, 8), "float32")
         self._states = None
         self._run: dict[int, Any] = {}
+        self._tracing = threading.Lock()
+        self.seconds, self.steps = 0.0, 0
 
     def _count(self, wanted):
-        """The lanes of the call that has room for so many."""
-        few = max(self.lanes // FEWER, 1)
-        return few if wanted <= few else self.lanes
+        """The lanes of the smallest compiled call that has room for so many."""
+        return min(c for c in [*self._run, self.lanes] if c >= min(wanted, self.lanes))
 
     # -- the program ------------------------------------------------------------------
 
@@ -183,21 +190,12 @@ class Fleet:
 
     def compile(self) -> "Fleet":
         """Compiles the program, which takes most of a minute; for a thread."""
-        one = self.shapes()
-
-        def stacked(s):
-            return jax.ShapeDtypeStruct((self.lanes, *s.shape), s.dtype)
-
-        states = jax.tree.map(stacked, one)
-        chunk = jax.jit(self._chunk, donate_argnums=0)
-        for count in {self.lanes, self._count(1)}:
-            places = jax.ShapeDtypeStruct((count,), "int32")
-            lanes = jax.ShapeDtypeStruct((count, self._lane.shape[1]), "float32")
-            shape = CHUNK, count, self.task.settings.batch_size
-            starts = jax.ShapeDtypeStruct(shape, "int32")
-            self._run[count] = chunk.lower(states, places, lanes, starts).compile()
-        validate = jax.jit(self._validation_loss)
-        self._validate = validate.lower(one.trainable, one.others).compile()
+        one, states = self.shapes(), self._stacked()
+        self._compile_call(self.lanes)
+        with self._tracing:
+            validate = jax.jit(self._validation_loss)
+            validate = validate.lower(one.trainable, one.others)
+        self._validate = validate.compile()
         self._put = (
             jax.jit(_put, donate_argnums=0)
             .lower(states, one, jax.ShapeDtypeStruct((), "int32"))
@@ -207,6 +205,26 @@ class Fleet:
             jax.jit(_get).lower(states, jax.ShapeDtypeStruct((), "int32")).compile()
         )
         return self
+
+    def compile_fewer(self) -> None:
+        """Compiles a call for a part of the lanes, for when few train; for a thread."""
+        self._compile_call(max(self.lanes // FEWER, 1))
+
+    def _compile_call(self, count):
+        places = jax.ShapeDtypeStruct((count,), "int32")
+        lanes = jax.ShapeDtypeStruct((count, self._lane.shape[1]), "float32")
+        shape = CHUNK, count, self.task.settings.batch_size
+        starts = jax.ShapeDtypeStruct(shape, "int32")
+        chunk = jax.jit(self._chunk, donate_argnums=0)
+        with self._tracing:  # A step sets the optimizer's settings while it is traced.
+            lowered = chunk.lower(self._stacked(), places, lanes, starts)
+        self._run[count] = lowered.compile()
+
+    def _stacked(self):
+        def stacked(s):
+            return jax.ShapeDtypeStruct((self.lanes, *s.shape), s.dtype)
+
+        return jax.tree.map(stacked, self.shapes())
 
     def shapes(self) -> State:
         """Shapes and dtypes of the state of one model."""
@@ -243,9 +261,13 @@ class Fleet:
         return wanted / self._count(wanted)
 
     def __str__(self):
-        """The fleet's size and how full it is."""
+        """The fleet's size, how full it is, and how long a lane's step took so far."""
         full = sum(stretch is not None for stretch in self.stretches)
-        return f"{self.size}: {full} of {self.lanes} lanes, {len(self.waiting)} wait"
+        each = 1e3 * self.seconds / max(self.steps, 1)
+        return (
+            f"{self.size}: {full} of {self.lanes} lanes, {len(self.waiting)} wait, "
+            f"{self.steps} steps of {each:.2f} ms"
+        )
 
     def ask(self, priority: Any, stretch: Stretch) -> None:
         """Adds a training to those that wait for a lane; the lowest priority is first."""
@@ -276,6 +298,7 @@ class Fleet:
         Returns:
             The stretches that have ended, each with its state.
         """
+        started = time.monotonic()
         for number, stretch in enumerate(self.stretches):
             if stretch is None and self.waiting:
                 self._load(number, self.waiting.pop(0)[1])
@@ -294,11 +317,13 @@ class Fleet:
             taken = int(min(CHUNK, stretch.end - began[number]))
             step = int(began[number]) + taken
             self._lane[number, 0] = step
+            self.steps += taken
             stretch.losses.append((step, float(losses[:taken, column].mean())))
             if step == stretch.end:
                 state = self._get(self._states, np.int32(number))
                 ended.append((stretch, state))
                 self.stretches[number] = None
+        self.seconds += time.monotonic() - started
         return ended
 
     def _load(self, number, stretch):

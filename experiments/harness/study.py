@@ -141,6 +141,11 @@ class Growth:
         _one_of("new_blocks", self.new_blocks, NEW_BLOCKS)
         _one_of("new_features", self.new_features, NEW)
 
+    def at_rate(self, factor: float) -> "Growth":
+        """The growth with another `learning_rate_factor`, whose default is 1."""
+        training = self.training | {"learning_rate_factor": factor}
+        return dataclasses.replace(self, training=training)
+
 
 @dataclasses.dataclass(frozen=True)
 class Course:
@@ -188,41 +193,51 @@ class Course:
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
-    """A setting at several rates and weight decays, and with several seeds.
+    """A setting at several rates and the like, and with several seeds.
 
-    The first seed tries all of them; the others run at the pair that ends lowest.
+    The first seed tries all of them; the others run at the choice that ends lowest.
 
     Args:
         course: `Course`, at any rate and seed.
         rates: tuple of floats.
         seeds: tuple of ints.
         weight_decays: tuple of floats. Defaults to the optimizer's own.
+        factors: tuple of floats, `learning_rate_factor` of the last growth. Defaults to
+            the growth's own.
     """
 
     course: Course
     rates: tuple[float, ...]
     seeds: tuple[int, ...]
     weight_decays: tuple[float, ...] = ()
+    factors: tuple[float, ...] = ()
 
     def tries(self) -> list[Course]:
-        """The first seed at all rates and weight decays."""
+        """The first seed at all rates, weight decays and factors."""
         first = dataclasses.replace(self.course, seed=self.seeds[0])
-        models = [first.model]
-        if self.weight_decays:
-            models = [
-                dataclasses.replace(
-                    first.model,
-                    optimizer=first.model.optimizer | {"weight_decay": decay},
-                )
-                for decay in self.weight_decays
-            ]
+        choices = itertools.product(self._models(), self._growths(), self.rates)
         return [
-            dataclasses.replace(first, rate=rate, model=model)
-            for model, rate in itertools.product(models, self.rates)
+            dataclasses.replace(first, rate=rate, model=model, growths=growths)
+            for model, growths, rate in choices
         ]
 
+    def _models(self):
+        model = self.course.model
+        return [
+            dataclasses.replace(
+                model, optimizer=model.optimizer | {"weight_decay": decay}
+            )
+            for decay in self.weight_decays
+        ] or [model]
+
+    def _growths(self):
+        growths = self.course.growths
+        return [
+            (*growths[:-1], growths[-1].at_rate(factor)) for factor in self.factors
+        ] or [growths]
+
     def others(self, best: Course) -> list[Course]:
-        """The other seeds at the best rate and weight decay."""
+        """The other seeds at the best choice."""
         return [dataclasses.replace(best, seed=seed) for seed in self.seeds[1:]]
 
 
@@ -261,7 +276,9 @@ class Study:
         yield from itertools.chain.from_iterable(tries)
         for sweep, tried in zip(self.sweeps, tries, strict=True):
             losses = [loss(course) for course in tried]
-            if None not in losses:
+            if len(tried) == 1:
+                yield from sweep.others(tried[0])
+            elif None not in losses:
                 yield from sweep.others(tried[losses.index(min(losses))])
 
 
@@ -320,6 +337,11 @@ def _sweeps(common, run):
     moments = [g["at"] if isinstance(g["at"], list) else [g["at"]] for g in growths]
     setting, rates, seeds = run.pop("name"), run.pop("rates"), run.pop("seeds", [0])
     decays = tuple(run.pop("weight_decays", ()))
+    factors = tuple(run.pop("learning_rate_factors", ()))
+    if factors and not growths:
+        raise ValueError(
+            "`learning_rate_factors` are those of a growth, and there is none."
+        )
     fixed = {
         "text": Text(**parts["text"]),
         "model": Model(**parts["model"]),
@@ -334,7 +356,7 @@ def _sweeps(common, run):
             Growth(**g | {"at": at}) for g, at in zip(growths, chosen, strict=True)
         )
         course = Course(setting + words, rate=rates[0], growths=grown, **fixed)
-        yield Sweep(course, tuple(rates), tuple(seeds), decays)
+        yield Sweep(course, tuple(rates), tuple(seeds), decays, factors)
 
 
 def _changed(common, own):

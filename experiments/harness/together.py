@@ -188,6 +188,7 @@ class Machine:
             else:
                 self._done(node)
         if ready := [fleet for fleet in self._busy() if self.compiled[fleet].done()]:
+            self.compiled[ready[0]].result()  # Raises what has failed in its thread.
             for stretch, state in ready[0].advance():
                 stretch.tag.state, stretch.tag.losses = state, stretch.losses
                 self._done(stretch.tag)
@@ -209,6 +210,8 @@ class Machine:
             new.append(Fleet(task, size, lanes, _text(task)))
             self.fleets[size] = new[-1]
         self.compiled |= {f: self.threads.submit(f.compile) for f in new}
+        for fleet in new:  # Until these are there, few trainings take a call for many.
+            self.threads.submit(fleet.compile_fewer)
         self._say(f"{len(new)} fleets are built")
 
     def _say(self, words):
