@@ -48,13 +48,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(options):
     # Only now, since a backend starts with these.
-    from experiments.harness import study as studies
-    from experiments.harness import tables
+    from experiments.harness import study_files, tables
     from experiments.harness.results import Results
     from experiments.harness.work import Worker
     from keras_fusion.t5 import markdown
 
-    study = studies.load(options.study)
+    study = study_files.load(options.study)
     if options.command == "table":
         pictures = options.page.parent if options.page else None
         text = tables.text(study, options.results, pictures)
@@ -67,7 +66,7 @@ def _run(options):
     if options.command == "together":
         from experiments.harness import together
 
-        named = [studies.load(name) for name in (options.study, *options.beside)]
+        named = [study_files.load(name) for name in (options.study, *options.beside)]
         together.run(
             [(one, Results(options.results / one.name)) for one in named],
             options.work,

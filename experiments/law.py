@@ -1,13 +1,14 @@
 """Fits the scaling law to a study, and compares what it foretells with what was measured.
 
 python -m experiments.law decoder_64x4                      # prints the tables
-python -m experiments.law decoder_64x4 --page docs/PAGE.md  # puts them into a page
+python -m experiments.law decoder_128x4 --mixing decoder_64x4 --page docs/savings.md
 
 The law is fitted to the annealed runs without growth of some seeds, each setting at its
 best rate. A run with one growth is foretold by `keras_fusion.plan_growth`'s assumption: the
 grown model goes on along its own curve from where that has the small model's loss, and of
 the tokens that are lost by this a share, `mixing`, counts nevertheless. `mixing` is chosen
-for each way of growing on the same seeds; the errors that count are those on the others.
+for each way of growing on the seeds of the fit, by the setting that ends lowest; or on
+another study, and then no grown run of this one has been seen before.
 """
 
 import argparse
@@ -16,13 +17,14 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.harness import analysis, study
+from experiments.harness import analysis, study, study_files
 from experiments.harness.results import Results
 from keras_fusion import ScalingLaw
 from keras_fusion.analysis.growth_plan import worth
 from keras_fusion.t5 import markdown
 
 RESULTS = Path(__file__).parent / "results"
+NEAR = 0.05  # what is foretold and what is measured, as shares
 MIXINGS = np.round(np.arange(-0.5, 1.0, 0.02), 2)
 
 
@@ -75,6 +77,7 @@ class Case:
 
     Args:
         name: string, the setting.
+        kind: string, the way of growing.
         seed: int.
         sizes: pair of strings, before and after.
         small: float. Tokens of the small model.
@@ -87,6 +90,7 @@ class Case:
     """
 
     name: str
+    kind: str
     seed: int
     sizes: tuple[str, str]
     small: float
@@ -99,8 +103,9 @@ class Case:
 def cases(results: list[dict], scale: Units) -> list[Case]:
     """All ends of runs with one growth whose loss the run from scratch comes to."""
     settings, found = analysis.settings(results), []
-    scratch = {r["course"]["seed"]: analysis.ends(r) for r in settings["scratch"]}
     for name, runs in settings.items():
+        others = analysis.reference(settings, runs)
+        scratch = {r["course"]["seed"]: analysis.ends(r) for r in others}
         for run in (r for r in runs if len(r["course"]["growths"]) == 1):
             course, growth = run["course"], run["course"]["growths"][0]
             sizes = _name(course["size"]), _name(growth["to"])
@@ -117,6 +122,7 @@ def cases(results: list[dict], scale: Units) -> list[Case]:
                 found.append(
                     Case(
                         name,
+                        _kind(course),
                         course["seed"],
                         sizes,
                         growth["at"] * scale.tokens,
@@ -136,54 +142,94 @@ def foretold(case: Case, law: ScalingLaw, scale: Units, mixing: float) -> float:
     return case.spent / ((start + case.rest) / scale.tokens)
 
 
+def _kind(course):
+    """The way of growing of a course with one growth, in words."""
+    growth = course["growths"][0]
+    if growth.get("parents", 1) > 1:
+        kind = "distinct parents"
+    elif growth.get("operator") == "DepthStacking":
+        new = growth.get("new_blocks") == "random"
+        kind = "new blocks" if new else "copied blocks"
+    else:
+        new = growth.get("new_features") == "random"
+        kind = "new features" if new else "copies"
+    return f"{kind}, {course['parents']}"
+
+
 def mixings(
     found: list[Case], law: ScalingLaw, scale: Units, seeds: list[int]
 ) -> dict[str, float]:
-    """For each setting the mixing that foretells the runs of some seeds best."""
-    chosen = {}
-    for name in dict.fromkeys(case.name for case in found):
-        own = [case for case in found if case.name == name and case.seed in seeds]
-        if own:
-            chosen[name] = min(
-                map(float, MIXINGS),
-                key=lambda m, own=own: sum(
-                    abs(foretold(case, law, scale, m) - case.measured) for case in own
-                ),
-            )
+    """For each way of growing the mixing that foretells some seeds' best setting best."""
+    chosen, seen = {}, [case for case in found if case.seed in seeds]
+    for kind in dict.fromkeys(case.kind for case in seen):
+        own = [case for case in seen if case.kind == kind]
+        best = min(own, key=lambda case: case.loss).name
+        own = [case for case in own if case.name == best]
+        chosen[kind] = min(
+            map(float, MIXINGS),
+            key=lambda m, own=own: sum(
+                abs(foretold(case, law, scale, m) - case.measured) for case in own
+            ),
+        )
     return chosen
 
 
-def text(results: list[dict], seeds: list[int]) -> str:
-    """The law and the cases, in Markdown."""
+def chosen_mixings(results: list[dict], seeds: list[int]) -> dict[str, float]:
+    """The mixings of a study, by its own law."""
+    scale = units(results)
+    return mixings(cases(results, scale), fitted(results, seeds, scale), scale, seeds)
+
+
+def text(results: list[dict], seeds: list[int], other: list[dict] | None = None) -> str:
+    """The law and the cases, in Markdown.
+
+    Args:
+        results: list of results.
+        seeds: list of ints. Those that the law is fitted on.
+        other: list of results of the study that the mixings are chosen on. Defaults to
+            `results`.
+    """
     scale = units(results)
     law = fitted(results, seeds, scale)
-    found = cases(results, scale)
-    chosen = mixings(found, law, scale, seeds)
+    chosen = chosen_mixings(other or results, seeds)
     bounds = [
         f"{name} {low:.3g} to {high:.3g}"
         for name, field in (("a", "size_exponent"), ("b", "data_exponent"))
         for low, high in [law.interval(lambda x, f=field: getattr(x, f))]
     ]
-    rows = [
-        (
-            case.name,
-            str(case.seed),
-            "fitted" if case.seed in seeds else "held out",
-            f"{(case.rest + case.small) / scale.tokens:.2f}",
-            f"{case.measured:.2f}",
-            f"{foretold(case, law, scale, 0.0):.2f}",
-            f"{chosen[case.name]:.2f}",
-            f"{foretold(case, law, scale, chosen[case.name]):.2f}",
-        )
-        for case in found
-        if case.name in chosen
-    ]
+    rows, errors = [], []
+    for case in cases(results, scale):
+        if case.kind in chosen:
+            mixing = chosen[case.kind]
+            known = other is None and case.seed in seeds
+            share = foretold(case, law, scale, mixing)
+            errors += [] if known else [abs(share - case.measured)]
+            rows.append(
+                (
+                    case.name,
+                    str(case.seed),
+                    "fitted" if known else "held out",
+                    f"{(case.rest + case.small) / scale.tokens:.2f}",
+                    f"{case.measured:.2f}",
+                    f"{foretold(case, law, scale, 0.0):.2f}",
+                    f"{mixing:.2f}",
+                    f"{share:.2f}",
+                )
+            )
     head = "setting", "seed", "", "steps", "measured", "mixing 0", "mixing", "foretold"
-    return f"{law} ({', '.join(bounds)})\n\n{markdown.table(head, rows)}\n"
+    found = f"{law} ({', '.join(bounds)})\n\n{markdown.table(head, rows)}\n"
+    if errors:
+        near = sum(error <= NEAR for error in errors)
+        found += f"\nWithin {NEAR} are {near} of {len(errors)} held-out ends.\n"
+    return found
 
 
 def _name(size: dict) -> str:
     return str(study.Size(**size))
+
+
+def _results(name):
+    return Results(RESULTS / study_files.load(name).name).all()
 
 
 def main() -> None:
@@ -193,10 +239,15 @@ def main() -> None:
     )
     parser.add_argument("study")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="fitted on")
+    parser.add_argument("--mixing", help="the study that the mixings are chosen on")
     parser.add_argument("--page", type=Path)
     options = parser.parse_args()
-    results = Results(RESULTS / study.load(options.study).name).all()
-    found = text(results, options.seeds)
+    results = Results(RESULTS / study_files.load(options.study).name).all()
+    other = (
+        options.mixing
+        and Results(RESULTS / study_files.load(options.mixing).name).all()
+    )
+    found = text(results, options.seeds, other or None)
     if options.page:
         markdown.insert(found, options.page, "law")
     print(found)

@@ -150,6 +150,29 @@ def tuned(runs: list[dict]) -> list[dict]:
     return [run for run in runs if _choice(run) == best]
 
 
+def reference(settings: dict[str, list[dict]], runs: list[dict]) -> list[dict]:
+    """The runs from scratch that some runs are compared with.
+
+    They are those of the setting "scratch"; or, where the rate falls over another part of
+    the run, those of a setting "scratch, ..." of the budget's size that are alike in this.
+
+    Args:
+        settings: the runs of each setting, see `settings`.
+        runs: list of results of one setting.
+    """
+    for name, others in settings.items():
+        if name.startswith("scratch, ") and _fall(others) == _fall(runs):
+            course = others[0]["course"]
+            if course["size"] == course["budget"]["size"] and not is_grown(others):
+                return others
+    return settings.get("scratch", [])
+
+
+def _fall(runs):
+    """The part of the run over which the rate falls."""
+    return runs[0]["course"].get("model", {}).get("decay")
+
+
 def is_grown(runs: list[dict]) -> bool:
     """Whether a setting grows."""
     return bool(runs[0]["course"]["growths"])
@@ -222,7 +245,10 @@ def saving(runs: list[dict], scratch: list[dict], *, parents: bool) -> Saving:
 
 
 def against(runs: list[dict], others: list[dict], *, parents: bool = True) -> Saving:
-    """The FLOPs of a setting's last end over those of others at the same loss.
+    """The FLOPs of a setting over those of others at the same loss.
+
+    It is that of the last end whose loss is one of the others', between their lowest and
+    highest budget, and where no end is, a bound.
 
     Args:
         runs: list of results.
@@ -236,13 +262,20 @@ def against(runs: list[dict], others: list[dict], *, parents: bool = True) -> Sa
     """
     found = []
     for run in runs:
-        spent, loss = ends(run, parents=parents)[-1]
         known = frontier([e for o in others if _seed(o) == _seed(run) for e in ends(o)])
-        if known and (there := reached(known, loss)):
-            found.append(Reached(spent / there.share, "≥" if there.bound else ""))
-        elif known:
-            found.append(Reached(spent / known[-1][0], "≤"))
+        if known:
+            shares = [_over(end, known) for end in ends(run, parents=parents)]
+            exact = [share for share in shares if not share.bound]
+            found.append((exact or shares)[-1])
     return Saving.of(found)
+
+
+def _over(end, known):
+    """The FLOPs of one end over those of a frontier at its loss."""
+    spent, loss = end
+    if there := reached(known, loss):
+        return Reached(spent / there.share, "≥" if there.bound else "")
+    return Reached(spent / known[-1][0], "≤")
 
 
 def frontier(points: list[tuple[float, float]]) -> list[tuple[float, float]]:

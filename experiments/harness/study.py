@@ -5,11 +5,8 @@ import hashlib
 import itertools
 import json
 import re
-import tomllib
 from collections.abc import Iterator
-from pathlib import Path
 
-STUDIES = Path(__file__).parents[1] / "studies"
 CLOCKS = ("flops", "steps")
 PARENTS = ("counted", "free")
 NEW = ("operator", "random")
@@ -242,6 +239,28 @@ class Sweep:
 
 
 @dataclasses.dataclass(frozen=True)
+class Case:
+    """Settings that a table and a picture compare.
+
+    Args:
+        title: string.
+        picture: string, a file's name.
+        settings: tuple of strings. Those that grow.
+        beside: tuple of strings. Those in the picture that do not.
+        parents: `"counted"` or `"free"`.
+    """
+
+    title: str
+    picture: str
+    settings: tuple[str, ...]
+    beside: tuple[str, ...] = ("scratch",)
+    parents: str = "counted"
+
+    def __post_init__(self):
+        _one_of("parents", self.parents, PARENTS)
+
+
+@dataclasses.dataclass(frozen=True)
 class Study:
     """A study.
 
@@ -255,6 +274,7 @@ class Study:
         compared_at: float. The budget for that.
         chosen_on: tuple of ints. Seeds that the settings were chosen on. The tables
             report the others of each setting that has some.
+        cases: tuple of `Case`, shown before the tables.
     """
 
     name: str
@@ -264,6 +284,7 @@ class Study:
     reference: tuple[str, ...] = ()
     compared_at: float = 1.0
     chosen_on: tuple[int, ...] = ()
+    cases: tuple[Case, ...] = ()
 
     def courses(self, loss) -> Iterator[Course]:
         """The runs that can be said so far: what no other waits for comes first.
@@ -280,93 +301,6 @@ class Study:
                 yield from sweep.others(tried[0])
             elif None not in losses:
                 yield from sweep.others(tried[losses.index(min(losses))])
-
-
-def load(name: str) -> Study:
-    """Reads a study.
-
-    Args:
-        name: string. The name of a file in `experiments/studies`, or the path of another.
-
-    Returns:
-        A `Study`.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: for a key that means nothing, or lacks; it names file and key.
-    """
-    path = Path(name) if name.endswith(".toml") else STUDIES / f"{name}.toml"
-    if not path.exists():
-        known = sorted(p.stem for p in STUDIES.glob("*.toml"))
-        raise FileNotFoundError(f"There is no study {name!r}. There are {known}.")
-    data = tomllib.loads(path.read_text(encoding="utf-8"))
-    try:
-        return _study(path.stem, data)
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"The study {str(path)!r} cannot be read: {error}") from error
-
-
-def _study(name, data):
-    table = data.pop("table", {})
-    sweeps = ()
-    if runs := data.pop("runs", []):
-        common = {
-            "text": data.pop("text"),
-            "model": data.pop("model"),
-            "budget": data.pop("budget"),
-        }
-        sweeps = tuple(s for run in runs for s in _sweeps(common, run))
-    study = Study(
-        name,
-        data.pop("title"),
-        sweeps,
-        data.pop("tables", {"": name}),
-        tuple(table.pop("reference", ())),
-        table.pop("compared_at", 1.0),
-        tuple(table.pop("chosen_on", ())),
-    )
-    if left := [*data, *table]:
-        raise ValueError(f"nothing is known of {left}")
-    return study
-
-
-def _sweeps(common, run):
-    """One sweep for each moment of a growth that has several."""
-    parts = {part: _changed(common[part], run.pop(part, {})) for part in common}
-    growths = [_with_size(growth, "to") for growth in run.pop("growths", [])]
-    moments = [g["at"] if isinstance(g["at"], list) else [g["at"]] for g in growths]
-    setting, rates, seeds = run.pop("name"), run.pop("rates"), run.pop("seeds", [0])
-    decays = tuple(run.pop("weight_decays", ()))
-    factors = tuple(run.pop("learning_rate_factors", ()))
-    if factors and not growths:
-        raise ValueError(
-            "`learning_rate_factors` are those of a growth, and there is none."
-        )
-    fixed = {
-        "text": Text(**parts["text"]),
-        "model": Model(**parts["model"]),
-        "budget": Budget(**_with_size(parts["budget"], "size")),
-        "budgets": tuple(run.pop("ends", (1.0,))),
-        **_with_size(run, "size"),
-    }
-    for chosen in itertools.product(*moments):
-        several = [at for at, m in zip(chosen, moments, strict=True) if len(m) > 1]
-        words = "".join(f", at {at:g}" for at in several)
-        grown = tuple(
-            Growth(**g | {"at": at}) for g, at in zip(growths, chosen, strict=True)
-        )
-        course = Course(setting + words, rate=rates[0], growths=grown, **fixed)
-        yield Sweep(course, tuple(rates), tuple(seeds), decays, factors)
-
-
-def _changed(common, own):
-    """What all runs share, with a run's own; an optimizer of another name is whole."""
-    parts = {k: v for k, v in own.items() if isinstance(v, dict) and "name" not in v}
-    return common | own | {k: common.get(k, {}) | v for k, v in parts.items()}
-
-
-def _with_size(data, key):
-    return data | {key: Size.parse(data[key])}
 
 
 def _one_of(name, value, allowed):

@@ -1,18 +1,16 @@
-"""Results as tables and pictures."""
+"""Results as tables, with a picture for each."""
 
 from pathlib import Path
 
-from experiments.harness import analysis
+import numpy as np
+
+from experiments.harness import analysis, figures
 from experiments.harness.analysis import Interval
 from experiments.harness.results import Results
 from experiments.harness.study import Study
 from keras_fusion.t5 import markdown
 
-COLOURS = {"scratch": "#000000", "small alone": "#999999"}
-# Okabe and Ito's palette, which colour-blind readers can distinguish.
-PALETTE = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 Settings = dict[str, list[dict]]  # the runs of each setting, by its name
-DRAWN = 6  # grown settings in a picture, those with the most seeds first
 
 
 def text(study: Study, folder: Path, pictures: Path | None = None) -> str:
@@ -27,7 +25,7 @@ def text(study: Study, folder: Path, pictures: Path | None = None) -> str:
     Returns:
         Text in Markdown, with a heading for each folder of results.
     """
-    parts = []
+    parts = [_case(study, case, folder, pictures) for case in study.cases]
     for heading, name in study.tables.items():
         results = Results(folder / name).all()
         settings = analysis.settings(results, study.chosen_on)
@@ -36,7 +34,7 @@ def text(study: Study, folder: Path, pictures: Path | None = None) -> str:
         parts += [f"### {heading}"] * bool(heading)
         if pictures is not None:
             picture = pictures / f"{name.replace('/', '_')}.png"
-            draw(settings, picture)
+            figures.draw(settings, scratch(settings), picture)
             parts.append(f"![Loss against FLOPs]({picture.name})")
         parts += [summary(settings), rates(results), losses(settings, study)]
         if study.sweeps:  # A concluded one keeps the tables that it had.
@@ -44,9 +42,46 @@ def text(study: Study, folder: Path, pictures: Path | None = None) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def _case(study, case, folder, pictures):
+    """A heading, a picture, and the settings of one case side by side."""
+    settings = analysis.settings(Results(folder / study.name).all(), study.chosen_on)
+    parts = [f"### {case.title}"]
+    if pictures is not None:
+        figures.draw_case(settings, case, pictures / case.picture)
+    parts.append(f"![Final loss against FLOPs: {case.title}]({case.picture})")
+    counted = case.parents == "counted"
+    rows = []
+    for name in case.settings:
+        runs = settings[name]
+        others = _ended(analysis.reference(settings, runs))
+        share = analysis.against(runs, others, parents=counted)
+        envelope = analysis.against(runs, _alone(settings), parents=counted)
+        rows.append(
+            (name, str(len(runs)), _ends(runs, counted), share.text(), envelope.text())
+        )
+    head = ("setting", "seeds", "loss after FLOPs", "of scratch's", "of the envelope's")
+    return "\n\n".join([*parts, markdown.table(head, rows)])
+
+
+def _ends(runs, counted):
+    """The mean final losses after the FLOPs."""
+    ends = np.mean([analysis.ends(run, parents=counted) for run in runs], axis=0)
+    return ", ".join(f"{loss:.3f} after {spent:.2f}" for spent, loss in ends)
+
+
+def _alone(settings):
+    """All runs that do not grow."""
+    return [
+        r for runs in settings.values() if not analysis.is_grown(runs) for r in runs
+    ]
+
+
 def scratch(settings: Settings) -> list[dict]:
     """The runs from scratch that came to the end of the budget."""
-    runs = settings.get("scratch", [])
+    return _ended(settings.get("scratch", []))
+
+
+def _ended(runs):
     return [run for run in runs if analysis.final(run) is not None]
 
 
@@ -113,7 +148,9 @@ def losses(settings: Settings, study: Study) -> str:
             others = settings.get(reference, [])
             above = analysis.above(runs, others, study.compared_at)
             row.append("" if above is None or name == reference else f"{above:+.3f}")
-        rows.append([*row, *_to_scratch(name, runs, scratch(settings))])
+        rows.append(
+            [*row, *_to_scratch(name, runs, _ended(analysis.reference(settings, runs)))]
+        )
     return markdown.table(head, rows)
 
 
@@ -131,24 +168,22 @@ def _to_scratch(name, runs, others):
 def shares(settings: Settings) -> str:
     """Each setting's FLOPs as a share of others' at its own final loss.
 
-    Others are the run from scratch, annealed at several budgets, and the envelope of all
-    runs that do not grow, whatever their size.
+    Others are the run from scratch whose rate falls alike, annealed at several budgets, and
+    the envelope of all runs that do not grow, whatever their size and fall.
     """
-    small = [
-        r for runs in settings.values() if not analysis.is_grown(runs) for r in runs
-    ]
     rows = []
     for name, runs in sorted(settings.items(), key=lambda item: _order(*item)):
         if name != "scratch":
             ends = [analysis.ends(run)[-1] for run in runs]
+            others = _ended(analysis.reference(settings, runs))
             rows.append(
                 (
                     name,
                     f"{Interval.of([spent for spent, _ in ends]):.2f}",
                     f"{Interval.of([loss for _, loss in ends]):.3f}",
-                    analysis.against(runs, scratch(settings)).text(),
-                    analysis.against(runs, scratch(settings), parents=False).text(),
-                    analysis.against(runs, small).text(),
+                    analysis.against(runs, others).text(),
+                    analysis.against(runs, others, parents=False).text(),
+                    analysis.against(runs, _alone(settings)).text(),
                 )
             )
     head = ("setting", "FLOPs", "final loss", "of scratch's FLOPs at this loss")
@@ -159,32 +194,3 @@ def _order(name, runs):
     """Runs without growth first, then what ends lowest."""
     lowest = min(f["loss"] for r in runs for f in r["finals"])
     return analysis.is_grown(runs), lowest, name
-
-
-def draw(settings: Settings, path: Path) -> None:
-    """Draws curves at constant rate, and the ends of the finished runs as dots."""
-    from matplotlib.figure import Figure
-
-    grown = [name for name, runs in settings.items() if analysis.is_grown(runs)]
-    grown.sort(key=lambda name: (-len(settings[name]), _order(name, settings[name])))
-    colours = COLOURS | dict(zip(grown[:DRAWN], PALETTE, strict=False))
-    figure = Figure(figsize=(9, 5.2), dpi=120, layout="constrained")
-    axes, ends = figure.subplots(), []
-    for name, colour in colours.items():
-        if name in settings:
-            runs = settings[name]
-            axes.plot(*analysis.curve(runs), color=colour, linewidth=1.2, alpha=0.6)
-            points = [end for run in runs for end in analysis.ends(run)]
-            ends += [loss for _, loss in points]
-            axes.plot(*zip(*points, strict=True), "o", color=colour, ms=5, label=name)
-    spread = max(ends) - min(ends)
-    axes.set_ylim(min(ends) - 0.1 * spread, max(ends) + 1.0 * spread)
-    lowest = min(analysis.final(run) for run in scratch(settings))
-    axes.axhline(lowest, color="#000000", lw=0.6, ls=":")
-    axes.set_xlabel("FLOPs, the parents' included (share of the run from scratch)")
-    axes.set_ylabel("validation loss (nats per token)")
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
-    axes.set_title("Dots: finished runs. Lines: at constant rate.", fontsize=10)
-    figure.savefig(path)

@@ -16,7 +16,13 @@ pytest.importorskip("sentencepiece")
 
 import experiments.__main__ as command_line  # noqa: E402
 from experiments import growth_limit  # noqa: E402
-from experiments.harness import analysis, initialization, study, tables  # noqa: E402
+from experiments.harness import (  # noqa: E402
+    analysis,
+    initialization,
+    study,
+    study_files,
+    tables,
+)
 from experiments.harness.analysis import Interval, Reached, reached  # noqa: E402
 from experiments.harness.clock import Clock  # noqa: E402
 from experiments.harness.results import RESULTS, Results  # noqa: E402
@@ -194,14 +200,14 @@ def test_a_study_that_cannot_be_read_says_why(tmp_path, old, new, message):
     assert old in TINY
     path.write_text(TINY.replace(old, new, 1))
     with pytest.raises(ValueError, match=f"wrong.toml.*{re.escape(message)}"):
-        study.load(str(path))
+        study_files.load(str(path))
 
 
 @pytest.mark.parametrize(
-    "path", sorted(study.STUDIES.glob("*.toml")), ids=lambda p: p.stem
+    "path", sorted(study_files.STUDIES.glob("*.toml")), ids=lambda p: p.stem
 )
 def test_every_study_of_the_repository_can_be_read(path):
-    planned = study.load(path.stem)
+    planned = study_files.load(path.stem)
     names = [c.name for c in planned.courses(lambda c: c.rate)]
     assert len(set(names)) == len(names)
     assert bool(names) != bool(planned.tables.keys() - {""})  # concluded, or to be run
@@ -212,7 +218,7 @@ def test_the_example_of_the_readme_is_a_study(tmp_path):
     (example,) = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
     path = tmp_path / "example.toml"
     path.write_text(example)
-    found = list(study.load(str(path)).courses(lambda c: c.rate))
+    found = list(study_files.load(str(path)).courses(lambda c: c.rate))
     assert [c.setting for c in found] == 2 * ["scratch"] + [
         "two parents that exist",
         *(2 * ["scratch"]),  # the other seeds
@@ -283,12 +289,40 @@ def cells(text):
     return [[cell.strip() for cell in line[1:-1].split("|")] for line in lines]
 
 
-def test_the_savings_are_those_of_the_page():
-    planned = study.load("savings")
-    text = tables.text(planned, RESULTS)
-    page = (ROOT / "docs" / "savings.md").read_text(encoding="utf-8")
+def tables_and_page(name, page):
+    """A study's tables, which are in the page, and the page."""
+    text = tables.text(study_files.load(name), RESULTS)
+    page = (ROOT / "docs" / page).read_text(encoding="utf-8")
     inside = page.split("<!-- tables begin -->")[1].split("<!-- tables end -->")[0]
     assert cells(inside) == cells(text)
+    return text, page
+
+
+def test_the_cases_are_those_of_the_page():
+    text, page = tables_and_page("decoder_128x4", "savings.md")
+    shares = {row[0]: row[3:] for row in cells(text) if len(row) == 6}
+    stated = {row[1]: row[2:] for row in cells(page) if len(row) == 5}
+    for words, setting in (
+        ("fuse the two, half the rate", "two parents"),
+        ("new random features, half the rate", "one parent, new features"),
+        ("fuse the four", "four parents"),
+        (
+            "one layer, half as wide: grow in width, then in depth",
+            "width then depth: 64x1, 128x1, 128x4",
+        ),
+        ("two models of half the width, fused early", "two parents, counted, at 0.3"),
+        (
+            "one model of half the width, grown early",
+            "width 64 to 128, new features, at 0.3",
+        ),
+    ):
+        free, *counted = [cell.strip("*") for cell in stated[words]]
+        assert counted == [shares[setting][0], shares[setting][2]]
+        assert free in ("", shares[setting][1])
+
+
+def test_the_savings_are_those_of_the_page():
+    text, page = tables_and_page("savings", "savings_first_study.md")
     for heading, model, rate in (
         ("The default: decoder", "decoder", ("0.45 ± 0.11", "0.20 ± 0.10")),
         ("The default: T5", "T5", ("0.44 ± 0.02", "0.19 ± 0.01")),

@@ -82,8 +82,10 @@ def test_law_and_mixing_of_runs_that_follow_them_are_found():
     assert len(cases) == 8 and {case.name for case in cases} == {"grown", "parent"}
     chosen = law.mixings(cases, fitted, scale, [0])
     for case in cases:
-        assert chosen[case.name] == pytest.approx(MIXING, abs=0.021)
-        foretold = law.foretold(case, fitted, scale, chosen[case.name])
+        assert chosen[case.kind] == pytest.approx(MIXING, abs=0.021)
+        foretold = law.foretold(case, fitted, scale, chosen[case.kind])
         assert foretold == pytest.approx(case.measured, abs=0.03)
     text = law.text(found, [0])
-    assert text.count("held out") == text.count("fitted") == 4
+    assert text.count("| held out") == text.count("| fitted") == 4
+    assert "Within 0.05 are 4 of 4 held-out ends." in text
+    assert law.text(found, [0], found).count("| held out") == 8

@@ -1,0 +1,101 @@
+"""Pictures of results: losses against FLOPs."""
+
+from pathlib import Path
+
+import numpy as np
+
+from experiments.harness import analysis
+from experiments.harness.study import Case
+
+COLOURS = {"scratch": "#000000", "small alone": "#999999"}
+# Okabe and Ito's palette, which colour-blind readers can distinguish.
+PALETTE = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+DRAWN = 6  # grown settings in a picture, those with the most seeds first
+Settings = dict[str, list[dict]]  # the runs of each setting, by its name
+
+
+def draw(settings: Settings, scratch: list[dict], path: Path) -> None:
+    """Draws curves at constant rate, and the ends of the finished runs as dots.
+
+    Args:
+        settings: the runs of each setting.
+        scratch: list of the runs from scratch that came to the end of the budget.
+        path: `Path` of the picture.
+    """
+    from matplotlib.figure import Figure
+
+    grown = [name for name, runs in settings.items() if analysis.is_grown(runs)]
+    grown.sort(key=lambda name: (-len(settings[name]), _lowest(settings[name])))
+    colours = COLOURS | dict(zip(grown[:DRAWN], PALETTE, strict=False))
+    figure = Figure(figsize=(9, 5.2), dpi=120, layout="constrained")
+    axes, ends = figure.subplots(), []
+    for name, colour in colours.items():
+        if name in settings:
+            runs = settings[name]
+            axes.plot(*analysis.curve(runs), color=colour, linewidth=1.2, alpha=0.6)
+            points = [end for run in runs for end in analysis.ends(run)]
+            ends += [loss for _, loss in points]
+            axes.plot(*zip(*points, strict=True), "o", color=colour, ms=5, label=name)
+    spread = max(ends) - min(ends)
+    axes.set_ylim(min(ends) - 0.1 * spread, max(ends) + 1.0 * spread)
+    lowest = min(analysis.final(run) for run in scratch)
+    axes.axhline(lowest, color="#000000", lw=0.6, ls=":")
+    axes.set_xlabel("FLOPs, the parents' included (share of the run from scratch)")
+    axes.set_ylabel("validation loss (nats per token)")
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    axes.set_title("Dots: finished runs. Lines: at constant rate.", fontsize=10)
+    figure.savefig(path)
+
+
+def _lowest(runs):
+    return min(f["loss"] for r in runs for f in r["finals"])
+
+
+def draw_case(settings: Settings, case: Case, path: Path) -> None:
+    """Draws the finished runs of a case, of those from scratch, and of the small ones.
+
+    Args:
+        settings: the runs of each setting.
+        case: `Case`.
+        path: `Path` of the picture.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 5.2), dpi=120, layout="constrained")
+    axes, counted = figure.subplots(), case.parents == "counted"
+    for name, colour in zip(case.settings, PALETTE, strict=False):
+        _line(axes, settings[name], name, color=colour, marker="o", parents=counted)
+    low, high = axes.get_ylim()
+    left, _ = axes.get_xlim()
+    for number, name in enumerate(case.beside):
+        style = ("-", "--", ":", "-.")[number % 4]
+        colour = "#000000" if name.startswith("scratch") else "#888888"
+        _line(axes, settings[name], name, color=colour, linestyle=style, marker=".")
+        high = max(high, min(end["loss"] for end in settings[name][0]["finals"]))
+    axes.set_ylim(low - 0.1 * (high - low), high + 0.4 * (high - low))
+    axes.set_xlim(left * 0.8, 1.6)
+    axes.set_xscale("log")
+    ticks = [t for t in (0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5) if t > left * 0.8]
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.minorticks_off()
+    which = "the parents' included" if counted else "without the parents'"
+    axes.set_xlabel(f"FLOPs, {which} (share of the run from scratch)")
+    axes.set_ylabel("final validation loss (nats per token)")
+    axes.set_title(case.title)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=9)
+    figure.savefig(path)
+
+
+def _line(axes, runs, name, *, parents=True, **style):
+    """The means of the finished runs, with the range of the seeds."""
+    ends = np.array([analysis.ends(run, parents=parents) for run in runs])
+    spent, losses = ends[:, :, 0].mean(0), ends[:, :, 1]
+    mean = losses.mean(0)
+    seeds = f" ({len(runs)} seed{'s' * (len(runs) > 1)})"
+    error = np.abs([losses.min(0) - mean, losses.max(0) - mean])
+    error = error if len(runs) > 1 else None
+    axes.errorbar(spent, mean, error, label=name + seeds, lw=1.4, ms=6, **style)
