@@ -151,7 +151,8 @@ def _kind(course):
         new = growth.get("new_blocks") == "random"
         kind = "new blocks" if new else "copied blocks"
     else:
-        new = growth.get("new_features") == "random"
+        new = growth.get("operator") == "NewFeatures"
+        new = new or growth.get("new_features") == "random"
         kind = "new features" if new else "copies"
     return f"{kind}, {course['parents']}"
 

@@ -28,6 +28,7 @@ from keras_fusion.operators.fusion import FusionOperator, fuse
 from keras_fusion.operators.hypercloning import HyperCloning
 from keras_fusion.operators.lemon import Lemon
 from keras_fusion.operators.net2net import Net2Net
+from keras_fusion.operators.new_features import NewFeatures
 from keras_fusion.operators.plan import Plan, Plans, lay_out
 from keras_fusion.operators.stacking import DepthStacking
 from keras_fusion.operators.staged import StagedTraining
@@ -82,6 +83,7 @@ __all__ = [
     "Lemon",
     "Moment",
     "Net2Net",
+    "NewFeatures",
     "Norm",
     "OnPlateau",
     "Plan",

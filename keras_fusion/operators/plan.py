@@ -310,6 +310,7 @@ def adopted(
     initializers: Mapping[int, Any],
     seed: int,
     trained_like: Iterable[tuple[keras.Layer, keras.Layer]] | None = None,
+    fresh: frozenset[int] = frozenset(),
 ) -> tuple[VariableLayout, ...]:
     """Gives the bigger model what it has in common with the first parent.
 
@@ -320,6 +321,7 @@ def adopted(
         seed: int. Seed of the new capacity's initial values.
         trained_like: the same for layers that are frozen as the first parent's, and keep
             what it keeps beside its variables; by default the same.
+        fresh: indices of layouts that get initial values although nothing in them is new.
 
     Returns:
         The layouts, with initial values for what is new.
@@ -343,13 +345,13 @@ def adopted(
     initializers = fitting(initializers, copied)
     return tuple(
         _with_initial(layout, initializers, [seed, index])
+        if layout.has_new or index in fresh
+        else layout
         for index, layout in enumerate(layouts)
     )
 
 
 def _with_initial(layout, initializers, seed):
-    if not layout.has_new:
-        return layout
     target, initializer = layout.target, initializers.get(id(layout.target))
     if initializer is None:  # A model that was built elsewhere has values.
         value = np.array(host.read(target))

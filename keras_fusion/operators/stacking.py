@@ -19,6 +19,7 @@ from keras_fusion.operators.plan import Plan, adopted
 from keras_fusion.values.fillers import StackingFiller
 
 ORDERS = ("stacked", "interleaved")
+NEW_BLOCKS = ("copies", "random")
 
 
 def lay_out(
@@ -28,6 +29,7 @@ def lay_out(
     seed: int,
     order: str = "stacked",
     identity: bool = False,
+    new_blocks: str = "copies",
 ) -> Plan:
     """Lays out a growth in depth, changing nothing.
 
@@ -37,6 +39,7 @@ def lay_out(
         seed: int. Seed of the new blocks' own seeds.
         order: one of `ORDERS`.
         identity: bool. Whether new blocks start as identities.
+        new_blocks: one of `NEW_BLOCKS`.
 
     Raises:
         FusionError: for a model in which no blocks can be found, or whose new blocks
@@ -62,6 +65,7 @@ def lay_out(
         initializers,
         seed,
         trained_like=[(old, grown) for _, old, grown, _ in rows],
+        fresh=frozenset(new) if new_blocks == "random" else frozenset(),
     )
     filler = StackingFiller(seed, frozenset(new))
     plan = Plan((model,), deep, layouts, filler, exact=identity, copies=True)
@@ -125,8 +129,13 @@ class DepthStacking(GrowthOperator):
     nested ones as a whole; in other models, keras-hub's among them, by the config keys
     that count them (`register(..., depth=("num_layers",))`).
 
+    With `new_blocks="random"` new blocks have initial values instead of copies. They
+    recover in training, too: of a model of one layer that becomes one of several, no copy
+    is useful in another place.
+
     Each new block's optimizer state is a copy of its origin's, and the step count goes on,
-    so that nothing starts with second moments of zero; that choice is ours.
+    so that nothing starts with second moments of zero; that choice is ours. The first
+    moments of random blocks are zero.
 
     Args:
         factor: int of at least 2. How many times as deep the model becomes. The paper
@@ -135,7 +144,8 @@ class DepthStacking(GrowthOperator):
             `"interleaved"` puts each copy behind its origin (1, 1, 2, 2). Defaults to
             `"stacked"`.
         identity: bool. Whether the weights through which new blocks write to the stream
-            start at zero, their other weights as copies. Defaults to `False`.
+            start at zero. Defaults to `False`.
+        new_blocks: `"copies"`, or `"random"` for initial values. Defaults to `"copies"`.
         probe: batch in the structure of the model's inputs, on which the growth is tried.
             By default a small one is made up. A config does not hold it.
 
@@ -159,7 +169,7 @@ class DepthStacking(GrowthOperator):
     Source: Du et al., Stacking Your Transformers: A Closer Look at Model Growth for
     Efficient LLM Pre-Training, NeurIPS 2024; before it Gong et al., Efficient Training of
     BERT by Progressively Stacking, ICML 2019. Copies with zeroed outputs: Wu et al., LLaMA
-    Pro, ACL 2024.
+    Pro, ACL 2024. Random blocks: Bu, Deep Progressive Training, ICML 2026.
     """
 
     @helpful
@@ -169,6 +179,7 @@ class DepthStacking(GrowthOperator):
         order: str = "stacked",
         identity: bool = False,
         probe: Any = None,
+        new_blocks: str = "copies",
     ):
         arguments.check_whole_factor(factor, "DepthStacking", "")
         if order not in ORDERS:
@@ -179,6 +190,12 @@ class DepthStacking(GrowthOperator):
             raise FusionError(
                 f"`identity` must be True or False. Received: identity={identity!r}."
             )
+        if new_blocks not in NEW_BLOCKS:
+            raise FusionError(
+                f"`new_blocks` must be one of {NEW_BLOCKS}. Received: "
+                f"new_blocks={new_blocks!r}."
+            )
+        self.new_blocks = new_blocks
         self.factor = int(factor)
         self.order = order
         self.identity = identity
@@ -193,18 +210,22 @@ class DepthStacking(GrowthOperator):
                 seed=arguments.chosen_seed(None, seed),
                 order=self.order,
                 identity=self.identity,
+                new_blocks=self.new_blocks,
             )
 
     def __str__(self):
         """A short name of the operator, for the console."""
-        return (
-            f"depth {'by identities' if self.identity else self.order} x{self.factor}"
-        )
+        how = "by identities" if self.identity else self.order
+        random = ", random blocks" * (self.new_blocks == "random")
+        return f"depth {how} x{self.factor}{random}"
 
     def get_config(self) -> dict:
-        """The constructor's arguments."""
+        """The constructor's arguments; of `new_blocks` another than the default."""
+        # A record of an earlier version lacks it, and is still this script's.
+        random = {"new_blocks": "random"} if self.new_blocks == "random" else {}
         return {
             "factor": self.factor,
             "order": self.order,
             "identity": self.identity,
+            **random,
         }

@@ -6,6 +6,7 @@ functions on the arrays of one variable. `Plan` holds one and gets the weights f
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -168,10 +169,18 @@ class FusionFiller(WidthFiller):
             off_diagonal="zeros" if index in self.noiseless else self.off_diagonal,
             noise_scale=self.noise_scale,
             rng=[self.seed, index],
-            fresh=layout.initial() if layout.initial and roles else None,
+            fresh=self._sized(layout.initial(), layout, arrays)
+            if layout.initial and roles
+            else None,
             fresh_roles=roles,
             mean_outputs=index in self.mean_outputs,
         )
+
+    def _sized(
+        self, initial: np.ndarray, layout: VariableLayout, arrays: Sequence[np.ndarray]
+    ) -> np.ndarray:
+        """The values that new capacity starts from: the initial ones as they are."""
+        return initial
 
     def _prepared(
         self, index: int, layout: VariableLayout, arrays: Sequence[np.ndarray]
@@ -185,6 +194,26 @@ class FusionFiller(WidthFiller):
                 done[key] = _scaled(_corrected(array, correction), layout, scale)
             found.append(done[key])
         return found
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LikeOldFiller(FusionFiller):
+    """Fills new capacity with initial values of the size that the old ones have."""
+
+    def _sized(
+        self, initial: np.ndarray, layout: VariableLayout, arrays: Sequence[np.ndarray]
+    ) -> np.ndarray:
+        """The initial values with the old deviation, less for what has more inputs."""
+        if layout.before_tied_readout:  # It cannot read new features with zeros.
+            return np.full_like(initial, -layout.offset)
+        old = np.asarray(arrays[0], "float32")
+        deviation = float(np.std(initial.astype("float32")))
+        if initial.ndim < 2 or not deviation:
+            return initial
+        inputs = (axis for axis in layout.axes if axis.role == "in" and axis.grown)
+        more = math.prod(axis.size / len(axis.positions(0)) for axis in inputs)
+        wanted = float(old.std()) / math.sqrt(more)
+        return (initial * (wanted / deviation)).astype(initial.dtype)
 
 
 def _corrected(array: np.ndarray, correction: Correction | None) -> np.ndarray:
@@ -267,7 +296,9 @@ class CopiesFiller(WidthFiller):
 
 @dataclasses.dataclass(frozen=True)
 class StackingFiller(Filler):
-    """Fills new blocks with copies of other blocks; widths do not change.
+    """Fills new blocks with copies of others or initial values; widths do not change.
+
+    New layouts that have initial values start from those.
 
     Args:
         seed: int. Seed of the new blocks' seeds.
@@ -282,11 +313,25 @@ class StackingFiller(Filler):
     def value(
         self, index: int, layout: VariableLayout, arrays: Sequence[np.ndarray]
     ) -> np.ndarray:
-        """The value of the block that this one is a copy of."""
+        """The value of the block that this one is a copy of, or an initial one."""
         if index in self.zeroed:
             return np.zeros_like(arrays[0])
         if index in self.new and layout.is_state:
             # The seed of a dropout: two layers must not draw the same masks.
             rng = np.random.default_rng([self.seed, index])
             return rng.integers(0, 2**31, arrays[0].shape).astype(arrays[0].dtype)
+        if layout.initial is not None:
+            return layout.initial()
+        return arrays[0]
+
+    def moment(
+        self,
+        slot: Slot,
+        layout: VariableLayout,
+        arrays: Sequence[np.ndarray],
+        copies: bool,
+    ) -> np.ndarray:
+        """The slot of the origin; a first moment is zero where the values are others."""
+        if layout.initial is not None and not slot.positive:
+            return np.zeros_like(arrays[0])
         return arrays[0]

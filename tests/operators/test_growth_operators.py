@@ -32,6 +32,7 @@ from keras_fusion import (
     HyperCloning,
     Lemon,
     Net2Net,
+    NewFeatures,
     StagedTraining,
     ZeroPadding,
 )
@@ -51,9 +52,13 @@ OPERATORS = {
     "staged": StagedTraining(),
     "staged_noise": StagedTraining(noise_scale=0.1, seed=0),
     "zero_padding": ZeroPadding(),
+    "new_features": NewFeatures(),
+    "new_features_block": NewFeatures(1.5, norms="block"),
     "stacking": DepthStacking(),
     "stacking_x3_interleaved": DepthStacking(3, "interleaved"),
+    "random_blocks": DepthStacking(new_blocks="random"),
     "identities": DepthStacking(identity=True),
+    "random_identities": DepthStacking(identity=True, new_blocks="random"),
     "width_depth": Chain([HyperCloning(), DepthStacking()]),
     "depth_width": Chain([DepthStacking(identity=True), FusionOperator(seed=0)]),
 }
@@ -101,6 +106,9 @@ CASES += [
 ]
 CASES += [("lemon_by_a_half", kind) for kind in ("t5", "sequential")]
 CASES += [("depth_width", "t5"), ("stacking", "gpt2"), ("identities", "gpt2")]
+CASES += [("random_identities", "t5"), ("random_blocks", "gpt2")]
+CASES += [("new_features_block", kind) for kind in ("t5", "gpt2", "bert")]
+CASES += [("new_features", "gpt2")]
 CASES += [("net2net", kind) for kind in ("t5", "bert", "gpt2", "sequential")]
 CASES += [("net2net_random", "sequential")]
 
