@@ -299,15 +299,18 @@ def _comparable(
 HARMLESS = 1e-6  # The largest change that rounding makes in a trial.
 
 
-def harmless(layers: int) -> float:
+def harmless(model: keras.Model, layers: int) -> float:
     """The largest change that rounding makes in a trial of a model of many layers.
 
-    Each layer rounds anew, and the roundings add up as in a random walk.
+    Each layer rounds anew, and the roundings add up as in a random walk. A change that is
+    more than rounding at the inputs tried may be much more at others.
 
     Args:
-        layers: int. How many layers a model has.
+        model: the model, whose dtype counts.
+        layers: int. How many layers it has.
     """
-    return max(HARMLESS, 2 * float(np.finfo("float32").eps) * layers**0.5)
+    least, dtype = (1e-12, "float64") if _is_double(model) else (HARMLESS, "float32")
+    return max(least, 2 * float(np.finfo(dtype).eps) * layers**0.5)
 
 
 def keep_harmless(

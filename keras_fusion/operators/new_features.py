@@ -34,8 +34,8 @@ class NewFeatures(GrowthOperator):
 
     A norm over old and new features has another statistic than before. With
     `norms="block"` it has one for each part, and the function stays; `AnnealBlockNorms`
-    makes such norms joint ones later. With `norms="joint"` the function changes a little,
-    and the model stays a stock one.
+    makes such norms joint ones later. With `norms="joint"` the function changes, recovers
+    in training, and the model stays a stock one.
 
     New weights have first moments of zero, and second moments that are the average of the
     old ones', since zeros would make the first updates too large.

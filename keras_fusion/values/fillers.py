@@ -335,3 +335,9 @@ class StackingFiller(Filler):
         if layout.initial is not None and not slot.positive:
             return np.zeros_like(arrays[0])
         return arrays[0]
+
+    def distance(
+        self, layout: VariableLayout, arrays: Sequence[np.ndarray]
+    ) -> np.ndarray:
+        """The difference in the origin; none where the values are others."""
+        return arrays[0] if layout.initial is None else np.zeros_like(arrays[0])

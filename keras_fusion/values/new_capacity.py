@@ -75,7 +75,7 @@ class _Trial:
         norms = _norm_weights(matches)
         self._has_norms = bool(norms)
         self._is_norm = {i: id(layouts[i].target) in norms for i in new}
-        self._harmless = probe.harmless(len(matches))
+        self._harmless = probe.harmless(self._fused, len(matches))
 
     def run(self) -> WidthFiller:
         """Runs the trials; returns the filler with `fresh_roles` and `mean_outputs`."""

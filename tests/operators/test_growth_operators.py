@@ -88,7 +88,7 @@ def test_the_docs_tell_of_every_known_operator():
         assert f"| `{name}(" in text, f"{page} has no row for {name}."
 
 
-@pytest.mark.core("hypercloning_x3_noise-sgd", "width_depth-sgd")
+@pytest.mark.core("hypercloning_x3_noise-sgd", "width_depth-adam")
 @pytest.mark.parametrize(("name", "optimizer"), RUNS)
 def test_operators_grow_in_fit(name, optimizer):
     model = perturbed(functional(8))

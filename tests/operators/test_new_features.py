@@ -133,18 +133,32 @@ def test_random_blocks_are_new_and_their_first_moments_zero(kind):
 
 
 @pytest.mark.core
-def test_random_blocks_in_fit():
+@pytest.mark.parametrize("average", [False, True], ids=["plain", "ema"])
+def test_random_blocks_in_fit(average):
     model = functional(8)
     x, y = data_for("functional", 32)
-    model.compile(keras.optimizers.Adam(0.01), loss())
+    model.compile(keras.optimizers.Adam(0.01, use_ema=average), loss())
     model.fit(x, y, batch_size=8, verbose=0)
     before = outputs(model, x)
     operator = DepthStacking(2, identity=True, new_blocks="random")
     keras_fusion.grow(model, operator, verbose=0)
     assert relative_change(before, outputs(model, x)) < 1e-5
     first, second = momenta(model.optimizer)
-    quiet = [not np.any(numpy(m)) and np.any(numpy(v)) for m, v in zip(first, second)]  # noqa: B905
+    quiet = [
+        not np.any(numpy(m)) and np.any(numpy(v))
+        for m, v in zip(first, second, strict=True)
+    ]
     assert 0 < sum(quiet) < len(quiet)
+    if average:  # That of a new block starts as the block.
+        pairs = zip(
+            model.trainable_variables,
+            model.optimizer._model_variables_moving_average,
+            quiet,
+            strict=True,
+        )
+        for variable, mean, is_new in pairs:
+            same = np.allclose(numpy(variable), numpy(mean), atol=1e-7)
+            assert same or not is_new, variable.path
     model.fit(x, y, batch_size=8, verbose=0)
 
 
