@@ -34,6 +34,7 @@ from keras_fusion.operators.stacking import DepthStacking
 from keras_fusion.operators.staged import StagedTraining
 from keras_fusion.operators.vocabulary import ClassGrowth, VocabularyGrowth
 from keras_fusion.operators.zero_padding import ZeroPadding
+from keras_fusion.training import recipes
 from keras_fusion.training.anneal import AnnealBlockNorms
 from keras_fusion.training.backup import BackupAndRestore
 from keras_fusion.training.deep_fusion import DeepFusion
@@ -112,6 +113,7 @@ __all__ = [
     "plot_fusion",
     "plot_run",
     "preview",
+    "recipes",
     "register",
     "register_operator",
     "register_optimizer",

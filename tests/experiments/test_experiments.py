@@ -15,6 +15,7 @@ pytest.importorskip("keras_hub")
 pytest.importorskip("sentencepiece")
 
 import experiments.__main__ as command_line  # noqa: E402
+import keras_fusion  # noqa: E402
 from experiments import growth_limit  # noqa: E402
 from experiments.harness import (  # noqa: E402
     analysis,
@@ -319,6 +320,20 @@ def test_the_cases_are_those_of_the_page():
         free, *counted = [cell.strip("*") for cell in stated[words]]
         assert counted == [shares[setting][0], shares[setting][2]]
         assert free in ("", shares[setting][1])
+
+
+def test_the_recipes_have_the_figures_of_the_studies():
+    for figure in keras_fusion.recipes.FIGURES.values():
+        results = Results(RESULTS / figure.study).all()
+        planned = study_files.load(figure.study)
+        settings = analysis.settings(results, planned.chosen_on)
+        runs = settings[figure.setting]
+        assert len(runs) == figure.seeds
+        if figure.share is not None:
+            counted = runs[0]["course"]["parents"] == "counted"
+            others = analysis.reference(settings, runs)
+            found = analysis.against(runs, others, parents=counted)
+            assert f"{found.share.mean:.2f}" == f"{figure.share:.2f}"
 
 
 def test_the_savings_are_those_of_the_page():

@@ -1,0 +1,193 @@
+"""Recipes: callbacks with the settings that were best in a study, each with its figure.
+
+`keras_fusion.recipes` is this module. What the figures stand on is in docs/savings.md and
+docs/few_data.md.
+"""
+
+import dataclasses
+from typing import Any
+
+import keras
+
+from keras_fusion.errors import require
+from keras_fusion.operators.new_features import NewFeatures
+from keras_fusion.operators.stacking import DepthStacking
+from keras_fusion.training.deep_fusion import DeepFusion
+from keras_fusion.training.grow_model import GrowModel
+from keras_fusion.training.schedules import AtStep
+
+
+@dataclasses.dataclass(frozen=True)
+class Figure:
+    """What a recipe was measured to give.
+
+    Args:
+        share: float. FLOPs over those of the run from scratch to the same loss; `None`
+            where the figure is another one.
+        text: string. The figure and what it is compared with, in a sentence.
+        setting: string. The setting of the study that it comes from.
+        study: string. The study, see `python -m experiments table STUDY`.
+        seeds: int. Over how many seeds.
+    """
+
+    share: float | None
+    text: str
+    setting: str
+    study: str
+    seeds: int
+
+
+_ONE_MILLION = "decoder_128x4"  # 1.05M parameters, 20 tokens a parameter
+
+FIGURES = {
+    "parents_exist": Figure(
+        0.67,
+        "Two parents of half the width, trained on as many tokens, fused: 0.67 of the "
+        "FLOPs of the run from scratch to the same loss, the parents' not counted.",
+        "two parents",
+        _ONE_MILLION,
+        1,
+    ),
+    "parent_exists": Figure(
+        0.79,
+        "One parent of half the width: 0.79, the parent's FLOPs not counted.",
+        "one parent, new features",
+        _ONE_MILLION,
+        1,
+    ),
+    "from_scratch": Figure(
+        0.80,
+        "From one layer of half the width, first in width and then in depth: 0.80, all "
+        "FLOPs counted; 0.93 of what the best of all sizes needs.",
+        "width then depth: 64x1, 128x1, 128x4",
+        _ONE_MILLION,
+        1,
+    ),
+    "few_data": Figure(
+        None,
+        "Two annealed parents of half the width on 50,000 tokens: 0.06 nats below the best "
+        "single model of the fused size.",
+        "two parents of 64, fused, at 1",
+        "few_data",
+        3,
+    ),
+}
+
+
+def parents_exist(
+    partners: list, *, at_step: int = 1, **options: Any
+) -> list[keras.callbacks.Callback]:
+    """Fuses the live model with others that are trained already, at half the rate.
+
+    Args:
+        partners: list of models or of paths of saved ones, see `DeepFusion`.
+        at_step: int. Optimizer steps before the fusion; the first is counted as 1.
+        **options: further arguments of `DeepFusion`.
+
+    Returns:
+        List of callbacks for `fit`.
+
+    Example:
+
+    >>> import keras, keras_fusion
+    >>> model, other = (
+    ...     keras.Sequential(
+    ...         [keras.Input((4,)), keras.layers.Dense(8), keras.layers.Dense(1)]
+    ...     )
+    ...     for _ in range(2)
+    ... )
+    >>> (grow,) = keras_fusion.recipes.parents_exist([other])
+    >>> grow.learning_rate_factor
+    0.5
+    """
+    options = {"learning_rate_factor": 0.5} | options
+    return [DeepFusion(at_step=at_step, partners=partners, **options)]
+
+
+def parent_exists(
+    factor: float = 2, *, at_step: int = 1, **options: Any
+) -> list[keras.callbacks.Callback]:
+    """Gives a trained model new random features, at half the rate.
+
+    Args:
+        factor: number above 1. How many times as wide the model becomes.
+        at_step: int. Optimizer steps before the growth.
+        **options: further arguments of `GrowModel`.
+
+    Returns:
+        List of callbacks for `fit`.
+
+    Example:
+
+    >>> import keras_fusion
+    >>> (grow,) = keras_fusion.recipes.parent_exists(factor=1.5)
+    >>> str(grow.operator)
+    'new features x1.5'
+    """
+    options = {"learning_rate_factor": 0.5} | options
+    return [GrowModel(NewFeatures(factor), AtStep(at_step), **options)]
+
+
+def from_scratch(
+    steps: int, *, width: float = 2, depth: int = 4, **options: Any
+) -> list[keras.callbacks.Callback]:
+    """Grows a shallow, narrow model in width at 30% of the steps and in depth at 60%.
+
+    The last 40% are for the full model, which then has time to mix; let the rate fall
+    over the last part of them.
+
+    Args:
+        steps: int. All optimizer steps of the run.
+        width: number above 1. How many times as wide the model becomes. Defaults to 2.
+        depth: int. How many times as deep it becomes after that. Defaults to 4.
+        **options: further arguments of both `GrowModel`.
+
+    Returns:
+        List of callbacks for `fit`.
+
+    Raises:
+        FusionError: for fewer than 10 steps.
+
+    Example:
+
+    >>> import keras_fusion
+    >>> callbacks = keras_fusion.recipes.from_scratch(steps=1000)
+    >>> [grow.schedule.steps for grow in callbacks]
+    [[300], [600]]
+    """
+    is_count = isinstance(steps, int) and steps >= 10
+    require(is_count, "steps", steps, "an int of at least 10")
+    wider = GrowModel(NewFeatures(width), AtStep(round(0.3 * steps)), **options)
+    options = {"learning_rate_factor": 0.5} | options
+    blocks = DepthStacking(depth, new_blocks="random")
+    return [wider, GrowModel(blocks, AtStep(round(0.6 * steps)), **options)]
+
+
+def few_data(
+    partners: list, *, at_step: int = 1, **options: Any
+) -> list[keras.callbacks.Callback]:
+    """Fuses models that were trained to their end on few data, and hardly trains on.
+
+    The fused model starts at the mean of their logits, which is what helps; a hundredth
+    of the rate keeps it.
+
+    Args:
+        partners: list of models or of paths of saved ones, see `DeepFusion`.
+        at_step: int. Optimizer steps before the fusion.
+        **options: further arguments of `DeepFusion`.
+
+    Returns:
+        List of callbacks for `fit`.
+
+    Example:
+
+    >>> import keras, keras_fusion
+    >>> other = keras.Sequential(
+    ...     [keras.Input((4,)), keras.layers.Dense(8), keras.layers.Dense(1)]
+    ... )
+    >>> (grow,) = keras_fusion.recipes.few_data([other])
+    >>> grow.operator.norms
+    'block'
+    """
+    options = {"learning_rate_factor": 0.01, "norms": "block"} | options
+    return [DeepFusion(at_step=at_step, partners=partners, **options)]
