@@ -54,7 +54,7 @@ from keras_fusion.values.fillers import Filler
 from keras_fusion.values.fuse import fuse_arrays
 from keras_fusion.values.slots import Slot, register_optimizer
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "AnnealBlockNorms",
