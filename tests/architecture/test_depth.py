@@ -62,7 +62,7 @@ def test_a_gpt2_is_fused_with_a_shallower_one():
     assert deep.backbone.hidden_dim == 16 and shallow.backbone.num_layers == 1
 
 
-@pytest.mark.core
+@pytest.mark.core("encoder_decoder")
 @pytest.mark.parametrize(
     ("kind", "depths"),
     [

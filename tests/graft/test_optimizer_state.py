@@ -220,16 +220,10 @@ def test_every_optimizer_is_tested():
 
 @pytest.mark.core(
     "SGD momentum-2",
-    "RMSprop-2",
-    "Adam amsgrad-2",
     "AdamW-2",
-    "Adagrad-2",
-    "Ftrl-2",
-    "Lion-2",
     "Muon-2",
     "Adafactor-2",
     "LossScaleOptimizer-2",
-    "ScheduleFreeAdamW-2",
 )
 @pytest.mark.parametrize("factor", [2, 3])
 @pytest.mark.parametrize("name", OPTIMIZERS)

@@ -184,7 +184,7 @@ RATES = {"SGD": 1e-3, "Adam": 1e-4, "Adafactor": 1e-3}
 SMALL = [(name, kind) for name in RATES for kind in (functional, norm_free)]
 
 
-@pytest.mark.core("Adam-functional", "Adafactor-norm_free")
+@pytest.mark.core("Adam-functional")
 @pytest.mark.parametrize(
     ("optimizer", "kind"), [*SMALL, ("Adafactor", t5), ("Adam", t5_untied)]
 )

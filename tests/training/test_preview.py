@@ -32,6 +32,7 @@ def trained(kind="functional", optimizer="adam"):
     return model
 
 
+@pytest.mark.core("fraction", "chain")
 @pytest.mark.parametrize("name", OPERATORS)
 def test_predictions_equal_the_grown_model(name):
     model = trained()
