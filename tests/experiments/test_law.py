@@ -1,11 +1,14 @@
 """The fit of a scaling law to a study's results, and what it foretells."""
 
 import dataclasses
+import re
 
 import numpy as np
 import pytest
+from repository import ROOT
 
 from experiments import law
+from experiments.harness.results import RESULTS, Results
 from experiments.harness.study import Size
 from keras_fusion import ScalingLaw
 
@@ -89,3 +92,14 @@ def test_law_and_mixing_of_runs_that_follow_them_are_found():
     assert text.count("| held out") == text.count("| fitted") == 4
     assert "Within 0.05 are 4 of 4 held-out ends." in text
     assert law.text(found, [0], found).count("| held out") == 8
+
+
+def test_what_the_planner_foretells_is_that_of_the_page():
+    ours, other = (
+        Results(RESULTS / name).all() for name in ("decoder_128x4", "decoder_64x4")
+    )
+    page = (ROOT / "docs" / "savings.md").read_text(encoding="utf-8")
+    assert law.text(ours, [0], other).strip() in page
+    near = re.search(r"are (\d+ of \d+) held-out", page)[1]
+    assert f"{near} such" in " ".join(page.split())
+    assert f"{near} such" in (ROOT / "README.md").read_text(encoding="utf-8")
