@@ -57,18 +57,24 @@ def units(results: list[dict]) -> Units:
 
 
 def fitted(results: list[dict], seeds: list[int], scale: Units) -> ScalingLaw:
-    """The law of the runs without growth of some seeds."""
-    points = []
-    for runs in analysis.settings(results).values():
-        for run in runs:
-            if not run["course"]["growths"] and run["course"]["seed"] in seeds:
-                size = _name(run["course"]["size"])
-                points += [
-                    (scale.params[size], end["budget"] * scale.tokens, end["loss"])
-                    for end in run["finals"]
-                ]
-    params, tokens, losses = zip(*points, strict=True)
-    return ScalingLaw.fit(params, tokens, losses)
+    """The law of the runs without growth of some seeds, at the best rate for each end."""
+    best = {}
+    for run in analysis.merged(results):
+        course = run["course"]
+        if not course["growths"] and course["seed"] in seeds and _is_usual(course):
+            for end in run["finals"]:
+                key = course["seed"], _name(course["size"]), end["budget"]
+                best[key] = min(end["loss"], best.get(key, end["loss"]))
+    params = [scale.params[size] for _, size, _ in best]
+    tokens = [budget * scale.tokens for _, _, budget in best]
+    return ScalingLaw.fit(params, tokens, list(best.values()))
+
+
+def _is_usual(course):
+    """Whether a run has the settings of the study, not those of a grid or another fall."""
+    return course["setting"] == "scratch" or not course["setting"].startswith(
+        ("scratch, falling", "grid")
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,8 +110,9 @@ def cases(results: list[dict], scale: Units) -> list[Case]:
     """All ends of runs with one growth whose loss the run from scratch comes to."""
     settings, found = analysis.settings(results), []
     for name, runs in settings.items():
-        others = analysis.reference(settings, runs)
-        scratch = {r["course"]["seed"]: analysis.ends(r) for r in others}
+        scratch = {}
+        for other in analysis.reference(results, runs):
+            scratch.setdefault(other["course"]["seed"], []).extend(analysis.ends(other))
         for run in (r for r in runs if len(r["course"]["growths"]) == 1):
             course, growth = run["course"], run["course"]["growths"][0]
             sizes = _name(course["size"]), _name(growth["to"])
@@ -115,7 +122,8 @@ def cases(results: list[dict], scale: Units) -> list[Case]:
             for end, (spent, loss) in zip(
                 run["finals"], analysis.ends(run, parents=not free), strict=True
             ):
-                there = analysis.reached(scratch.get(course["seed"], []), loss)
+                known = analysis.frontier(scratch.get(course["seed"], []))
+                there = analysis.reached(known, loss)
                 if there is None or there.bound:
                     continue
                 rest = end["budget"] - (0.0 if free else growth["at"])
@@ -243,12 +251,8 @@ def main() -> None:
     parser.add_argument("--mixing", help="the study that the mixings are chosen on")
     parser.add_argument("--page", type=Path)
     options = parser.parse_args()
-    results = Results(RESULTS / study_files.load(options.study).name).all()
-    other = (
-        options.mixing
-        and Results(RESULTS / study_files.load(options.mixing).name).all()
-    )
-    found = text(results, options.seeds, other or None)
+    other = _results(options.mixing) if options.mixing else None
+    found = text(_results(options.study), options.seeds, other)
     if options.page:
         markdown.insert(found, options.page, "law")
     print(found)

@@ -44,6 +44,7 @@ from keras_fusion.training.grow_model import GrowModel
 from keras_fusion.training.learning_rate import GrownSchedule
 from keras_fusion.training.preview import Preview, preview
 from keras_fusion.training.schedules import (
+    AfterSteps,
     AtEpoch,
     AtStep,
     GrowthSchedule,
@@ -57,6 +58,7 @@ from keras_fusion.values.slots import Slot, register_optimizer
 __version__ = "0.2.0"
 
 __all__ = [
+    "AfterSteps",
     "AnnealBlockNorms",
     "AtEpoch",
     "AtStep",

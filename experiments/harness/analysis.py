@@ -150,22 +150,27 @@ def tuned(runs: list[dict]) -> list[dict]:
     return [run for run in runs if _choice(run) == best]
 
 
-def reference(settings: dict[str, list[dict]], runs: list[dict]) -> list[dict]:
-    """The runs from scratch that some runs are compared with.
+def reference(results: list[dict], runs: list[dict]) -> list[dict]:
+    """The runs from scratch that some runs are compared with, at all of their rates.
 
-    They are those of the setting "scratch"; or, where the rate falls over another part of
-    the run, those of a setting "scratch, ..." of the budget's size that are alike in this.
+    At each budget the best of them counts, since a rate that is best at the last one need
+    not be so before. They are those of the setting "scratch"; or, where the rate falls
+    over another part of the run, those of a setting "scratch, ..." of the budget's size
+    that are alike in this.
 
     Args:
-        settings: the runs of each setting, see `settings`.
+        results: list of all results.
         runs: list of results of one setting.
     """
-    for name, others in settings.items():
+    found = {}
+    for result in merged(results):
+        found.setdefault(result["course"]["setting"], []).append(result)
+    for name, others in found.items():
         if name.startswith("scratch, ") and _fall(others) == _fall(runs):
             course = others[0]["course"]
             if course["size"] == course["budget"]["size"] and not is_grown(others):
                 return others
-    return settings.get("scratch", [])
+    return found.get("scratch", [])
 
 
 def _fall(runs):
@@ -234,12 +239,15 @@ def saving(runs: list[dict], scratch: list[dict], *, parents: bool) -> Saving:
     Returns:
         A `Saving`.
     """
-    targets = {_seed(run): final(run) for run in scratch}
+    targets = {}
+    for run in scratch:
+        if (loss := final(run)) is not None:
+            targets.setdefault(_seed(run), []).append(loss)
     return Saving.of(
         [
-            reached(ends(run, parents=parents), targets[_seed(run)])
+            reached(ends(run, parents=parents), min(targets[_seed(run)]))
             for run in runs
-            if targets.get(_seed(run)) is not None
+            if _seed(run) in targets
         ]
     )
 

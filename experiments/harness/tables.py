@@ -36,15 +36,16 @@ def text(study: Study, folder: Path, pictures: Path | None = None) -> str:
             picture = pictures / f"{name.replace('/', '_')}.png"
             figures.draw(settings, scratch(settings), picture)
             parts.append(f"![Loss against FLOPs]({picture.name})")
-        parts += [summary(settings), rates(results), losses(settings, study)]
+        parts += [summary(settings), rates(results), losses(results, settings, study)]
         if study.sweeps:  # A concluded one keeps the tables that it had.
-            parts.append(shares(settings))
+            parts.append(shares(results, settings))
     return "\n\n".join(parts) + "\n"
 
 
 def _case(study, case, folder, pictures):
     """A heading, a picture, and the settings of one case side by side."""
-    settings = analysis.settings(Results(folder / study.name).all(), study.chosen_on)
+    results = Results(folder / study.name).all()
+    settings = analysis.settings(results, study.chosen_on)
     parts = [f"### {case.title}"]
     if pictures is not None:
         figures.draw_case(settings, case, pictures / case.picture)
@@ -53,9 +54,9 @@ def _case(study, case, folder, pictures):
     rows = []
     for name in case.settings:
         runs = settings[name]
-        others = _ended(analysis.reference(settings, runs))
+        others = _ended(analysis.reference(results, runs))
         share = analysis.against(runs, others, parents=counted)
-        envelope = analysis.against(runs, _alone(settings), parents=counted)
+        envelope = analysis.against(runs, _alone(results), parents=counted)
         rows.append(
             (name, str(len(runs)), _ends(runs, counted), share.text(), envelope.text())
         )
@@ -69,11 +70,9 @@ def _ends(runs, counted):
     return ", ".join(f"{loss:.3f} after {spent:.2f}" for spent, loss in ends)
 
 
-def _alone(settings):
+def _alone(results):
     """All runs that do not grow."""
-    return [
-        r for runs in settings.values() if not analysis.is_grown(runs) for r in runs
-    ]
+    return [run for run in analysis.merged(results) if not analysis.is_grown([run])]
 
 
 def scratch(settings: Settings) -> list[dict]:
@@ -119,19 +118,20 @@ def _by_rate(run):
     return course["setting"], course["rate"], analysis.weight_decay(run)
 
 
-def losses(settings: Settings, study: Study) -> str:
+def losses(results: list[dict], settings: Settings, study: Study) -> str:
     """Each setting: final losses by budget, and the FLOPs to scratch's final loss.
 
     Beside them, what it ends above (+) or below (-) the reference at an equal budget,
     seed by seed.
 
     Args:
+        results: list of all results.
         settings: the runs of each setting, see `analysis.settings`.
         study: `Study`, which names the reference.
     """
     reference = next((name for name in study.reference if name in settings), None)
-    results = [run for runs in settings.values() for run in runs]
-    budgets = sorted({f["budget"] for r in results for f in r["finals"]})
+    tuned = [run for runs in settings.values() for run in runs]
+    budgets = sorted({f["budget"] for r in tuned for f in r["finals"]})
     head = ["setting", "seeds", "parents' share"]
     head += [f"loss at {budget:g}" for budget in budgets]
     head += [f"to self-fusion at {study.compared_at:g}"] * bool(study.reference)
@@ -149,7 +149,7 @@ def losses(settings: Settings, study: Study) -> str:
             above = analysis.above(runs, others, study.compared_at)
             row.append("" if above is None or name == reference else f"{above:+.3f}")
         rows.append(
-            [*row, *_to_scratch(name, runs, _ended(analysis.reference(settings, runs)))]
+            [*row, *_to_scratch(name, runs, _ended(analysis.reference(results, runs)))]
         )
     return markdown.table(head, rows)
 
@@ -165,17 +165,17 @@ def _to_scratch(name, runs, others):
     return with_parents, without if analysis.is_grown(runs) else ""
 
 
-def shares(settings: Settings) -> str:
+def shares(results: list[dict], settings: Settings) -> str:
     """Each setting's FLOPs as a share of others' at its own final loss.
 
-    Others are the run from scratch whose rate falls alike, annealed at several budgets, and
-    the envelope of all runs that do not grow, whatever their size and fall.
+    Others are the runs from scratch whose rate falls alike, annealed at several budgets,
+    and the envelope of all runs that do not grow, whatever their size and settings.
     """
     rows = []
     for name, runs in sorted(settings.items(), key=lambda item: _order(*item)):
         if name != "scratch":
             ends = [analysis.ends(run)[-1] for run in runs]
-            others = _ended(analysis.reference(settings, runs))
+            others = _ended(analysis.reference(results, runs))
             rows.append(
                 (
                     name,
@@ -183,7 +183,7 @@ def shares(settings: Settings) -> str:
                     f"{Interval.of([loss for _, loss in ends]):.3f}",
                     analysis.against(runs, others).text(),
                     analysis.against(runs, others, parents=False).text(),
-                    analysis.against(runs, _alone(settings)).text(),
+                    analysis.against(runs, _alone(results)).text(),
                 )
             )
     head = ("setting", "FLOPs", "final loss", "of scratch's FLOPs at this loss")

@@ -29,8 +29,8 @@ class NewFeatures(GrowthOperator):
     Old features go on reading old ones alone. New ones read all, through weights whose
     deviation is that of the old ones, smaller by the root of the larger fan-in, so that a
     new feature is about as large as an old one. What does not grow (a head) reads them
-    with zeros; before a tied head the last norm lets none pass at first. So nothing is
-    symmetric, and new features learn something of their own.
+    with zeros; before a tied head, the last norm's scale for new features starts at zero.
+    New features are not copies, so there is no symmetry to break.
 
     A norm over old and new features has another statistic than before. With
     `norms="block"` it has one for each part, and the function stays; `AnnealBlockNorms`
@@ -48,7 +48,7 @@ class NewFeatures(GrowthOperator):
             By default a small one is made up. A config does not hold it.
 
     Raises:
-        FusionError: for a factor that is not above 1 or unknown norms; in training, with
+        FusionError: for a factor that is not above 1 or unknown norms; by `plan`, with
             `"block"`, for a model whose norms cannot be block-wise.
 
     Example:
@@ -63,7 +63,7 @@ class NewFeatures(GrowthOperator):
 
     Source: the package's own. Zeros for what old units would read of new ones: Gesmundo
     and Maile, Composable Function-preserving Expansions for Transformer Architectures,
-    2023. What it saves: docs/savings.md, with joint norms.
+    2023. What it saves: docs/savings.md.
     """
 
     @helpful
@@ -93,9 +93,8 @@ class NewFeatures(GrowthOperator):
             # Joint norms see features of the old ones' size, and need no other epsilon.
             epsilon_divisor=None if is_block else 1.0,
         )
-        settled(
-            draft, self.norms, self.probe
-        )  # Refuses norms that cannot be block-wise.
+        # Refuses norms that cannot be block-wise.
+        settled(draft, self.norms, self.probe, others="'joint'")
         joint = any(map(calibration.is_joint, draft.matches))
         return draft.plan(LikeOldFiller(seed=seed), exact=not joint)
 

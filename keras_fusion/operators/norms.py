@@ -15,13 +15,19 @@ def are_block_wise(norms: str, *, copies: bool) -> bool:
     return norms == "block" or (norms == "auto" and not copies)
 
 
-def settled(draft: Draft, norms: str, probe: Any) -> tuple[Corrections, bool]:
+def settled(
+    draft: Draft,
+    norms: str,
+    probe: Any,
+    others: str = "'auto', 'calibrated' or 'joint'",
+) -> tuple[Corrections, bool]:
     """The corrections of norms that are not block-wise, and whether none is needed.
 
     Args:
         draft: the `Draft` of a fusion.
         norms: `"auto"`, `"block"`, `"calibrated"` or `"joint"`.
         probe: inputs to measure norms on; for `"auto"` a made-up batch by default.
+        others: string. What an error offers in place of `"block"`.
 
     Returns:
         The corrections, and whether the fused outputs are the mean of the parents'.
@@ -31,7 +37,7 @@ def settled(draft: Draft, norms: str, probe: Any) -> tuple[Corrections, bool]:
     """
     reasons = _reasons(draft)
     if norms == "block" and reasons:
-        raise FusionError(f"{reasons[0]} Use norms='auto', 'calibrated' or 'joint'.")
+        raise FusionError(f"{reasons[0]} Use norms={others}.")
     if draft.parents.copies:
         return {}, True  # Their joint statistics are their own.
     calibrated = norms == "calibrated" or (norms == "auto" and bool(draft.stock))

@@ -65,11 +65,16 @@ def lay_out(
         initializers,
         seed,
         trained_like=[(old, grown) for _, old, grown, _ in rows],
-        fresh=frozenset(new) if new_blocks == "random" else frozenset(),
+        fresh=frozenset(i for i in new if _is_random(layouts[i], new_blocks)),
     )
     filler = StackingFiller(seed, frozenset(new))
     plan = Plan((model,), deep, layouts, filler, exact=identity, copies=True)
     return _with_identities(plan) if identity else plan
+
+
+def _is_random(layout, new_blocks):
+    """Whether a new block's variable starts from initial values: one that trains."""
+    return new_blocks == "random" and layout.sources[0].trainable
 
 
 def _kept(rows, fresh):
@@ -129,9 +134,8 @@ class DepthStacking(GrowthOperator):
     nested ones as a whole; in other models, keras-hub's among them, by the config keys
     that count them (`register(..., depth=("num_layers",))`).
 
-    With `new_blocks="random"` new blocks have initial values instead of copies. They
-    recover in training, too: of a model of one layer that becomes one of several, no copy
-    is useful in another place.
+    With `new_blocks="random"`, new blocks start from their initializers instead of
+    copies, but for what does not train. The function changes, and training recovers.
 
     Each new block's optimizer state is a copy of its origin's, and the step count goes on,
     so that nothing starts with second moments of zero; that choice is ours. The first
@@ -220,7 +224,7 @@ class DepthStacking(GrowthOperator):
         return f"depth {how} x{self.factor}{random}"
 
     def get_config(self) -> dict:
-        """The constructor's arguments; of `new_blocks` another than the default."""
+        """The constructor's arguments; `new_blocks` only if it is not the default."""
         # A record of an earlier version lacks it, and is still this script's.
         random = {"new_blocks": "random"} if self.new_blocks == "random" else {}
         return {

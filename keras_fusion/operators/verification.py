@@ -350,8 +350,9 @@ class _Verification:
             arrays = [host.read(source) for source in layout.sources]
             own, fresh = np.std(arrays[0]), np.std(layout.initial())
             if fresh > 0:
-                larger = _larger(layout, _GROWN * max(1.0, float(own / fresh)))
-                value = plan.filler.value(index, larger, arrays)
+                size = _GROWN * max(1.0, float(own / fresh))
+                larger = dataclasses.replace(plan.filler, size=size)
+                value = larger.value(index, layout, arrays)
                 values.append((layout.target, value.astype(arrays[0].dtype)))
         if values:
             with host.assumed(values):
@@ -389,8 +390,3 @@ class _Verification:
         """What constraints will make of variables that do not obey them."""
         held = [(v, host.read(v)) for v in variables if v.trainable and v.constraint]
         return [(v, host.constrained(v, x)) for v, x in held if not host.obeys(v, x)]
-
-
-def _larger(layout, factor):
-    initial = layout.initial
-    return dataclasses.replace(layout, initial=lambda: factor * initial())

@@ -198,6 +198,62 @@ class AtStep(_Listed):
 
 
 @keras.saving.register_keras_serializable(package="keras_fusion")
+class AfterSteps(GrowthSchedule):
+    """Grows once, so many optimizer steps after training with the callback begins.
+
+    For a model that is trained already, whose optimizer has counted steps before.
+
+    Args:
+        steps: int, at least 1.
+
+    Raises:
+        FusionError: if `steps` is not a positive integer.
+
+    Example:
+
+    >>> import keras_fusion
+    >>> grow = keras_fusion.DeepFusion(schedule=keras_fusion.AfterSteps(1))
+    """
+
+    @helpful
+    def __init__(self, steps: int):
+        require(is_integer(steps, 1), "steps", steps, "an integer of at least 1")
+        self.steps = int(steps)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forgets where training began."""
+        self._begin = None
+
+    def check(self, first: Moment, last: Moment | None) -> None:
+        """Notes where training begins."""
+        if self._begin is None:
+            self._begin = first.step
+
+    def is_done(self, growths: int) -> bool:
+        """Whether it has been done."""
+        return growths > 0
+
+    def should_grow(self, moment: Moment) -> bool:
+        """Whether the steps have been done."""
+        if moment.growths or moment.logs is not None or self._begin is None:
+            return False
+        return moment.step >= self._begin + self.steps
+
+    def get_state(self) -> dict:
+        """Where training began."""
+        return {"begin": self._begin}
+
+    def set_state(self, state: dict) -> None:
+        """Continues a run that began there."""
+        self._begin = state["begin"]
+
+    def get_config(self) -> dict:
+        """The constructor's arguments."""
+        return {"steps": self.steps}
+
+
+@keras.saving.register_keras_serializable(package="keras_fusion")
 class AtEpoch(_Listed):
     """Grows at the end of given epochs, after their validation.
 

@@ -113,6 +113,8 @@ class WidthFiller(Filler):
         mean_outputs: indices of the layouts whose other new outputs are the mean of the
             old ones instead of zeros.
         noiseless: indices of the layouts that get no noise.
+        size: float. How many times as large as usual the initial values of new capacity
+            are: more than 1 only in a trial.
     """
 
     noise_scale: float = 0.0
@@ -121,6 +123,7 @@ class WidthFiller(Filler):
     fresh_roles: Mapping[int, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     mean_outputs: frozenset[int] = frozenset()
     noiseless: frozenset[int] = frozenset()
+    size: float = 1.0
 
     def obeying(self, layouts: Sequence[VariableLayout]) -> "WidthFiller":
         """The filler without noise where that would break the variable's constraint.
@@ -163,13 +166,14 @@ class FusionFiller(WidthFiller):
         if layout.is_state:
             return arrays[0]
         roles = self.fresh_roles.get(index, ("out",))
+        prepared = self._prepared(index, layout, arrays)
         return fuse_arrays(
-            self._prepared(index, layout, arrays),
+            prepared,
             layout.axes,
             off_diagonal="zeros" if index in self.noiseless else self.off_diagonal,
             noise_scale=self.noise_scale,
             rng=[self.seed, index],
-            fresh=self._sized(layout.initial(), layout, arrays)
+            fresh=self._sized(layout.initial(), layout, prepared)
             if layout.initial and roles
             else None,
             fresh_roles=roles,
@@ -179,8 +183,8 @@ class FusionFiller(WidthFiller):
     def _sized(
         self, initial: np.ndarray, layout: VariableLayout, arrays: Sequence[np.ndarray]
     ) -> np.ndarray:
-        """The values that new capacity starts from: the initial ones as they are."""
-        return initial
+        """The values that new capacity starts from: the initial ones."""
+        return self.size * initial
 
     def _prepared(
         self, index: int, layout: VariableLayout, arrays: Sequence[np.ndarray]
@@ -198,22 +202,26 @@ class FusionFiller(WidthFiller):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LikeOldFiller(FusionFiller):
-    """Fills new capacity with initial values of the size that the old ones have."""
+    """Fills new capacity with initial values that are as large as the old ones."""
 
     def _sized(
         self, initial: np.ndarray, layout: VariableLayout, arrays: Sequence[np.ndarray]
     ) -> np.ndarray:
-        """The initial values with the old deviation, less for what has more inputs."""
+        """Initial values rescaled to the old ones' standard deviation.
+
+        It is divided by the square root of the growth in fan-in.
+        """
         if layout.before_tied_readout:  # It cannot read new features with zeros.
             return np.full_like(initial, -layout.offset)
         old = np.asarray(arrays[0], "float32")
         deviation = float(np.std(initial.astype("float32")))
-        if initial.ndim < 2 or not deviation:
-            return initial
+        is_constant = deviation <= 1e-3 * np.max(np.abs(initial), initial=0.0)
+        if initial.ndim < 2 or is_constant:
+            return self.size * initial
         inputs = (axis for axis in layout.axes if axis.role == "in" and axis.grown)
         more = math.prod(axis.size / len(axis.positions(0)) for axis in inputs)
         wanted = float(old.std()) / math.sqrt(more)
-        return (initial * (wanted / deviation)).astype(initial.dtype)
+        return (initial * (self.size * wanted / deviation)).astype(initial.dtype)
 
 
 def _corrected(array: np.ndarray, correction: Correction | None) -> np.ndarray:
@@ -261,7 +269,7 @@ class CopiesFiller(WidthFiller):
         return filled(
             value,
             layout.axes,
-            fresh=layout.initial() if roles else None,
+            fresh=self.size * layout.initial() if roles else None,
             fresh_roles=roles,
             mean_outputs=index in self.mean_outputs,
         )
@@ -298,7 +306,7 @@ class CopiesFiller(WidthFiller):
 class StackingFiller(Filler):
     """Fills new blocks with copies of others or initial values; widths do not change.
 
-    New layouts that have initial values start from those.
+    New variables whose layout has initial values start from those.
 
     Args:
         seed: int. Seed of the new blocks' seeds.
@@ -331,7 +339,7 @@ class StackingFiller(Filler):
         arrays: Sequence[np.ndarray],
         copies: bool,
     ) -> np.ndarray:
-        """The slot of the origin; a first moment is zero where the values are others."""
+        """The origin's slot; first moments are zero where values are initial ones."""
         if layout.initial is not None and not slot.positive:
             return np.zeros_like(arrays[0])
         return arrays[0]
@@ -339,5 +347,5 @@ class StackingFiller(Filler):
     def distance(
         self, layout: VariableLayout, arrays: Sequence[np.ndarray]
     ) -> np.ndarray:
-        """The difference in the origin; none where the values are others."""
+        """The difference in the origin; none where values are initial ones."""
         return arrays[0] if layout.initial is None else np.zeros_like(arrays[0])

@@ -102,4 +102,5 @@ def test_what_the_planner_foretells_is_that_of_the_page():
     assert law.text(ours, [0], other).strip() in page
     near = re.search(r"are (\d+ of \d+) held-out", page)[1]
     assert f"{near} such" in " ".join(page.split())
-    assert f"{near} such" in (ROOT / "README.md").read_text(encoding="utf-8")
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"{near} such" in " ".join(readme.split())

@@ -46,11 +46,14 @@ def test_old_features_read_old_ones_alone(norms, kind):
     model = perturbed(KINDS[kind]())
     plan = NewFeatures(1.5, norms).plan(model, seed=0)
     plan.fill()
+    seen = 0
     for layout in plan.layouts:
         old, rest = parts(layout)
         np.testing.assert_array_equal(old, numpy(layout.sources[0]), layout.address)
         if "in" in rest:
+            seen += 1
             assert not np.any(rest["in"]), layout.address
+    assert seen > 2
 
 
 @pytest.mark.parametrize("factor", [1.5, 2, 4])
@@ -74,6 +77,7 @@ def test_new_features_are_as_large_as_old_ones(factor):
 
 
 @pytest.mark.core("block")
+@pytest.mark.xla
 @pytest.mark.parametrize("norms", ["joint", "block"])
 def test_new_features_learn_and_block_norms_become_stock_ones(norms):
     model = functional(8)
@@ -113,10 +117,11 @@ def momenta(optimizer):
 
 @pytest.mark.core("functional")
 @pytest.mark.parametrize("kind", ["functional", "gpt2", "t5"])
-def test_random_blocks_are_new_and_their_first_moments_zero(kind):
+def test_random_blocks_are_new_and_the_same_each_time(kind):
     model = perturbed(KINDS[kind]())
     plan = DepthStacking(2, new_blocks="random").plan(model, seed=0)
     plan.fill()
+    assert plan.filler.new
     for index in plan.filler.new:
         layout = plan.layouts[index]
         value = numpy(layout.target)
@@ -160,6 +165,51 @@ def test_random_blocks_in_fit(average):
             same = np.allclose(numpy(variable), numpy(mean), atol=1e-7)
             assert same or not is_new, variable.path
     model.fit(x, y, batch_size=8, verbose=0)
+
+
+def test_constant_initial_values_stay():
+    """Their deviation is a rounding error, which nothing may be divided by."""
+    inputs = keras.Input((4,))
+    constant = keras.initializers.Constant(0.1)
+    x = keras.layers.Dense(8, kernel_initializer=constant)(inputs)
+    model = perturbed(keras.Model(inputs, keras.layers.Dense(2)(x)))
+    grown = NewFeatures(1.5).plan(model, seed=0).fill()
+    np.testing.assert_allclose(numpy(grown.layers[1].kernel)[:, 8:], 0.1, rtol=1e-6)
+
+
+def test_new_features_are_as_large_where_old_ones_are_scaled():
+    """A Gemma multiplies its embeddings by the root of the width."""
+    keras_hub = pytest.importorskip("keras_hub")
+    backbone = keras_hub.models.GemmaBackbone(
+        vocabulary_size=400,
+        num_layers=1,
+        num_query_heads=2,
+        num_key_value_heads=1,
+        hidden_dim=16,
+        intermediate_dim=32,
+        head_dim=8,
+    )
+    model = perturbed(backbone)
+    grown = NewFeatures(2, norms="block").plan(model, seed=0).fill()
+    table = numpy(grown.token_embedding.embeddings)
+    assert table[:, 16:].std() == pytest.approx(table[:, :16].std(), rel=0.1)
+
+
+def test_frozen_blocks_stay_copies():
+    model = functional(8)
+    model.layers[1].trainable = False
+    frozen = [layer for layer in model.layers if layer.weights][2]
+    frozen.trainable = False
+    plan = DepthStacking(2, new_blocks="random").plan(model, seed=0)
+    plan.fill()
+    kept = [plan.layouts[i] for i in plan.filler.new]
+    kept = [layout for layout in kept if not layout.target.trainable]
+    for layout in kept:
+        if not layout.is_state:
+            np.testing.assert_array_equal(
+                numpy(layout.target), numpy(layout.sources[0]), layout.address
+            )
+    assert any(not layout.is_state for layout in kept)
 
 
 @pytest.mark.parametrize(
