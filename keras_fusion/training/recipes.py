@@ -65,7 +65,7 @@ FIGURES = {
     ),
     "few_data": Figure(
         None,
-        "Two annealed parents of half the width on 50,000 tokens: 0.058 to 0.070 nats "
+        "Two annealed parents of half the width on 50,000 tokens: 0.058 to 0.069 nats "
         "below the best single model of the fused size.",
         "two parents of 64, fused, at 1",
         "few_data",
