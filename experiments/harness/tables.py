@@ -32,7 +32,8 @@ def text(study: Study, folder: Path, pictures: Path | None = None) -> str:
         if not scratch(settings):
             continue
         parts += [f"### {heading}"] * bool(heading)
-        if pictures is not None and not study.cases:  # Those have pictures of their own.
+        # Cases have pictures of their own.
+        if pictures is not None and not study.cases:
             picture = pictures / f"{name.replace('/', '_')}.png"
             figures.draw(settings, scratch(settings), picture)
             parts.append(f"![Loss against FLOPs]({picture.name})")
