@@ -51,20 +51,6 @@ def seeded(monkeypatch):
     keras.utils.clear_session()
 
 
-@pytest.fixture(autouse=True)
-def without_xla(request, monkeypatch):
-    """TensorFlow compiles with XLA by default, which takes longer than a test trains.
-
-    Tests marked `xla` run as a user's model does; so do all that ask for it.
-    """
-    if keras.config.backend() == "tensorflow" and not request.node.get_closest_marker(
-        "xla"
-    ):
-        monkeypatch.setattr(
-            keras.Model, "_resolve_auto_jit_compile", lambda self: False
-        )
-
-
 @pytest.fixture(autouse=True, scope="module")
 def collected():
     """The models of a file are gone before the next one."""

@@ -77,7 +77,6 @@ def test_new_features_are_as_large_as_old_ones(factor):
 
 
 @pytest.mark.core("block")
-@pytest.mark.xla
 @pytest.mark.parametrize("norms", ["joint", "block"])
 def test_new_features_learn_and_block_norms_become_stock_ones(norms):
     model = functional(8)

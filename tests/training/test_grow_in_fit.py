@@ -49,7 +49,6 @@ def fit(
     return model.fit(x, y, callbacks=list(callbacks), **options)
 
 
-@pytest.mark.xla
 @pytest.mark.core("functional-zeros", "subclassed-paired", "t5-paired", "gpt2-zeros")
 @pytest.mark.parametrize("mode", ["paired", "zeros"])
 @pytest.mark.parametrize("kind", KINDS)

@@ -52,7 +52,6 @@ def test_one_parent_gets_new_features():
 
 
 @pytest.mark.core
-@pytest.mark.xla
 def test_from_scratch_grows_in_width_and_then_in_depth():
     small = functional(8).count_params()
     wider, deeper = recipes.from_scratch(STEPS, depth=2, verbose=0)
