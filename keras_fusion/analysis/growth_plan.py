@@ -82,7 +82,9 @@ def plan_growth(
     """
     cost = flops_per_token or (lambda params: 6.0 * params)
     params = _parameters(target)
-    run = _Run(law, params, _tokens(tokens, flops, cost(params)), cost, _bounds(mixing))
+    run = _Run(
+        law, params, _tokens(tokens, flops, cost(params)), cost, mixing_bounds(mixing)
+    )
     if isinstance(parents, ExistingParent):
         parents = [parents]
     if most_growths not in (1, 2):
@@ -260,7 +262,10 @@ def _tokens(tokens: float | None, flops: float | None, cost: float) -> float:
     return float(tokens) if tokens is not None else float(flops) / cost  # type: ignore
 
 
-def _bounds(mixing: float | tuple[float, float]) -> tuple[float, float, float]:
+def mixing_bounds(
+    mixing: float | tuple[float, float],
+) -> tuple[float, float, float]:
+    """The lower bound of `mixing`, the middle and the upper bound, checked."""
     low, high = mixing if isinstance(mixing, Sequence) else (mixing, mixing)
     if not (math.isfinite(low) and math.isfinite(high) and -1 <= low <= high <= 1):
         raise FusionError(

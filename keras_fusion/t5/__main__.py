@@ -129,6 +129,7 @@ def _parser():
         default=[],
         help="such as builtin or cola; may be given again (default: the recipe's)",
     )
+    _plan(commands)
     for name, text in (
         ("table", "collect the results, and write them as tables in Markdown"),
         ("plot", "draw what `table` has collected"),
@@ -141,6 +142,48 @@ def _parser():
             help="page that gets the tables between its marks, and the pictures beside it",
         )
     return parser
+
+
+def _plan(commands):
+    """The command that foretells."""
+    plan = _command(
+        commands,
+        "plan",
+        "foretell what the recipe's trees cost and save; train nothing",
+    )
+    _choice_of_trees(plan)
+    plan.add_argument(
+        "--devices", type=_count, default=1, help="of each training (default: 1)"
+    )
+    plan.add_argument(
+        "--peak-tflops",
+        type=_positive,
+        default=197.0,
+        help="of a device (default: 197, a TPU v5e in bfloat16)",
+    )
+    plan.add_argument(
+        "--utilization",
+        type=_share,
+        default=0.4,
+        help="share of the peak that a training uses (default: 0.4)",
+    )
+    plan.add_argument(
+        "--law",
+        type=Path,
+        help="JSON file with the constants of a keras_fusion.ScalingLaw (default: two "
+        "published fits)",
+    )
+    plan.add_argument(
+        "--mixing",
+        type=float,
+        nargs=2,
+        default=(0.0, 0.0),
+        metavar=("LOW", "HIGH"),
+        help="see keras_fusion.plan_growth (default: 0 0)",
+    )
+    plan.add_argument(
+        "--docs", type=Path, help="page that gets the tables between its marks"
+    )
 
 
 def _command(commands, name, text):
@@ -162,7 +205,7 @@ def _command(commands, name, text):
     return command
 
 
-def _trees(command):
+def _choice_of_trees(command):
     command.add_argument(
         "--tree",
         action="append",
@@ -170,6 +213,10 @@ def _trees(command):
         default=[],
         help="such as 'M(S, S)'; may be given again (default: the recipe's tables)",
     )
+
+
+def _trees(command):
+    _choice_of_trees(command)
     command.add_argument(
         "--seeds",
         type=_count,
@@ -186,6 +233,31 @@ def _count(text):
     if number < 1:
         raise argparse.ArgumentTypeError(f"expected an integer above 0, not {text!r}")
     return number
+
+
+def _positive(text):
+    """A number above 0."""
+    number = _number(text)
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a number above 0, not {text!r}")
+    return number
+
+
+def _share(text):
+    """A number above 0 and at most 1."""
+    number = _number(text)
+    if not 0 < number <= 1:
+        raise argparse.ArgumentTypeError(
+            f"expected a number above 0 and at most 1, not {text!r}"
+        )
+    return number
+
+
+def _number(text):
+    try:
+        return float(text)
+    except ValueError:
+        return float("nan")
 
 
 if __name__ == "__main__":

@@ -42,6 +42,11 @@ class Options:
     tasks: tuple[str, ...] = ()
     results: Path | None = None
     docs: Path | None = None
+    devices: int = 1
+    peak_tflops: float = 197.0
+    utilization: float = 0.4
+    law: Path | None = None
+    mixing: tuple[float, float] = (0.0, 0.0)
 
     def recipe(self) -> Recipe:
         """The recipe, with the changes that the command line makes."""
@@ -77,6 +82,33 @@ class Options:
         for tree in trees:
             recipe.check(tree)
         return {tree.name: tree for tree in trees}
+
+
+def plan(options: Options) -> None:
+    """Foretells what the trees cost and save; trains nothing."""
+    recipe = options.recipe()
+    roots = options.roots(recipe)
+    if options.docs is not None:
+        markdown.check_page(options.docs, "plan")
+    _check_backend()
+    from keras_fusion.t5 import forecast
+
+    machine = forecast.Machine(
+        options.devices, options.peak_tflops, options.utilization
+    )
+    laws = forecast.LAWS if options.law is None else [forecast.read_law(options.law)]
+    asked = forecast.Forecaster(recipe, machine, laws, options.mixing)
+    tables = {"Trees": roots}
+    if not options.trees:
+        tables = {each.name: each.trees for each in recipe.tables}
+    parts = []
+    for name, trees in tables.items():
+        found = {setting: asked.forecast(tree) for setting, tree in trees.items()}
+        parts += [f"### {name}: forecast", forecast.markdown(found)]
+    text = "\n\n".join(parts) + "\n"
+    if options.docs is not None:
+        markdown.insert(text, options.docs, "plan")
+    print(text)
 
 
 def pretrain(options: Options) -> None:

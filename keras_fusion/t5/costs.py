@@ -4,8 +4,8 @@ A training that is used twice in a tree, as in a self-fusion, is paid for once.
 """
 
 import dataclasses
+from collections.abc import Callable
 
-from keras_fusion.t5.store import Store
 from keras_fusion.t5.tree import Node, trainings
 
 
@@ -32,33 +32,47 @@ class Cost:
     hours_in_parallel: float
 
 
-def cost(node: Node, seed: int, store: Store) -> Cost:
-    """Adds up the figures of a tree's trainings, which must all have finished.
+@dataclasses.dataclass(frozen=True)
+class Spent:
+    """What one training takes.
+
+    Attributes:
+        flops: int.
+        hours: float. Wall time.
+        devices: int. That compute at the same time.
+    """
+
+    flops: int
+    hours: float
+    devices: int
+
+    @classmethod
+    def of(cls, result: dict) -> "Spent":
+        """What a finished training took, from its result."""
+        return cls(result["flops"], result["seconds"] / 3600, result["devices"])
+
+
+def cost(node: Node, spent: Callable[[Node], Spent]) -> Cost:
+    """Adds up what a tree's trainings take.
 
     Args:
         node: `Node`, the root.
-        seed: int.
-        store: `Store`.
+        spent: function from a node to what its own training takes.
 
     Returns:
         A `Cost`.
     """
-    own = store.entry(seed, node).result()
-    all_of_them = [store.entry(seed, n).result() for n in trainings([node])]
+    own, every = spent(node), [spent(each) for each in trainings([node])]
     return Cost(
-        flops=sum(r["flops"] for r in all_of_them),
-        own_flops=own["flops"],
-        accelerator_hours=sum(_hours(r) * r["devices"] for r in all_of_them),
-        own_accelerator_hours=_hours(own) * own["devices"],
-        hours_in_series=sum(map(_hours, all_of_them)),
-        hours_in_parallel=_longest(node, seed, store),
+        flops=sum(each.flops for each in every),
+        own_flops=own.flops,
+        accelerator_hours=sum(each.hours * each.devices for each in every),
+        own_accelerator_hours=own.hours * own.devices,
+        hours_in_series=sum(each.hours for each in every),
+        hours_in_parallel=_longest(node, spent),
     )
 
 
-def _longest(node, seed, store):
-    own = _hours(store.entry(seed, node).result())
-    return own + max((_longest(p, seed, store) for p in node.parents), default=0.0)
-
-
-def _hours(result):
-    return result["seconds"] / 3600
+def _longest(node, spent):
+    before = max((_longest(parent, spent) for parent in node.parents), default=0.0)
+    return spent(node).hours + before

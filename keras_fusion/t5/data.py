@@ -178,14 +178,7 @@ def load(recipe: Recipe, folder: Path) -> PretrainingData:
     vocabulary = load_vocabulary(recipe, folder)
     made = fingerprint.of_data(folder) or {}
     training, validation = made.get("shards", (None, None))
-    task = SpanCorruption.for_input_length(
-        text.input_length,
-        first_sentinel=vocabulary.first_sentinel,
-        eos_id=EOS_ID,
-        noise_density=text.noise_density,
-        mean_span_length=text.mean_span_length,
-        sentinels=text.sentinels,
-    )
+    task = text.corruption(vocabulary.first_sentinel, EOS_ID)
     found = PretrainingData(
         vocabulary=vocabulary,
         rows=Rows(token_files.read(folder, "training", training), task.length),

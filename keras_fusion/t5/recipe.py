@@ -81,6 +81,20 @@ class Text:
             return self.byte_fallback
         return self.vocabulary_size - self.sentinels >= _PIECES_WITH_BYTES
 
+    def corruption(
+        self, first_sentinel: int | None = None, eos_id: int = 1
+    ) -> SpanCorruption:
+        """The span corruption, by default with the ids of a vocabulary to train."""
+        last = self.vocabulary_size - 1
+        return SpanCorruption.for_input_length(
+            self.input_length,
+            first_sentinel=last if first_sentinel is None else first_sentinel,
+            eos_id=eos_id,
+            noise_density=self.noise_density,
+            mean_span_length=self.mean_span_length,
+            sentinels=self.sentinels,
+        )
+
 
 @dataclasses.dataclass(frozen=True)
 class Training:
@@ -318,23 +332,11 @@ def _recipe(scale: str, content: dict) -> Recipe:
         tables=_tables(content["tables"]),
         **{key: section(kind, key, content[key]) for key, kind in _SECTIONS.items()},
     )
-    _check_corruption(recipe.text)
+    recipe.text.corruption()  # Its numbers are checked together.
     for table in recipe.tables:
         for tree in table.trees.values():
             recipe.check(tree)
     return recipe
-
-
-def _check_corruption(text: Text) -> None:
-    """Checks the numbers of the span corruption together."""
-    SpanCorruption.for_input_length(
-        text.input_length,
-        first_sentinel=text.vocabulary_size - 1,
-        eos_id=1,
-        noise_density=text.noise_density,
-        mean_span_length=text.mean_span_length,
-        sentinels=text.sentinels,
-    )
 
 
 def _shapes(content):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from keras_fusion.errors import FusionError
 from keras_fusion.t5 import fingerprint, records
-from keras_fusion.t5.costs import Cost, cost
+from keras_fusion.t5.costs import Cost, Spent, cost
 from keras_fusion.t5.recipe import Recipe, Table
 from keras_fusion.t5.store import Store
 from keras_fusion.t5.tree import Node, trainings
@@ -69,7 +69,9 @@ def _run(node: Node, seed: int, recipe: Recipe, store: Store) -> dict:
             finetuned[task] = {key: found[key] for key in _OF_SCORES}
     return {
         **{key: result[key] for key in _OF_A_RUN},
-        "cost": dataclasses.asdict(cost(node, seed, store)),
+        "cost": dataclasses.asdict(
+            cost(node, lambda each: Spent.of(store.entry(seed, each).result()))
+        ),
         "finetuned": finetuned,
     }
 

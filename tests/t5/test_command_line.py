@@ -54,6 +54,15 @@ def refused(capsys):
         (["finetune", "--task", "glue"], "A task is one of builtin, cola"),
         (["finetune", "--tree", "M(S"], "cannot be read at position 1"),
         (["table", "--docs", "nowhere.md"], "no page 'nowhere.md'"),
+        (["plan", "--docs", "nowhere.md"], "no page 'nowhere.md'"),
+        (["plan", "--utilization", "0"], "above 0 and at most 1, not '0'"),
+        (["plan", "--utilization", "40"], "above 0 and at most 1, not '40'"),
+        (["plan", "--peak-tflops", "-1"], "above 0, not '-1'"),
+        (["plan", "--peak-tflops", "nan"], "above 0, not 'nan'"),
+        (["plan", "--devices", "0"], "above 0, not '0'"),
+        (["plan", "--mixing", "0"], "expected 2 arguments"),
+        (["plan", "--mixing", "0", "2"], "`mixing` must be"),
+        (["plan", "--law", "nowhere.json"], "nowhere.json"),
     ],
 )
 def test_words_that_do_not_fit(refused, words, message, tmp_path, monkeypatch):

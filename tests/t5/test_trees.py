@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from keras_fusion.errors import FusionError
 from keras_fusion.t5 import markdown, plots, recipe, results, store, tables
 from keras_fusion.t5 import tree as tree_language
-from keras_fusion.t5.costs import cost
+from keras_fusion.t5.costs import Spent, cost
 from keras_fusion.t5.tree import parse, trainings
 
 trees = st.recursive(
@@ -302,8 +302,13 @@ def finished(tmp_path):
     return kept
 
 
+def spent_in(store):
+    """What the finished trainings of seed 0 took."""
+    return lambda node: Spent.of(store.entry(0, node).result())
+
+
 def test_costs_of_a_tree(finished):
-    found = cost(parse("L(M(S, S), M(S, S))"), 0, finished)
+    found = cost(parse("L(M(S, S), M(S, S))"), spent_in(finished))
     assert found.own_flops == 10 * len("L(M(S1,S2),M(S3,S4))")
     assert found.flops == found.own_flops + 10 * (4 * 2 + 2 * len("M(S1,S2)"))
     assert found.hours_in_series * 3600 == pytest.approx(4 * 60 + 30 + 2 * 120 + 600)
@@ -313,7 +318,7 @@ def test_costs_of_a_tree(finished):
 
 
 def test_a_self_fusion_pays_its_parent_once(finished):
-    found = cost(parse("L(2*M)"), 0, finished)
+    found = cost(parse("L(2*M)"), spent_in(finished))
     assert found.flops - found.own_flops == 10 * len("M1")
 
 
