@@ -13,6 +13,7 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import keras
 
@@ -206,7 +207,8 @@ def read_law(path: Path) -> ScalingLaw:
     names = [f.name for f in dataclasses.fields(ScalingLaw) if f.name != "resampled"]
     try:
         held = json.loads(path.read_text(encoding="utf-8"))
-        law = ScalingLaw(*[float(held[name]) for name in names])
+        constants: dict[str, Any] = {name: float(held[name]) for name in names}
+        law = ScalingLaw(**constants)
     except (KeyError, TypeError, ValueError) as error:
         raise FusionError(
             f"{str(path)!r} is no scaling law: it must be JSON with the numbers "
