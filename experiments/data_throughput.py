@@ -16,7 +16,7 @@ from experiments.timing import clocked
 from keras_fusion.t5 import data
 from keras_fusion.t5 import recipe as recipes
 from keras_fusion.t5.model import build
-from keras_fusion.t5.pretraining import compiled
+from keras_fusion.t5.start import compiled
 from keras_fusion.t5.tree import parse
 
 BATCHES, STEPS = 2000, 200

@@ -48,9 +48,9 @@ def between(low: float, high: float) -> typing.Any:
     return number(lambda value: low < value < high, f"between {low} and {high}")
 
 
-def one_of(words: Sequence[str]) -> typing.Any:
-    """A field with a fixed set of values."""
-    return number(lambda value: value in words, f"one of {', '.join(words)}")
+def one_of(words: Sequence[str], **options: typing.Any) -> typing.Any:
+    """A field with a fixed set of values; `default=` makes it optional."""
+    return number(lambda value: value in words, f"one of {', '.join(words)}", **options)
 
 
 def section(kind: type[S], name: str, rows: object) -> S:

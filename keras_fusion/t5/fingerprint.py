@@ -99,6 +99,9 @@ def of_node(node: Node, recipe: Recipe) -> dict:
         found["norms"] = recipe.fusion.norms if node.copies == 1 else "joint"
         if found["off_diagonal"] != "zeros":
             found["noise_scale"] = recipe.noise_scale(node)
+        # Earlier versions did not carry it, and so did not say.
+        if recipe.fusion.optimizer_state != "reset":
+            found["optimizer_state"] = recipe.fusion.optimizer_state
     return found
 
 

@@ -6,14 +6,12 @@ from typing import Any, cast
 
 import keras
 
-import keras_fusion
 from keras_fusion.models.flops import training_step_flops
 from keras_fusion.t5 import fingerprint, strategy
 from keras_fusion.t5.data import PretrainingData
-from keras_fusion.t5.model import build
-from keras_fusion.t5.rate import WarmupStableDecay
 from keras_fusion.t5.recipe import Recipe
 from keras_fusion.t5.snapshot import restore, snapshot
+from keras_fusion.t5.start import starting_point
 from keras_fusion.t5.store import Entry, Store
 from keras_fusion.t5.tree import Node
 
@@ -53,7 +51,6 @@ def train(
     fingerprint.check_state(entry, made_from)
     kept = entry.load_state()
     model, start = starting_point(node, seed, recipe, data, store)
-    compiled(model, node, recipe)
     batches = data.batches(node.seed(seed), *strategy.host())
     steps = recipe.steps(node)
     figures = {
@@ -94,70 +91,6 @@ def train(
     }
     entry.finish(model, result)
     return result
-
-
-def starting_point(
-    node: Node, seed: int, recipe: Recipe, data: PretrainingData, store: Store
-) -> tuple[keras.Model, dict]:
-    """Makes the model that a node's training begins with.
-
-    Args:
-        node: `Node`.
-        seed: int.
-        recipe: `Recipe`.
-        data: `PretrainingData`.
-        store: `Store`.
-
-    Returns:
-        Tuple of the model, and what is known of its fusion: the largest and mean relative
-        change of the outputs; an empty dict for a training from scratch.
-    """
-    own = node.seed(seed)
-    if not node.parents:
-        architecture = recipe.architecture(node, data.vocabulary.size)
-        return build(architecture, seed=own), {}
-    parents = [store.entry(seed, parent).model() for parent in node.parents]
-    features = data.batches(own)(0)[0]
-    noise = recipe.off_diagonal(node)
-    scale = recipe.noise_scale(node)
-    if node.copies > 1:
-        fused = keras_fusion.fuse(
-            parents[0],
-            factor=node.copies,
-            off_diagonal=noise,
-            noise_scale=scale,
-            seed=own,
-        )
-    else:
-        norms = recipe.fusion.norms
-        fused = keras_fusion.fuse(
-            parents,
-            off_diagonal=noise,
-            noise_scale=scale,
-            norms=norms,
-            probe=features if norms == "calibrated" else None,
-            seed=own,
-        )
-    difference = keras_fusion.fusion_report(parents, fused, features).difference
-    return fused, {"largest_change": difference.largest, "mean_change": difference.mean}
-
-
-def compiled(model: keras.Model, node: Node, recipe: Recipe) -> keras.Model:
-    """Compiles a node's model for pre-training, and returns it."""
-    training = recipe.training
-    rate: Any = WarmupStableDecay(
-        training.peak_rate * recipe.rate(node),
-        training.warmup_steps,
-        decay_from=training.constant_steps,
-    )
-    model.compile(
-        # The schedule is the whole rate; Adafactor would multiply it by one of its own.
-        optimizer=keras.optimizers.Adafactor(rate, relative_step=False),
-        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        metrics=[],
-        weighted_metrics=[keras.metrics.SparseCategoricalAccuracy(name="accuracy")],
-    )
-    return model
 
 
 class _Keeper(keras.callbacks.Callback):

@@ -32,6 +32,8 @@ FOLDER = Path(__file__).parent / "recipes"
 # What `keras_fusion.fuse` can do with the norms of distinct parents.
 NORMS = ("auto", "block", "calibrated", "joint")
 
+OPTIMIZER_STATES = ("carry", "reset")
+
 # SentencePiece takes no other coverage.
 _LEAST_COVERAGE = 0.98
 
@@ -132,12 +134,15 @@ class Fusion:
         self_off_diagonal: string. The same for a self-fusion.
         noise_scale: float. The noise's deviation relative to the kernel's. Recipes of
             earlier versions call it `off_diagonal_scale`.
+        optimizer_state: string. `"carry"` lets Adafactor go on with the parents' state,
+            and its rate with their steps; `"reset"` begins anew. Defaults to `"reset"`.
     """
 
     norms: str = one_of(NORMS)
     off_diagonal: str = one_of(OFF_DIAGONALS)
     self_off_diagonal: str = one_of(SELF_OFF_DIAGONALS)
     noise_scale: float = at_least(0)
+    optimizer_state: str = one_of(OPTIMIZER_STATES, default="reset")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -94,6 +94,10 @@ class Entry:
     def _state(self):
         return self.folder / "state.npz"
 
+    @property
+    def _optimizer(self):
+        return self.folder / "optimizer.npz"
+
     @contextlib.contextmanager
     def claimed(self, work: str = "training") -> Iterator[bool]:
         """Locks some work on the node against other processes.
@@ -120,10 +124,9 @@ class Entry:
 
     def save_state(self, arrays: Sequence[np.ndarray], figures: Mapping) -> None:
         """Replaces the state by a newer one; a kill at any moment leaves a whole one."""
-        named: dict[str, Any] = {f"{i:05}": array for i, array in enumerate(arrays)}
         text = json.dumps({**figures, "arrays": len(arrays)})
         with whole(self._state) as path:
-            np.savez(path, figures=text, **named)
+            np.savez(path, figures=text, **_named(arrays))
 
     def state_figures(self) -> dict | None:
         """The figures of the newest state, without its arrays; `None` if there is none.
@@ -173,12 +176,36 @@ class Entry:
         )
 
     def finish(self, model: "keras.Model", result: Mapping) -> None:
-        """Keeps the trained model and its figures; the state is no longer needed."""
+        """Keeps the trained model, its optimizer's state and its figures."""
         with whole(self.model_path) as path:
             model.save(path)
             checksum = sha256(path)
+        arrays = [np.asarray(v) for v in model.optimizer.variables]
+        with whole(self._optimizer) as path:
+            np.savez(path, **_named(arrays))
         self.write("result", {**result, "model_sha256": checksum})
         self._state.unlink(missing_ok=True)
+
+    def optimizer_state(self) -> list[np.ndarray]:
+        """The values of the trained optimizer's variables, in order.
+
+        Raises:
+            FusionError: if the file is missing, of another model, or damaged.
+        """
+        try:
+            with self._optimizer.open("rb") as file, np.load(file) as stored:
+                return [stored[name] for name in sorted(stored.files)]
+        # As for the state.
+        except Exception as error:
+            raise self.unusable_optimizer(error) from error
+
+    def unusable_optimizer(self, reason: object) -> FusionError:
+        """The error for an optimizer's state that does not serve, with the way out."""
+        return FusionError(
+            f"The optimizer's state {str(self._optimizer)!r}, which a fusion is to carry, "
+            f"cannot be used: {_in_words(reason)}. Bring it again, or remove its folder "
+            'to train the node again, or set `optimizer_state = "reset"` in the recipe.'
+        )
 
     def model(self) -> "keras.Model":
         """The trained model, without an optimizer.
@@ -277,6 +304,11 @@ def _has(found, kinds):
         isinstance(found.get(key), (int, float) if kind is float else kind)
         for key, kind in kinds.items()
     )
+
+
+def _named(arrays: Sequence[np.ndarray]) -> dict[str, Any]:
+    """Arrays by names whose order is theirs."""
+    return {f"{i:05}": array for i, array in enumerate(arrays)}
 
 
 def _in_words(reason):

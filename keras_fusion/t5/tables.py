@@ -38,11 +38,15 @@ def pretraining(table: dict) -> str:
         runs = setting["runs"]
         starts = [run["points"][0]["loss"] for run in runs]
         changes = [r["start"]["mean_change"] for r in runs if r["start"]]
+        ensembles = [
+            r["start"]["ensemble_loss"] for r in runs if "ensemble_loss" in r["start"]
+        ]
         rows.append(
             (
                 name,
                 f"`{setting['tree']}`",
                 str(len(runs)),
+                _of(ensembles, 3) if ensembles else "",
                 _of(starts, 3) if changes else "",
                 f"{max(changes):.0e}" if changes else "",
                 _of([run["loss"] for run in runs], 3),
@@ -53,6 +57,7 @@ def pretraining(table: dict) -> str:
         "setting",
         "tree",
         "seeds",
+        "parents' ensemble",
         "loss after the fusion",
         "mean change by it",
         "validation loss",

@@ -12,7 +12,7 @@ from keras_fusion.flops import training_step_flops
 from keras_fusion.t5 import __main__ as command_line
 from keras_fusion.t5 import forecast, recipe
 from keras_fusion.t5.model import build
-from keras_fusion.t5.pretraining import compiled
+from keras_fusion.t5.start import compiled
 from keras_fusion.t5.tree import parse
 
 LAW = ScalingLaw(1.7, 400.0, 0.34, 410.0, 0.28)
