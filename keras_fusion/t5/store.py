@@ -180,10 +180,11 @@ class Entry:
         with whole(self.model_path) as path:
             model.save(path)
             checksum = sha256(path)
-        arrays = [np.asarray(v) for v in model.optimizer.variables]
+        arrays = [v.numpy() for v in model.optimizer.variables]
         with whole(self._optimizer) as path:
             np.savez(path, **_named(arrays))
-        self.write("result", {**result, "model_sha256": checksum})
+            checksums = {"model_sha256": checksum, "optimizer_sha256": sha256(path)}
+        self.write("result", {**result, **checksums})
         self._state.unlink(missing_ok=True)
 
     def optimizer_state(self) -> list[np.ndarray]:
@@ -193,6 +194,13 @@ class Entry:
             FusionError: if the file is missing, of another model, or damaged.
         """
         try:
+            expected = self.result().get("optimizer_sha256")
+            if expected is None:
+                raise ValueError(
+                    "its checksum is missing; an earlier version kept none"
+                )
+            if expected != sha256(self._optimizer):
+                raise ValueError("it has been changed or damaged")
             with self._optimizer.open("rb") as file, np.load(file) as stored:
                 return [stored[name] for name in sorted(stored.files)]
         # As for the state.

@@ -79,10 +79,31 @@ def test_state(tmp_path, scale):
     assert refused > 0.8 * 5 * COUNT
 
 
+def trained():
+    """A model with an optimizer's state."""
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+    model.compile("adam", "mse")
+    model.optimizer.build(model.trainable_variables)
+    return model
+
+
+def test_optimizer(tmp_path):
+    entry = store.Entry(tmp_path / "node")
+    entry.finish(trained(), figures() | {"seed": 0})
+
+    def same(found, expected):
+        return len(found) == len(expected) and all(map(np.array_equal, found, expected))
+
+    assert len(entry.optimizer_state()) == 6
+    all_refused(tmp_path / "node" / "optimizer.npz", entry.optimizer_state, same)
+    (tmp_path / "node" / "optimizer.npz").unlink()
+    with pytest.raises(FusionError, match="optimizer.npz', which a fusion is to carry"):
+        entry.optimizer_state()
+
+
 def test_model(tmp_path):
     entry = store.Entry(tmp_path / "node")
-    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
-    entry.finish(model, figures() | {"seed": 0})
+    entry.finish(trained(), figures() | {"seed": 0})
 
     def weights():
         return entry.model().get_weights()
@@ -99,8 +120,7 @@ def test_model(tmp_path):
 def test_model_of_an_earlier_version(tmp_path):
     """There is no checksum, and Keras says something else for each damage."""
     entry = store.Entry(tmp_path / "node")
-    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
-    entry.finish(model, figures() | {"seed": 0})
+    entry.finish(trained(), figures() | {"seed": 0})
     entry.write("result", figures() | {"seed": 0})
     assert len(entry.model().get_weights()) == 2
     entry.model_path.write_bytes(entry.model_path.read_bytes()[:-500])

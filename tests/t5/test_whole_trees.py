@@ -117,6 +117,19 @@ def test_from_a_tree_to_tables_and_curves(tmp_path, scale, capsys):
     assert "builtin validation, accuracy" in text
     assert run("plot", *output) == 0
     assert (tmp_path / "out" / "t5_smoke_T5-M.png").stat().st_size > 10_000
+    results = {
+        result["node"]: result
+        for path in (tmp_path / "out" / "seed-0").glob("*/result.json")
+        if (result := json.loads(path.read_text()))
+    }
+    # Distinct parents start at their ensemble, and a self-fusion where its parent ended.
+    fused, copies = results["M(S1,S2)"], results["M(2*S1)"]
+    assert fused["points"][0]["loss"] == pytest.approx(
+        fused["start"]["ensemble_loss"], abs=1e-4
+    )
+    assert copies["points"][0]["loss"] == pytest.approx(
+        results["S1"]["points"][-1]["loss"], abs=1e-4
+    )
     # A self-fusion keeps the function; and the file loads as any other.
     (folder,) = (tmp_path / "out" / "seed-0").glob("M-2-S1-*")
     result = json.loads((folder / "result.json").read_text())
