@@ -1,0 +1,122 @@
+"""Compiles training steps for pods of TPUs, before and after a growth, without a TPU.
+
+python -m pip install libtpu==0.0.52            # the TPU compiler, for JAX 0.10
+python -m experiments.tpu                       # compiles what is missing
+python -m experiments.tpu --pairs T5-S --pods v5e:4x4
+python -m experiments.tpu --page docs/distribution.md   # puts the table into the page
+
+The step is that of `fit` on the JAX backend: mixed bfloat16, Adafactor, the state
+donated. Compiled are a small model, what a growth of its width makes of it, and a model
+built at that size. No variable has a value: memory is needed for the compiler alone.
+Where the compiler is given the same program for the grown model as for the native one, it
+is compiled once. Attention is computed as on the CPU: Keras asks for fused attention only
+where it finds a TPU.
+"""
+
+import argparse
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+os.environ["KERAS_BACKEND"] = "jax"
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import keras
+
+from experiments.tpu import models, tables
+from experiments.tpu.compiling import Step, devices
+
+PODS = {"v5e:4x4": (4, 4), "v5e:16x16": (16, 16)}
+SHARDINGS = ("DataParallel", "ModelParallel")
+RESULTS = Path(__file__).parents[1] / "results" / "tpu_steps.json"
+
+
+def distribution(name: str, pod: str) -> Any:
+    """Rows of a batch over all devices; or over one axis, and kernels over both."""
+    if name == "DataParallel":
+        mesh = keras.distribution.DeviceMesh(
+            (devices(pod).size,), ("batch",), devices=devices(pod)
+        )
+        return keras.distribution.DataParallel(
+            device_mesh=mesh, auto_shard_dataset=False
+        )
+    mesh = keras.distribution.DeviceMesh(
+        PODS[pod], ("batch", "model"), devices=devices(pod)
+    )
+    return keras.distribution.ModelParallel(
+        layout_map=layout_map(mesh), batch_dim_name="batch", auto_shard_dataset=False
+    )
+
+
+def layout_map(mesh: Any) -> Any:
+    """Kernels and tables over both axes: heads and hidden units over `model`."""
+    into, out_of = ("batch", "model"), ("model", "batch")
+    layouts = keras.distribution.LayoutMap(mesh)
+    layouts["embeddings"] = out_of
+    # keras-hub's Llama, whose attention kernels have an axis of heads.
+    layouts["attention.*(query|key|value).kernel"] = ("batch", "model", None)
+    layouts["attention_output.kernel"] = ("model", None, "batch")
+    layouts["feedforward_(intermediate|gate)_dense.kernel"] = into
+    layouts["feedforward_output_dense.kernel"] = out_of
+    # keras-hub's T5.
+    layouts["(query|key|value|input|gate)_projector.*kernel"] = into
+    layouts["output_projector.kernel"] = out_of
+    return layouts
+
+
+def steps(pair: models.Pair, pod: str, sharding: str) -> Iterator[tuple[str, Any]]:
+    """Yields `(name, model)` of a pair, compiled: small, grown, and native."""
+    rows = pair.rows(PODS[pod][0] if sharding == "ModelParallel" else devices(pod).size)
+    small = pair.untrained("small")
+    chosen = distribution(sharding, pod)
+    for name, model in (
+        (pair.small, small),
+        (f"{pair.small}, grown", pair.grown(small)),
+        (pair.large, pair.untrained("large")),
+    ):
+        for variable in model.variables:
+            variable._layout = chosen.get_variable_layout(variable)
+        model = models.compiled(model, pair, rows)
+        yield name, Step(model, models.batch(pair, rows), chosen)
+
+
+def measure(pairs: list[models.Pair], pods: list[str], path: Path) -> None:
+    """Compiles what the file of results lacks, one program at a time."""
+    results = json.loads(path.read_text()) if path.exists() else {}
+    programs = {r["program"]: r for r in results.values()}
+    for pod in pods:
+        for pair in pairs:
+            for sharding in SHARDINGS:
+                for name, step in steps(pair, pod, sharding):
+                    key = f"{name} | {sharding} | {pod}"
+                    if key in results:
+                        continue
+                    known = programs.get(step.program)
+                    result = known or {"program": step.program, **step.figures()}
+                    programs[step.program] = results[key] = result
+                    path.write_text(json.dumps(results, indent=1) + "\n")
+                    print(key, json.dumps(result), flush=True)
+
+
+def main() -> None:
+    """Compiles, and writes the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    known = {pair.small: pair for pair in models.pairs()}
+    parser.add_argument("--pairs", nargs="*", choices=known, default=list(known))
+    parser.add_argument("--pods", nargs="*", choices=PODS, default=list(PODS))
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--page", type=Path)
+    options = parser.parse_args()
+    if options.page:
+        tables.insert(json.loads(options.results.read_text()), options.page)
+        return
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    measure([known[name] for name in options.pairs], options.pods, options.results)
+
+
+if __name__ == "__main__":
+    main()

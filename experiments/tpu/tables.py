@@ -1,0 +1,41 @@
+"""The table of compiled training steps, for docs/distribution.md."""
+
+from pathlib import Path
+from typing import Any
+
+from keras_fusion.t5 import markdown
+
+HEAD = (
+    "model",
+    "sharding",
+    "pod",
+    "arguments, MiB",
+    "temporaries, MiB",
+    "TFLOP",
+    "collectives",
+    "host transfers",
+)
+
+
+def insert(results: dict[str, dict[str, Any]], page: Path) -> None:
+    """Puts the table between the marks of a page."""
+    markdown.insert(table(results), page, "tpu-steps")
+
+
+def table(results: dict[str, dict[str, Any]]) -> str:
+    """One row per model, sharding and pod; of one device and one step."""
+    rows = [(*key.split(" | "), *_cells(result)) for key, result in results.items()]
+    return markdown.table(HEAD, rows)
+
+
+def _cells(result):
+    if "error" in result:
+        return ("does not fit", "", "", "", "")
+    collectives = ", ".join(f"{n} {kind}" for kind, n in result["collectives"].items())
+    return (
+        f"{result['arguments'] / 2**20:,.0f}",
+        f"{result['temporaries'] / 2**20:,.0f}",
+        f"{result['flops'] / 1e12:.3f}",
+        collectives,
+        str(result["host_transfers"]),
+    )
