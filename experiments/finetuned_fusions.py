@@ -1,0 +1,244 @@
+"""Fine-tunes fused models and their parents for as many steps, and compares.
+
+python -m keras_fusion.t5 pretrain --scale tiny --seeds 3 --tree 'M(S, S)'
+python -m experiments.finetuned_fusions t5 --store t5_tiny
+python -m experiments.finetuned_fusions llama --store t5_tiny --text NOVELS
+python -m experiments.finetuned_fusions table [--page docs/few_data.md]
+
+Parents are trained on real text, joined under block norms, and all three are fine-tuned
+with the same optimizer, each at the better of some learning rates. T5: the trees of
+`keras_fusion.t5` on its built-in task. Llama: parents that are trained here on the same
+docstrings, then on a folder of English novels, of which every tenth is held out. The
+loss is measured on data that no model is trained on. Runs that have finished are kept.
+"""
+
+import argparse
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import keras
+import keras_hub
+import numpy as np
+
+import keras_fusion
+from keras_fusion.t5 import data, finetuning, markdown, recipe, token_files
+from keras_fusion.t5.batches import arranged, streamed
+from keras_fusion.t5.rate import WarmupStableDecay
+from keras_fusion.t5.store import Store
+from keras_fusion.t5.tasks import open_task
+from keras_fusion.t5.tree import Node
+
+RESULTS = Path(__file__).parent / "results" / "finetuned_fusions.json"
+STEPS, EVERY, SEEDS = 300, 50, (0, 1, 2)
+RATES = {"t5": (0.005, 0.01, 0.02), "llama": (0.0005, 0.001, 0.002)}
+LENGTH, ROWS, PRETRAINING = 64, 16, 1000
+NAMES = ("parent A", "parent B", "fused")
+
+
+class T5:
+    """T5s of a store, and the built-in task."""
+
+    def __init__(self, store: Path, text: Path | None):
+        self.recipe, self.store = recipe.load("tiny"), Store(store)
+        self.vocabulary = data.load_vocabulary(self.recipe, self.store.data)
+        self.task = open_task("builtin")
+
+    def parents(self, seed: int) -> list[keras.Model]:
+        """The two T5-S of a seed, trained."""
+        return [self.store.entry(seed, Node("S", i)).model() for i in (1, 2)]
+
+    def encoded(self, texts: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Inputs and targets of texts as token ids."""
+        sizes = self.recipe.finetuning
+        return (
+            finetuning.encoded(texts.inputs, self.vocabulary, sizes.input_length),
+            finetuning.encoded(texts.targets, self.vocabulary, sizes.target_length),
+        )
+
+    def course(self, model: keras.Model, rate: float, seed: int) -> list[float]:
+        """The held-out loss before the fine-tuning, and all along it."""
+        finetuning.compiled(model, rate)
+        (held_out,) = self.task.validation.values()
+        features, targets, weights = arranged(*self.encoded(held_out))
+        batches = finetuning.TaskBatches(*self.encoded(self.task.training), ROWS, seed)
+
+        def loss() -> float:
+            return float(
+                model.evaluate(
+                    features, targets, sample_weight=weights, batch_size=64, verbose="0"
+                )
+            )
+
+        return _course(model, loss, lambda a, b: streamed(batches, a, b))
+
+
+class Llama:
+    """Llamas trained on docstrings, then on novels."""
+
+    def __init__(self, store: Path, text: Path | None):
+        if text is None:
+            raise SystemExit("llama needs --text, a folder of novels.")
+        self.recipe, folder = recipe.load("tiny"), Store(store).data
+        vocabulary = data.load_vocabulary(self.recipe, folder)
+        self.docs = np.concatenate(token_files.read(folder, "training"))
+        files = sorted(text.rglob("*.txt"))
+        read = [
+            np.array(vocabulary.encode(f.read_text(encoding="utf-8", errors="replace")))
+            for f in files
+        ]
+        self.training = np.concatenate([x for i, x in enumerate(read) if i % 10])
+        self.held_out = np.concatenate(read[::10])[: 256 * (LENGTH + 1)]
+
+    def parents(self, seed: int) -> list[keras.Model]:
+        """Two Llamas, trained on the docstrings from different seeds."""
+        return [self._trained(10 * seed + i) for i in (1, 2)]
+
+    def _trained(self, seed: int) -> keras.Model:
+        keras.utils.set_random_seed(seed)
+        backbone = keras_hub.models.LlamaBackbone(
+            vocabulary_size=self.recipe.text.vocabulary_size,
+            num_layers=2,
+            num_query_heads=2,
+            num_key_value_heads=2,
+            hidden_dim=64,
+            intermediate_dim=176,
+        )
+        model = keras_hub.models.LlamaCausalLM(backbone, preprocessor=None)
+        rate: Any = WarmupStableDecay(
+            3e-3, 50, decay_from=0.8 * PRETRAINING, decay_to=PRETRAINING
+        )
+        _compile(model, rate)
+        model.fit(_rows(self.docs, seed, 0, PRETRAINING), verbose="0", shuffle=False)
+        return model
+
+    def course(self, model: keras.Model, rate: float, seed: int) -> list[float]:
+        """The held-out loss before the fine-tuning, and all along it."""
+        _compile(model, rate)
+        x = self.held_out.reshape(-1, LENGTH + 1)
+
+        def loss() -> float:
+            features = _features(x)
+            return float(model.evaluate(features, x[:, 1:], batch_size=64, verbose="0"))
+
+        return _course(model, loss, lambda a, b: _rows(self.training, seed, a, b))
+
+
+def _compile(model: keras.Model, rate: Any) -> None:
+    model.compile(
+        keras.optimizers.Adam(rate, beta_2=0.95),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        weighted_metrics=[],
+    )
+
+
+def _features(rows: np.ndarray) -> dict[str, np.ndarray]:
+    ids = rows[:, :-1]
+    return {"token_ids": ids, "padding_mask": np.ones_like(ids)}
+
+
+def _rows(tokens: np.ndarray, seed: int, begin: int, end: int) -> Any:
+    """Batches of rows from random places; a batch is a function of seed and step."""
+
+    def batch(step: int) -> tuple:
+        random = np.random.default_rng([seed, step])
+        places = random.integers(0, len(tokens) - LENGTH - 1, ROWS)
+        rows = np.stack([tokens[p : p + LENGTH + 1] for p in places]).astype("int32")
+        return _features(rows), rows[:, 1:]
+
+    return streamed(batch, begin, end)
+
+
+def _course(
+    model: keras.Model, loss: Callable[[], float], batches: Callable[[int, int], Any]
+) -> list[float]:
+    losses = [loss()]
+    for begin in range(0, STEPS, EVERY):
+        model.fit(batches(begin, begin + EVERY), verbose="0", shuffle=False)
+        losses.append(loss())
+    return losses
+
+
+def measure(kind: str, store: Path, text: Path | None, path: Path) -> None:
+    """Runs what the file of results lacks."""
+    study = {"t5": T5, "llama": Llama}[kind](store, text)
+    results = json.loads(path.read_text()) if path.exists() else {}
+    for seed in SEEDS:
+        missing = [
+            rate for rate in RATES[kind] if _key(kind, seed, rate) not in results
+        ]
+        if not missing:
+            continue
+        parents = study.parents(seed)
+        models = dict(
+            zip(
+                NAMES,
+                [*parents, keras_fusion.fuse(parents, norms="block")],
+                strict=True,
+            )
+        )
+        weights = {name: model.get_weights() for name, model in models.items()}
+        for rate in missing:
+            courses = {}
+            for name, model in models.items():
+                model.set_weights(weights[name])
+                courses[name] = study.course(model, rate, seed)
+                print(kind, seed, rate, name, [round(x, 4) for x in courses[name]])
+            results[_key(kind, seed, rate)] = courses
+            path.write_text(json.dumps(results, indent=1) + "\n")
+
+
+def _key(kind: str, seed: int, rate: float) -> str:
+    return f"{kind} seed {seed} rate {rate}"
+
+
+def rows(results: dict[str, dict[str, list[float]]]) -> Iterator[tuple[str, ...]]:
+    """One row per kind and seed: each model at its best rate."""
+    for kind, rates in RATES.items():
+        for seed in SEEDS:
+            runs = [results.get(_key(kind, seed, rate)) for rate in rates]
+            if None in runs:
+                continue
+            best = {
+                name: min((run[name] for run in runs if run), key=lambda x: x[-1])
+                for name in NAMES
+            }
+            better = min(best["parent A"], best["parent B"], key=lambda x: x[-1])
+            above = max(np.array(best["fused"]) - better)
+            yield (
+                kind,
+                str(seed),
+                *(f"{best[name][0]:.3f} to {best[name][-1]:.3f}" for name in NAMES),
+                f"{above:+.3f}",
+            )
+
+
+def table(results: dict) -> str:
+    """The table of all runs that have finished."""
+    head = ("model", "seed", *NAMES, "fused less the better parent, at most")
+    return markdown.table(head, list(rows(results)))
+
+
+def main() -> None:
+    """Runs a kind of model, or writes the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("command", choices=("t5", "llama", "table"))
+    parser.add_argument("--store", type=Path, default=Path("t5_tiny"))
+    parser.add_argument("--text", type=Path)
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--page", type=Path)
+    options = parser.parse_args()
+    if options.command != "table":
+        measure(options.command, options.store, options.text, options.results)
+        return
+    text = table(json.loads(options.results.read_text()))
+    print(text)
+    if options.page:
+        markdown.insert(text, options.page, "finetuned-fusions")
+
+
+if __name__ == "__main__":
+    main()
