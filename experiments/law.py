@@ -118,15 +118,15 @@ def cases(results: list[dict], scale: Units) -> list[Case]:
             sizes = _name(course["size"]), _name(growth["to"])
             if not scale.params.keys() >= set(sizes):
                 continue  # No run of the small model alone tells its parameters yet.
-            free = course["parents"] == "free"
+            parents = course["parents"]
             for end, (spent, loss) in zip(
-                run["finals"], analysis.ends(run, parents=not free), strict=True
+                run["finals"], analysis.ends(run, parents=parents), strict=True
             ):
                 known = analysis.frontier(scratch.get(course["seed"], []))
                 there = analysis.reached(known, loss)
                 if there is None or there.bound:
                     continue
-                rest = end["budget"] - (0.0 if free else growth["at"])
+                rest = end["budget"] - (0.0 if parents == "free" else growth["at"])
                 found.append(
                     Case(
                         name,

@@ -81,15 +81,25 @@ def reached(ends: list[tuple[float, float]], target: float) -> Reached | None:
     return None
 
 
-def ends(result: dict, *, parents: bool = True) -> list[tuple[float, float]]:
+def ends(result: dict, *, parents: str = "counted") -> list[tuple[float, float]]:
     """The finished runs of a result: FLOPs and final losses.
 
     Args:
         result: dict, as `training.Run` returns it.
-        parents: bool. Whether the FLOPs of the small models count. Defaults to `True`.
+        parents: string. `"counted"`: the small models' FLOPs are part of it; `"free"`:
+            they are not; `"parallel"`: those of one of several equal parents are, which
+            are trained at the same time. Defaults to `"counted"`.
     """
-    free = 0.0 if parents else result["parents_share"]
-    return [(final["spent"] - free, final["loss"]) for final in result["finals"]]
+    without = {"counted": 0.0, "free": 1.0, "parallel": _at_the_same_time(result)}
+    left_out = without[parents] * result["parents_share"]
+    return [(final["spent"] - left_out, final["loss"]) for final in result["finals"]]
+
+
+def _at_the_same_time(result):
+    """The share of the parents' FLOPs that other workers spend."""
+    growths = result["course"]["growths"]
+    count = growths[0].get("parents", 1) if len(growths) == 1 else 1
+    return 1 - 1 / count
 
 
 def final(result: dict, budget: float = 1.0) -> float | None:
@@ -228,13 +238,13 @@ class Saving:
         return text + (f" ({self.missed} not)" if self.missed else "")
 
 
-def saving(runs: list[dict], scratch: list[dict], *, parents: bool) -> Saving:
+def saving(runs: list[dict], scratch: list[dict], *, parents: str) -> Saving:
     """The FLOPs of a setting until scratch's final loss, seed by seed.
 
     Args:
         runs: list of results.
         scratch: list of results from scratch.
-        parents: bool. Whether the FLOPs of the small models count.
+        parents: string, see `ends`.
 
     Returns:
         A `Saving`.
@@ -252,7 +262,9 @@ def saving(runs: list[dict], scratch: list[dict], *, parents: bool) -> Saving:
     )
 
 
-def against(runs: list[dict], others: list[dict], *, parents: bool = True) -> Saving:
+def against(
+    runs: list[dict], others: list[dict], *, parents: str = "counted"
+) -> Saving:
     """The FLOPs of a setting over those of others at the same loss.
 
     It is that of the last end whose loss is one of the others', between their lowest and
@@ -262,7 +274,7 @@ def against(runs: list[dict], others: list[dict], *, parents: bool = True) -> Sa
         runs: list of results.
         others: list of results that end at several budgets. All of a seed together are
             the frontier: what is dominated by another does not count.
-        parents: bool. Whether the FLOPs of the small models count. Defaults to `True`.
+        parents: string, see `ends`. Defaults to `"counted"`.
 
     Returns:
         A `Saving`; a bound where the others are at the loss at their lowest budget

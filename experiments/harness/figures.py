@@ -64,9 +64,11 @@ def draw_case(settings: Settings, case: Case, path: Path) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 5.2), dpi=120, layout="constrained")
-    axes, counted = figure.subplots(), case.parents == "counted"
+    axes = figure.subplots()
     for name, colour in zip(case.settings, PALETTE, strict=False):
-        _line(axes, settings[name], name, color=colour, marker="o", parents=counted)
+        _line(
+            axes, settings[name], name, color=colour, marker="o", parents=case.parents
+        )
     low, high = axes.get_ylim()
     left, _ = axes.get_xlim()
     for number, name in enumerate(case.beside):
@@ -80,7 +82,11 @@ def draw_case(settings: Settings, case: Case, path: Path) -> None:
     ticks = [t for t in (0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5) if t > left * 0.8]
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.minorticks_off()
-    which = "the parents' included" if counted else "without the parents'"
+    which = {
+        "counted": "the parents' included",
+        "free": "without the parents'",
+        "parallel": "the longest way, parents in parallel",
+    }[case.parents]
     axes.set_xlabel(f"FLOPs, {which} (share of the run from scratch)")
     axes.set_ylabel("final validation loss (nats per token)")
     axes.set_title(case.title)
@@ -90,7 +96,7 @@ def draw_case(settings: Settings, case: Case, path: Path) -> None:
     figure.savefig(path)
 
 
-def _line(axes, runs, name, *, parents=True, **style):
+def _line(axes, runs, name, *, parents="counted", **style):
     """The means of the finished runs, with the range of the seeds."""
     ends = np.array([analysis.ends(run, parents=parents) for run in runs])
     spent, losses = ends[:, :, 0].mean(0), ends[:, :, 1]

@@ -247,7 +247,7 @@ class Case:
         picture: string, a file's name.
         settings: tuple of strings. Those that grow.
         beside: tuple of strings. Those in the picture that do not.
-        parents: `"counted"` or `"free"`.
+        parents: `"counted"`, `"free"` or `"parallel"`, see `analysis.ends`.
     """
 
     title: str
@@ -257,7 +257,7 @@ class Case:
     parents: str = "counted"
 
     def __post_init__(self):
-        _one_of("parents", self.parents, PARENTS)
+        _one_of("parents", self.parents, (*PARENTS, "parallel"))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -51,23 +51,28 @@ def _case(study, case, folder, pictures):
     if pictures is not None:
         figures.draw_case(settings, case, pictures / case.picture)
     parts.append(f"![Final loss against FLOPs: {case.title}]({case.picture})")
-    counted = case.parents == "counted"
     rows = []
     for name in case.settings:
         runs = settings[name]
         others = _ended(analysis.reference(results, runs))
-        share = analysis.against(runs, others, parents=counted)
-        envelope = analysis.against(runs, _alone(results), parents=counted)
+        share = analysis.against(runs, others, parents=case.parents)
+        envelope = analysis.against(runs, _alone(results), parents=case.parents)
         rows.append(
-            (name, str(len(runs)), _ends(runs, counted), share.text(), envelope.text())
+            (
+                name,
+                str(len(runs)),
+                _ends(runs, case.parents),
+                share.text(),
+                envelope.text(),
+            )
         )
     head = ("setting", "seeds", "loss after FLOPs", "of scratch's", "of the envelope's")
     return "\n\n".join([*parts, markdown.table(head, rows)])
 
 
-def _ends(runs, counted):
+def _ends(runs, parents):
     """The mean final losses after the FLOPs."""
-    ends = np.mean([analysis.ends(run, parents=counted) for run in runs], axis=0)
+    ends = np.mean([analysis.ends(run, parents=parents) for run in runs], axis=0)
     return ", ".join(f"{loss:.3f} after {spent:.2f}" for spent, loss in ends)
 
 
@@ -161,7 +166,7 @@ def _to_scratch(name, runs, others):
         return "1", ""
     with_parents, without = (
         analysis.saving(runs, others, parents=parents).text()
-        for parents in (True, False)
+        for parents in ("counted", "free")
     )
     return with_parents, without if analysis.is_grown(runs) else ""
 
@@ -183,7 +188,7 @@ def shares(results: list[dict], settings: Settings) -> str:
                     f"{Interval.of([spent for spent, _ in ends]):.2f}",
                     f"{Interval.of([loss for _, loss in ends]):.3f}",
                     analysis.against(runs, others).text(),
-                    analysis.against(runs, others, parents=False).text(),
+                    analysis.against(runs, others, parents="free").text(),
                     analysis.against(runs, _alone(results)).text(),
                 )
             )

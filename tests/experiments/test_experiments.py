@@ -123,13 +123,25 @@ def test_savings_are_compared_seed_by_seed():
         law(seed, offset + np.log(0.5), 0.2, 0.4, 0.8, parents=0.1)
         for seed, offset in offsets.items()
     ]
-    found = analysis.saving([*runs, law(7, 9.0, 0.2)], scratch, parents=True)
+    found = analysis.saving([*runs, law(7, 9.0, 0.2)], scratch, parents="counted")
     assert found.share.mean == pytest.approx(0.5) and found.missed == 0
     assert found.share.half == pytest.approx(0.0, abs=1e-6)
-    without = analysis.saving(runs, scratch, parents=False)
+    without = analysis.saving(runs, scratch, parents="free")
     assert 0.35 < without.share.mean < 0.42
-    late = analysis.saving([law(0, 9.0, 0.2)], scratch, parents=True)
+    late = analysis.saving([law(0, 9.0, 0.2)], scratch, parents="counted")
     assert late.text() == "not reached"
+
+
+def test_parents_in_parallel_count_once():
+    shown = law(0, 3.0, 0.4, 0.8, parents=0.2)
+    shown["course"]["growths"] = [{"parents": 4}]
+    spent = {
+        how: [round(x, 3) for x, _ in analysis.ends(shown, parents=how)]
+        for how in ("counted", "parallel", "free")
+    }
+    assert spent["counted"] == [0.4, 0.8]
+    assert spent["parallel"] == [0.25, 0.65]
+    assert spent["free"] == [0.2, 0.6]
 
 
 def test_a_run_is_held_against_the_frontier_of_others():
@@ -336,9 +348,9 @@ def test_the_recipes_have_the_figures_of_the_studies():
         runs = settings[figure.setting]
         assert len(runs) == figure.seeds
         if figure.share is not None:
-            counted = runs[0]["course"]["parents"] == "counted"
+            parents = runs[0]["course"]["parents"]
             others = analysis.reference(results, runs)
-            found = analysis.against(runs, others, parents=counted)
+            found = analysis.against(runs, others, parents=parents)
             assert f"{found.share.mean:.2f}" == f"{figure.share:.2f}"
         else:
             pairs = zip(runs, settings["scratch"], strict=True)
