@@ -52,7 +52,7 @@ def state(model):
     return [keras.ops.convert_to_numpy(v) for v in values]
 
 
-@pytest.mark.core
+@pytest.mark.core("at-model", "at-weights")
 @pytest.mark.filterwarnings("ignore:`at_step=6` lies past the end")
 @pytest.mark.filterwarnings("ignore:Sharding info not provided")
 @pytest.mark.parametrize("how", ["model", "weights"])
