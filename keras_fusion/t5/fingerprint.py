@@ -99,9 +99,7 @@ def of_node(node: Node, recipe: Recipe) -> dict:
         found["norms"] = recipe.fusion.norms if node.copies == 1 else "joint"
         if found["off_diagonal"] != "zeros":
             found["noise_scale"] = recipe.noise_scale(node)
-        # Earlier versions did not carry it, and so did not say.
-        if recipe.fusion.optimizer_state != "reset":
-            found["optimizer_state"] = recipe.fusion.optimizer_state
+        found["optimizer_state"] = recipe.fusion.optimizer_state
     return found
 
 
@@ -238,6 +236,10 @@ def check_text(recipe: Recipe, folder: Path) -> None:
         check(f"The data in {str(folder)!r}", made, of_text(recipe), way_out)
 
 
+# What earlier versions did without saying so.
+_EARLIER = {"optimizer_state": "reset"}
+
+
 def check(what: str, found: Mapping, wanted: Mapping, way_out: str) -> None:
     """Compares a fingerprint with what is wanted now.
 
@@ -262,7 +264,7 @@ def check(what: str, found: Mapping, wanted: Mapping, way_out: str) -> None:
 
 def _differences(found: Mapping, wanted: Mapping, prefix: str = "") -> Iterator[str]:
     for key, now in wanted.items():
-        before = found.get(key)
+        before = found.get(key, _EARLIER.get(key))
         name = f"{prefix}{key}"
         if isinstance(now, Mapping) and isinstance(before, Mapping):
             yield from _differences(before, now, f"{name}.")

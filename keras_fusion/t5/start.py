@@ -43,7 +43,6 @@ def starting_point(
     event = keras_fusion.grow(
         parents[0],
         _operator(node, recipe, parents, features),
-        optimizer_state="carry" if carried else "reset",
         probe=features,
         seed=own,
         verbose=0,
@@ -51,7 +50,7 @@ def starting_point(
     start["largest_change"] = event.function_change
     start["mean_change"] = event.mean_change
     model = parents[0]
-    if not carried:
+    if not carried:  # The optimizers have no state yet, and are replaced.
         return compiled(model, node, recipe), start
     # Its steps go on, and so does the fall of the rate.
     model.optimizer.learning_rate = _rate(node, recipe)

@@ -77,8 +77,9 @@ def test_every_known_operator_is_tested():
     assert {type(operator) for operator in OPERATORS.values()} == KNOWN
 
 
-# Each operator with one optimizer, in turn.
-RUNS = list(zip(OPERATORS, itertools.cycle(OPTIMIZERS), strict=False))
+# Each operator with one optimizer, in turn; Adafactor's step takes long to compile.
+RUNS = list(zip(OPERATORS, itertools.cycle(("adam", "sgd")), strict=False))
+RUNS += [("hypercloning", "adafactor"), ("identities", "adafactor")]
 
 
 def test_the_docs_tell_of_every_known_operator():
@@ -88,7 +89,7 @@ def test_the_docs_tell_of_every_known_operator():
         assert f"| `{name}(" in text, f"{page} has no row for {name}."
 
 
-@pytest.mark.core("hypercloning_x3_noise-sgd", "width_depth-adam")
+@pytest.mark.core("hypercloning_x3_noise-adam", "width_depth-adam")
 @pytest.mark.parametrize(("name", "optimizer"), RUNS)
 def test_operators_grow_in_fit(name, optimizer):
     model = perturbed(functional(8))

@@ -228,7 +228,7 @@ def test_what_a_node_does_not_depend_on_may_change(tmp_path, folder):
     # A rate of fused nodes is nothing to their parents.
     faster = recipes.load(write_recipe(tmp_path / "c.toml", fused_rate=0.7, **options))
     assert fingerprint.check_result(parse("S"), 0, faster, store)
-    with pytest.raises(FusionError, match="recipe.rate was 0.5 and is now 0.7"):
+    with pytest.raises(FusionError, match="recipe.rate was 1.0 and is now 0.7"):
         fingerprint.check_result(parse("M(S, S)"), 0, faster, store)
 
 
@@ -262,7 +262,12 @@ def test_another_recipe_is_refused(tmp_path, scale, folder, capsys, change, mess
 
 @pytest.mark.parametrize(
     "change",
-    [{"norms": "block"}, {"off_diagonal": "random"}, {"self_off_diagonal": "zeros"}],
+    [
+        {"norms": "block"},
+        {"off_diagonal": "random"},
+        {"self_off_diagonal": "zeros"},
+        {"optimizer_state": "reset"},
+    ],
 )
 def test_another_fusion_is_refused(tmp_path, scale, folder, change):
     store = finished_store(tmp_path / "out", scale, "M(S, S)", "M(2*S)")

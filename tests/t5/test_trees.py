@@ -227,10 +227,11 @@ def test_recipes_and_trees_that_do_not_fit_are_refused(tmp_path):
         ("constant_steps = 100", "constant_steps = 0", "at least 1"),
         ("evaluate_every = 100", "evaluate_every = 0", "at least 1"),
         (
-            'norms = "calibrated"',
+            'norms = "auto"',
             'norms = "blok"',
             "one of auto, block, calibrated, joint",
         ),
+        ('"carry"', '"keep"', "optimizer_state must be one of carry, reset"),
         ('off_diagonal = "zeros"', 'off_diagonal = "paired"', "one of zeros, random."),
         ("noise_scale = 0.1", "noise_scale = -1", "at least 0"),
         ("noise_scale = 0.1", "off_diagonal_scale = -1", "noise_scale .* at least 0"),
@@ -286,7 +287,7 @@ def finished(tmp_path):
             {
                 "seed": 0,
                 "parameters": 7,
-                "start": {"mean_change": 0.1} if node.parents else {},
+                "start": started(node),
                 "loss": 2.0,
                 "accuracy": 0.5,
                 "step_flops": len(node.name),
@@ -300,6 +301,12 @@ def finished(tmp_path):
             },
         )
     return kept
+
+
+def started(node):
+    """What is known of a node's fusion."""
+    ensemble = {"ensemble_loss": 4.1} if len(node.parents) > 1 else {}
+    return {"mean_change": 0.1} | ensemble if node.parents else {}
 
 
 def spent_in(store):
@@ -336,7 +343,8 @@ def test_tables_say_what_was_measured(finished, tmp_path):
     assert results.flops_to_reach(run, 1.0) is None
     text = tables.markdown(gathered)
     assert (
-        "| seven trainings | `L(M(S1,S2),M(S3,S4))` | 1 | 4.000 | 1e-01 | 2.000" in text
+        "| seven trainings | `L(M(S1,S2),M(S3,S4))` | 1 | 4.100 | 4.000 | 1e-01 | 2.000"
+        in text
     )
     assert "fusion property kept" in text
     assert "off_diagonal=random" not in text  # it has not finished

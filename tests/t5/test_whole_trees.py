@@ -22,7 +22,7 @@ TREES = ["--tree", "M(S, S)", "--tree", "M(2*S)"]
 @pytest.fixture(scope="module")
 def scale(tmp_path_factory):
     """The tiny recipe with smaller numbers."""
-    return write_recipe(tmp_path_factory.mktemp("recipe") / "smoke.toml")
+    return write_recipe(tmp_path_factory.mktemp("recipe") / "smoke.toml", num_layers=1)
 
 
 def run(*words):
@@ -94,6 +94,16 @@ def test_a_state_of_another_model_is_refused(tmp_path, scale, capsys):
     line = capsys.readouterr().err.splitlines()[-1]
     assert "state.npz' cannot be used: ValueError" in line and "Remove it" in line
     assert not entry.finished
+
+
+@pytest.mark.slow
+def test_a_fusion_can_begin_with_a_new_optimizer(tmp_path):
+    options = {"optimizer_state": "reset", "norms": "calibrated", "steps": 4}
+    options |= {"num_layers": 1, "evaluate_every": 2}
+    scale = write_recipe(tmp_path / "smoke.toml", **options)
+    out = tmp_path / "out"
+    assert run("pretrain", "--scale", scale, "--output", out, "--tree", "M(S, S)") == 0
+    assert [step for step, _ in losses(out)["M(S1,S2)"]] == [0, 2, 4]
 
 
 @pytest.mark.slow

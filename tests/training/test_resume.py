@@ -63,15 +63,19 @@ def net(norm=None, width=8, dropout=DROPOUT):
     return keras.Sequential([*stack, layers.Dense(width, "relu"), layers.Dense(1)])
 
 
-def made(scheduled=False, optimizer=None, jit_compile=False, **options):
-    """The model as a script builds it; XLA would take most of the tests' time."""
+# Compiling takes most of the tests' time: on TensorFlow only one of them does it.
+EAGERLY = keras.config.backend() == "tensorflow"
+
+
+def made(scheduled=False, optimizer=None, eagerly=EAGERLY, **options):
+    """The model as a script builds it."""
     keras.utils.set_random_seed(7)
     model = net(**options)
     rate = 0.02
     if scheduled:
         rate = keras.optimizers.schedules.CosineDecay(0.02, 20)
     optimizer = optimizer or keras.optimizers.Adam(rate)
-    model.compile(optimizer, "mse", jit_compile=jit_compile)
+    model.compile(optimizer, "mse", run_eagerly=eagerly)
     return model
 
 
@@ -179,12 +183,11 @@ def test_resumes_after_crashes(
 
 @pytest.mark.core
 def test_resumes_on_every_backend(tmp_path):
-    jit = "auto"
-    expected = state(run(DeepFusion(at_step=3, verbose=0), jit_compile=jit))
+    expected = state(run(DeepFusion(at_step=3, verbose=0), eagerly=False))
     for crash in [(1, 1), None]:
         grow = DeepFusion(at_step=3, verbose=0)
         backup = keras_fusion.BackupAndRestore(tmp_path / "backup")
-        model = run(backup, grow, crash=crash, jit_compile=jit)
+        model = run(backup, grow, crash=crash, eagerly=False)
     assert len(grow.events) == 1
     for ours, theirs in zip(state(model), expected, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
