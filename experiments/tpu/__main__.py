@@ -54,15 +54,15 @@ def layout_map(mesh: Any) -> Any:
     """Kernels and tables over both axes: heads and hidden units over `model`."""
     into, out_of = ("batch", "model"), ("model", "batch")
     layouts = keras.distribution.LayoutMap(mesh)
-    layouts["embeddings"] = out_of
-    # keras-hub's Llama, whose attention kernels have an axis of heads.
-    layouts["attention.*(query|key|value).kernel"] = ("batch", "model", None)
-    layouts["attention_output.kernel"] = ("model", None, "batch")
-    layouts["feedforward_(intermediate|gate)_dense.kernel"] = into
-    layouts["feedforward_output_dense.kernel"] = out_of
+    layouts[".*embeddings"] = out_of
+    # Patterns of whole paths. keras-hub's Llama, whose attention kernels have an axis of heads.
+    layouts[".*attention.*(query|key|value).kernel"] = ("batch", "model", None)
+    layouts[".*attention_output.kernel"] = ("model", None, "batch")
+    layouts[".*feedforward_(intermediate|gate)_dense.kernel"] = into
+    layouts[".*feedforward_output_dense.kernel"] = out_of
     # keras-hub's T5.
-    layouts["(query|key|value|input|gate)_projector.*kernel"] = into
-    layouts["output_projector.kernel"] = out_of
+    layouts[".*(query|key|value|input|gate)_projector.*kernel"] = into
+    layouts[".*output_projector.kernel"] = out_of
     return layouts
 
 

@@ -41,6 +41,20 @@ def pod(monkeypatch):
 
 
 @pytest.mark.core
+def test_kernels_and_tables_are_split_over_the_pod(pod):
+    model = PAIR.untrained("small")
+    split = command.distribution("ModelParallel", pod)
+    whole = [
+        variable.path
+        for variable in model.variables
+        if "norm" not in variable.path
+        and None in split.get_variable_layout(variable).axes[:2]
+        and "attention_output" not in variable.path
+    ]
+    assert not whole
+
+
+@pytest.mark.core
 @pytest.mark.parametrize("sharding", command.SHARDINGS)
 def test_a_grown_step_is_the_native_step(pod, sharding, tmp_path):
     steps = dict(command.steps(PAIR, pod, sharding))
