@@ -55,7 +55,7 @@ def layout_map(mesh: Any) -> Any:
     into, out_of = ("batch", "model"), ("model", "batch")
     layouts = keras.distribution.LayoutMap(mesh)
     layouts[".*embeddings"] = out_of
-    # Patterns of whole paths. keras-hub's Llama, whose attention kernels have an axis of heads.
+    # Patterns of whole paths. In keras-hub's Llama, attention kernels have axes of heads.
     layouts[".*attention.*(query|key|value).kernel"] = ("batch", "model", None)
     layouts[".*attention_output.kernel"] = ("model", None, "batch")
     layouts[".*feedforward_(intermediate|gate)_dense.kernel"] = into
