@@ -41,11 +41,16 @@ def draw(settings: Settings, scratch: list[dict], path: Path) -> None:
     lowest = min(analysis.final(run) for run in scratch)
     axes.axhline(lowest, color="#000000", lw=0.6, ls=":")
     axes.set_xlabel("FLOPs, the parents' included (share of the run from scratch)")
-    axes.set_ylabel("validation loss (nats per token)")
+    axes.set_ylabel("loss (nats per token)")
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
-    axes.set_title("Dots: finished runs. Lines: at constant rate.", fontsize=10)
+    # Runs that are trained many at a time have no other losses along their way.
+    axes.set_title(
+        "Dots: validation loss of finished runs. "
+        "Lines: at constant rate, of validation or training batches.",
+        fontsize=10,
+    )
     figure.savefig(path)
 
 

@@ -211,8 +211,13 @@ class Machine:
             self.fleets[size] = new[-1]
         self.compiled |= {f: self.threads.submit(f.compile) for f in new}
         for fleet in new:  # Until these are there, few trainings take a call for many.
-            self.threads.submit(fleet.compile_fewer)
+            self.threads.submit(fleet.compile_fewer).add_done_callback(self._failed)
         self._say(f"{len(new)} fleets are built")
+
+    def _failed(self, compiling):
+        """Tells of what could not be compiled; the call for many does its work."""
+        if error := compiling.exception():
+            self._say(f"The smaller call is missing: {error!r}")
 
     def _say(self, words):
         self.spoke = time.monotonic()
