@@ -54,7 +54,7 @@ def layout_map(mesh: Any) -> Any:
     """Kernels and tables over both axes: heads and hidden units over `model`."""
     into, out_of = ("batch", "model"), ("model", "batch")
     layouts = keras.distribution.LayoutMap(mesh)
-    layouts[".*embeddings"] = out_of
+    layouts[".*token_embedding/(reverse_)?embeddings"] = out_of
     # Patterns of whole paths. In keras-hub's Llama, attention kernels have axes of heads.
     layouts[".*attention.*(query|key|value).kernel"] = ("batch", "model", None)
     layouts[".*attention_output.kernel"] = ("model", None, "batch")
