@@ -3,7 +3,7 @@
 python -m keras_fusion.t5 pretrain --scale tiny --seeds 3 --tree 'M(S, S)'
 python -m experiments.finetuned_fusions t5 --store t5_tiny
 python -m experiments.finetuned_fusions llama --store t5_tiny --text NOVELS
-python -m experiments.finetuned_fusions table [--page docs/few_data.md]
+python -m experiments.finetuned_fusions table
 
 Parents are trained on real text, joined under block norms, and all three are fine-tuned
 with the same optimizer, each at the better of some learning rates. T5: the trees of
@@ -171,13 +171,8 @@ def measure(kind: str, store: Path, text: Path | None, path: Path) -> None:
         if not missing:
             continue
         parents = study.parents(seed)
-        models = dict(
-            zip(
-                NAMES,
-                [*parents, keras_fusion.fuse(parents, norms="block")],
-                strict=True,
-            )
-        )
+        every = [*parents, keras_fusion.fuse(parents, norms="block")]
+        models = dict(zip(NAMES, every, strict=True))
         weights = {name: model.get_weights() for name, model in models.items()}
         for rate in missing:
             courses = {}
@@ -229,15 +224,11 @@ def main() -> None:
     parser.add_argument("--store", type=Path, default=Path("t5_tiny"))
     parser.add_argument("--text", type=Path)
     parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--page", type=Path)
     options = parser.parse_args()
     if options.command != "table":
         measure(options.command, options.store, options.text, options.results)
         return
-    text = table(json.loads(options.results.read_text()))
-    print(text)
-    if options.page:
-        markdown.insert(text, options.page, "finetuned-fusions")
+    print(table(json.loads(options.results.read_text())))
 
 
 if __name__ == "__main__":
