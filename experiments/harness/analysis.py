@@ -5,6 +5,7 @@ All FLOPs here are shares of the budget, what the run from scratch has spent.
 
 import dataclasses
 import math
+import re
 import statistics
 from collections.abc import Sequence
 
@@ -164,23 +165,24 @@ def reference(results: list[dict], runs: list[dict]) -> list[dict]:
     """The runs from scratch that some runs are compared with, at all of their rates.
 
     At each budget the best of them counts, since a rate that is best at the last one need
-    not be so before. They are those of the setting "scratch"; or, where the rate falls
-    over another part of the run, those of a setting "scratch, ..." of the budget's size
-    that are alike in this.
+    not be so before. They are those of the settings "scratch" and "scratch, ..." of the
+    budget's size whose rate falls over the same part of the run; where there are none,
+    those of "scratch".
 
     Args:
         results: list of all results.
         runs: list of results of one setting.
     """
-    found = {}
-    for result in merged(results):
-        found.setdefault(result["course"]["setting"], []).append(result)
-    for name, others in found.items():
-        if name.startswith("scratch, ") and _fall(others) == _fall(runs):
-            course = others[0]["course"]
-            if course["size"] == course["budget"]["size"] and not is_grown(others):
-                return others
-    return found.get("scratch", [])
+    merged_results = merged(results)
+    alike = [
+        run
+        for run in merged_results
+        if re.match(r"scratch(,|$)", run["course"]["setting"])
+        and run["course"]["size"] == run["course"]["budget"]["size"]
+        and _fall([run]) == _fall(runs)
+        and not is_grown([run])
+    ]
+    return alike or [r for r in merged_results if r["course"]["setting"] == "scratch"]
 
 
 def _fall(runs):

@@ -6,11 +6,12 @@ import numpy as np
 
 from experiments.harness import analysis
 from experiments.harness.study import Case
+from keras_fusion.analysis.plotting import methods
 
-COLOURS = {"scratch": "#000000", "small alone": "#999999"}
-# Okabe and Ito's palette, which colour-blind readers can distinguish.
-PALETTE = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 DRAWN = 6  # grown settings in a picture, those with the most seeds first
+OFFSET = 0.004  # between dots, in shares of the budget
+# Dots nearer than this, in shares of the FLOPs and in nats, lie on each other.
+BESIDE, NEAR = 0.014, 0.005
 Settings = dict[str, list[dict]]  # the runs of each setting, by its name
 
 
@@ -26,16 +27,20 @@ def draw(settings: Settings, scratch: list[dict], path: Path) -> None:
 
     grown = [name for name, runs in settings.items() if analysis.is_grown(runs)]
     grown.sort(key=lambda name: (-len(settings[name]), _lowest(settings[name])))
-    colours = COLOURS | dict(zip(grown[:DRAWN], PALETTE, strict=False))
+    names = [n for n in ("scratch", "small alone", *grown[:DRAWN]) if n in settings]
     figure = Figure(figsize=(9, 5.2), dpi=120, layout="constrained")
     axes, ends = figure.subplots(), []
-    for name, colour in colours.items():
-        if name in settings:
-            runs = settings[name]
-            axes.plot(*analysis.curve(runs), color=colour, linewidth=1.2, alpha=0.6)
-            points = [end for run in runs for end in analysis.ends(run)]
-            ends += [loss for _, loss in points]
-            axes.plot(*zip(*points, strict=True), "o", color=colour, ms=5, label=name)
+    for number, (name, style) in enumerate(methods.styles(names).items()):
+        runs = settings[name]
+        colour = style["color"]
+        axes.plot(*analysis.curve(runs), color=colour, linewidth=1.2, alpha=0.6)
+        points = [end for run in runs for end in analysis.ends(run)]
+        ends += [loss for _, loss in points]
+        # Settings that end after as many FLOPs stand beside each other.
+        shift = OFFSET * (number - len(names) / 2)
+        places = [(spent + shift, loss) for spent, loss in points]
+        style = style | {"linestyle": "none", "ms": 5, "label": name}
+        axes.plot(*zip(*places, strict=True), **style)
     spread = max(ends) - min(ends)
     axes.set_ylim(min(ends) - 0.1 * spread, max(ends) + 1.0 * spread)
     lowest = min(analysis.final(run) for run in scratch)
@@ -70,16 +75,14 @@ def draw_case(settings: Settings, case: Case, path: Path) -> None:
 
     figure = Figure(figsize=(9, 5.2), dpi=120, layout="constrained")
     axes = figure.subplots()
-    for name, colour in zip(case.settings, PALETTE, strict=False):
-        _line(
-            axes, settings[name], name, color=colour, marker="o", parents=case.parents
-        )
+    styles = methods.styles([*case.settings, *case.beside])
+    placed = []
+    for name in case.settings:
+        placed += _line(axes, settings[name], name, styles[name], case.parents, placed)
     low, high = axes.get_ylim()
     left, _ = axes.get_xlim()
-    for number, name in enumerate(case.beside):
-        style = ("-", "--", ":", "-.")[number % 4]
-        colour = "#000000" if name.startswith("scratch") else "#888888"
-        _line(axes, settings[name], name, color=colour, linestyle=style, marker=".")
+    for name in case.beside:
+        _line(axes, settings[name], name, styles[name] | {"marker": "."})
         high = max(high, min(end["loss"] for end in settings[name][0]["finals"]))
     axes.set_ylim(low - 0.1 * (high - low), high + 0.4 * (high - low))
     axes.set_xlim(left * 0.8, 1.6)
@@ -101,12 +104,33 @@ def draw_case(settings: Settings, case: Case, path: Path) -> None:
     figure.savefig(path)
 
 
-def _line(axes, runs, name, *, parents="counted", **style):
-    """The means of the finished runs, with the range of the seeds."""
+def _line(axes, runs, name, style, parents="counted", placed=()):
+    """Draws the means of the finished runs, with the range of the seeds.
+
+    Args:
+        axes: matplotlib's.
+        runs: list of results of a setting.
+        name: string, for the legend.
+        style: dict, see `methods.styles`.
+        parents: string, see `analysis.ends`.
+        placed: list of points that are drawn already. A setting of which one would
+            hide it stands a little further to the right.
+
+    Returns:
+        List of its points.
+    """
     ends = np.array([analysis.ends(run, parents=parents) for run in runs])
     spent, losses = ends[:, :, 0].mean(0), ends[:, :, 1]
     mean = losses.mean(0)
+    while any(_hides(p, q) for p in placed for q in zip(spent, mean, strict=True)):
+        spent = spent * (1 + BESIDE)
     seeds = f" ({len(runs)} seed{'s' * (len(runs) > 1)})"
     error = np.abs([losses.min(0) - mean, losses.max(0) - mean])
     error = error if len(runs) > 1 else None
     axes.errorbar(spent, mean, error, label=name + seeds, lw=1.4, ms=6, **style)
+    return list(zip(spent, mean, strict=True))
+
+
+def _hides(one, other):
+    """Whether two points of losses after FLOPs lie on each other in a picture."""
+    return abs(one[0] / other[0] - 1) < BESIDE and abs(one[1] - other[1]) < NEAR

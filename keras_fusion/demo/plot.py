@@ -4,11 +4,11 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from keras_fusion.analysis.plotting import methods
 from keras_fusion.demo.report import Report
 
-# Okabe and Ito's palette, which colour-blind readers can distinguish.
-_BLUE, _SKY, _GREEN, _ORANGE = "#0072B2", "#56B4E9", "#009E73", "#D55E00"
-_PINK = "#CC79A7"
+# The parents, before they are fused.
+_PARENT_A, _PARENT_B = "#56B4E9", "#009E73"
 
 
 def draw(report: Report, path: Path) -> None:
@@ -27,13 +27,14 @@ def draw(report: Report, path: Path) -> None:
     before, after = report.before_growth, report.after_growth
     twin, parent = report.twin.points, report.parent.points
     free = {"alpha": 0.55, "linestyle": "--", "marker": None}
+    scratch, small, fused = map(methods.colour_of, ("scratch", "small", "fused"))
     for points, offset, colour, label, style in (
-        (twin, 0, _ORANGE, "from-scratch twin", {}),
-        (report.small.points, 0, _PINK, "small model alone (half width)", {}),
-        (parent, 0, _SKY, "parent B (half width)", {}),
-        (before, partner, _GREEN, "parent A (half width)", {}),
-        (after, partner, _BLUE, "fused, trained on", {}),
-        (after, partner - growth, _BLUE, "fused, parents' FLOPs not counted", free),
+        (twin, 0, scratch, "from-scratch twin", {}),
+        (report.small.points, 0, small, "small model alone (half width)", {}),
+        (parent, 0, _PARENT_B, "parent B (half width)", {}),
+        (before, partner, _PARENT_A, "parent A (half width)", {}),
+        (after, partner, fused, "fused, trained on", {}),
+        (after, partner - growth, fused, "fused, parents' FLOPs not counted", free),
     ):
         style = {"marker": "o", "markersize": 3.5, "linewidth": 1.8} | style
         flops = [(point.flops + offset) / 1e12 for point in points]

@@ -245,7 +245,7 @@ def _row(name: str, found: Forecast) -> tuple[str, ...]:
     total = found.cost
     return (
         name,
-        found.node.name,
+        f"`{found.node.name}`",  # or it reads like a link
         str(found.trainings),
         f"{found.params / 1e6:,.0f}M",
         f"{total.flops / 1e18:,.3g}",

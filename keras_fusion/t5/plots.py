@@ -1,25 +1,13 @@
 """Results as curves: validation loss against training FLOPs."""
 
-import itertools
 import math
 from pathlib import Path
 
 import numpy as np
 
+from keras_fusion.analysis.plotting import methods
 from keras_fusion.errors import FusionError
 from keras_fusion.t5.results import settings_with_runs
-
-# Okabe and Ito's palette, which the colour-blind can tell apart too.
-_COLOURS = (
-    "#D55E00",
-    "#0072B2",
-    "#009E73",
-    "#CC79A7",
-    "#56B4E9",
-    "#E69F00",
-    "#000000",
-    "#999999",
-)
 
 
 def draw(results: dict, folder: Path) -> list[Path]:
@@ -52,10 +40,9 @@ def _draw(title, table, path):
     figure = Figure(figsize=(11, 5.2), dpi=120, layout="constrained")
     sides = figure.subplots(1, 2, sharey=True)
     for axes, with_parents in zip(sides, (False, True), strict=True):
-        for (name, setting), colour in zip(
-            settings_with_runs(table), itertools.cycle(_COLOURS)
-        ):
-            _curve(axes, name, setting["runs"], colour, with_parents)
+        settings = dict(settings_with_runs(table))
+        for name, style in methods.styles(settings).items():
+            _curve(axes, name, settings[name]["runs"], style, with_parents)
         axes.set_xlabel(
             "training TFLOP, "
             + ("those of the parents first" if with_parents else "without the parents'")
@@ -72,7 +59,7 @@ def _draw(title, table, path):
     figure.savefig(path)
 
 
-def _curve(axes, name, runs, colour, with_parents):
+def _curve(axes, name, runs, style, with_parents):
     if len({tuple(p["step"] for p in run["points"]) for run in runs}) > 1:
         raise FusionError(
             f"The seeds of {name!r} were evaluated after different steps, so they have no "
@@ -83,10 +70,10 @@ def _curve(axes, name, runs, colour, with_parents):
     cost = runs[0]["cost"]
     before = (cost["flops"] - cost["own_flops"]) * with_parents
     flops = (before + steps * runs[0]["step_flops"]) / 1e12
-    axes.plot(flops, losses.mean(axis=0), color=colour, label=name, linewidth=1.6)
-    axes.fill_between(
-        flops, losses.min(axis=0), losses.max(axis=0), color=colour, alpha=0.15
-    )
+    style = {key: style[key] for key in ("color", "linestyle")}
+    axes.plot(flops, losses.mean(axis=0), label=name, linewidth=1.6, **style)
+    band = losses.min(axis=0), losses.max(axis=0)
+    axes.fill_between(flops, *band, color=style["color"], alpha=0.15)
 
 
 def _limits(table):

@@ -168,8 +168,9 @@ class GrowModel(keras.callbacks.Callback):
 
         Args:
             model: the small model, compiled as in the run.
-            growths: int. How many; or the path of a `.weights.h5` file, which tells it.
-                Defaults to all.
+            growths: int. How many; or the path of a `.weights.h5` file or of a folder of
+                Keras's `OrbaxCheckpoint`, which tells it: a checkpoint from before the
+                first growth needs no record. Defaults to all.
 
         Raises:
             FusionError: if there is no record, or if it does not fit the model, this

@@ -153,8 +153,10 @@ class Growths(journal.Author):
     def replay(self, growths: Any) -> None:
         """Does recorded growths again, see `GrowModel.replay`."""
         model = self.callback.model
-        saved, self._ahead = replay(model, journal.of(model), self, growths)
-        self._seed, self._run = saved.seed, saved.run
+        found = replay(model, journal.of(model), self, growths)
+        if found is not None:
+            saved, self._ahead = found
+            self._seed, self._run = saved.seed, saved.run
 
     def ahead_at(self, step: int) -> GrowthEvent | None:
         """The recorded growth of this step that the loaded weights do not have.

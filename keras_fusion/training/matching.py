@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import h5py
 import keras
 
 from keras_fusion.errors import FusionError
 from keras_fusion.training.record import Change, upgraded
+from keras_fusion.training.saved_shapes import saved_shapes
 
 # Characters of a value in an error.
 _LONGEST = 300
@@ -138,24 +138,16 @@ def changes_behind_model(changes: list[Change], model: keras.Model, where: str) 
 
 
 def changes_behind_weights(changes: list[Change], path: Path) -> int:
-    """The number of changes that a file of weights has behind it.
+    """The number of changes that a checkpoint has behind it.
 
     Args:
         changes: list of `Change`.
-        path: `Path` of a `.weights.h5` file.
+        path: `Path` of a checkpoint, see `saved_shapes`.
 
     Raises:
         FusionError: if the weights are of no stage of the record.
     """
-    shapes = []
-
-    def visit(name: str, item: Any) -> None:
-        if isinstance(item, h5py.Dataset) and not name.startswith("optimizer/"):
-            shapes.append(tuple(item.shape))
-
-    with h5py.File(path) as file:
-        file.visititems(visit)
-    held = Counter(shapes)
+    held = saved_shapes(path)
     states = [Counter(map(tuple, state)) for state in _states(changes)]
     for fits in (lambda state: state == held, lambda state: state <= held):
         # The second: a model may save variables that are no weights, as metrics are.
@@ -166,6 +158,21 @@ def changes_behind_weights(changes: list[Change], path: Path) -> int:
         f"The weights in {path} are of no stage of the recorded growths. They belong to "
         "another run: delete them or the record, or name another file."
     )
+
+
+def check_ungrown(model: keras.Model, path: Path) -> None:
+    """Checks that a checkpoint is of a model as the script has built it.
+
+    Raises:
+        FusionError: if its weights have other shapes.
+    """
+    own = Counter(tuple(v.shape) for v in model.weights)
+    if not own <= saved_shapes(path):
+        raise FusionError(
+            f"The weights in {path} are not of the model that this script builds, and "
+            "there is no record of a growth. Name the file that the run wrote as "
+            "`record` of this callback."
+        )
 
 
 def _states(changes: list[Change]) -> list[list]:

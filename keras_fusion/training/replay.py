@@ -5,13 +5,14 @@ from pathlib import Path
 
 import keras
 
-from keras_fusion.errors import FusionError
+from keras_fusion.errors import FusionError, is_path
 from keras_fusion.training import circumstances, matching
 from keras_fusion.training.journal import Author, Entry, Journal
 from keras_fusion.training.matching import (
     changes_behind_model,
     changes_behind_weights,
     check_script,
+    check_ungrown,
 )
 from keras_fusion.training.record import GROWTH, Change, SavedGrowths
 
@@ -21,23 +22,28 @@ def replay(
     journal: Journal,
     author: Author,
     growths: int | str | os.PathLike | None,
-) -> tuple[SavedGrowths, list[Change]]:
+) -> tuple[SavedGrowths, list[Change]] | None:
     """Does the growths in an author's record again.
 
     Args:
         model: the model.
         journal: its `Journal`.
         author: `Author` with a record.
-        growths: int. How many; or the path of a `.weights.h5` file, which tells it;
-            `None` for all.
+        growths: int. How many; or the path of a checkpoint, which tells it, see
+            `saved_shapes`; `None` for all.
 
     Returns:
-        The `SavedGrowths`, and those of its changes that are still ahead of the model.
+        The `SavedGrowths`, and those of its changes that are still ahead of the model;
+        `None` if there is no record, and the checkpoint is from before any growth.
 
     Raises:
         FusionError: if the record does not fit the model, the script or the file.
     """
     record = author.record
+    if record is not None and not Path(record).exists() and is_path(growths):
+        check_ungrown(model, Path(growths))
+        _build_optimizer(model)
+        return None
     if record is None or not Path(record).exists():
         raise FusionError(
             f"There is no record to replay. Received: record={record!r}. Name the file "
@@ -54,7 +60,14 @@ def replay(
     ]
     with matching.named(where):
         journal.resume(model, entries, done, [author])
+    _build_optimizer(model)
     return saved, saved.changes[target:]
+
+
+def _build_optimizer(model: keras.Model) -> None:
+    """Makes the optimizer's variables: where there are none, Keras loads none."""
+    if not model.optimizer.built:
+        model.optimizer.build(model.trainable_variables)
 
 
 def _target(

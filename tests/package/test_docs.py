@@ -55,6 +55,18 @@ def test_every_page_is_in_the_navigation():
     assert not missing, f"mkdocs.yml does not list {missing}."
 
 
+def test_links_within_the_repository_lead_to_files():
+    broken = []
+    for page in (ROOT / "README.md", *(ROOT / "docs").rglob("*.md")):
+        text = page.read_text(encoding="utf-8")
+        text = re.sub(r"(?s)```.*?```|`[^`\n]*`", "", text)
+        for target in re.findall(r"\]\(([^)\s]+)\)", text):
+            path = target.split("#")[0]
+            if path and "://" not in path and not (page.parent / path).exists():
+                broken.append(f"{page.name}: {target}")
+    assert not broken
+
+
 def test_every_public_name_is_in_the_reference():
     text = "\n".join(
         page.read_text(encoding="utf-8")

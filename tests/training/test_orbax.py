@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from keras_fusion import DeepFusion
+from keras_fusion import DeepFusion, FusionError
 
 EPOCHS, GROWN_AT = 4, 6  # steps, of which an epoch has four
 
@@ -67,11 +67,22 @@ def test_resumed_from_a_checkpoint(done, how, tmp_path):
         model = keras.saving.load_model(folder)
     else:
         model = made()
-        model.optimizer.build(model.trainable_variables)  # or its values are left out
-        if done > 1:
-            growth(tmp_path).replay(model, growths=1)
+        growth(tmp_path).replay(model, growths=folder)
         model.load_weights(folder)
     grow = run(model, tmp_path, initial_epoch=done)
     assert [event.step for event in grow.events] == [GROWN_AT]
     for ours, theirs in zip(state(model), state(whole), strict=True):
         np.testing.assert_array_equal(ours, theirs)
+
+
+def test_a_checkpoint_of_another_model_needs_a_record(tmp_path):
+    run(made(), tmp_path, epochs=2)
+    (tmp_path / "growth.json").unlink()
+    with pytest.raises(FusionError, match="there is no record of a growth"):
+        growth(tmp_path).replay(made(), growths=tmp_path / "checkpoints")
+
+
+def test_a_folder_without_a_checkpoint(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FusionError, match="holds no checkpoint of Keras's OrbaxCheck"):
+        growth(tmp_path).replay(made(), growths=tmp_path / "empty")

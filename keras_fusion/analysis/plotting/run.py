@@ -78,7 +78,7 @@ def plot_run(
     ).ravel()
     for name, line in zip(drawn, itertools.cycle(LINES), strict=False):
         panels[0].plot(run.epochs, by_epoch[name], marker=".", label=name, **line)
-    panels[0].set_ylabel(drawn[0] if len(drawn) == 1 else "value")
+    panels[0].set_ylabel(_shared_name(drawn))
     panels[0].legend(frameon=False, loc="lower left")  # where a falling loss is not
     if run.events:
         _draw_parameters(panels[1], run)
@@ -143,6 +143,12 @@ def _draw_flops(axes: Any, run: _Run, step_flops: Sequence[float]) -> None:
     axes.set_ylabel("FLOPs")
     axes.yaxis.set_major_formatter(_short)
     axes.set_ylim(bottom=0)
+
+
+def _shared_name(names: Sequence[str]) -> str:
+    """The name of values that are in one panel: "loss" for `loss` and `val_loss`."""
+    (first, *others) = {name.removeprefix("val_") for name in names}
+    return "value" if others else first
 
 
 def _short(value: float, position: int | None = None) -> str:

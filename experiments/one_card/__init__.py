@@ -1,0 +1,1 @@
+"""A study that fits into eight minutes of one accelerator."""
