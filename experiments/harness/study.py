@@ -11,6 +11,7 @@ CLOCKS = ("flops", "steps")
 PARENTS = ("counted", "free")
 NEW = ("operator", "random")
 NEW_BLOCKS = ("copies", "random")
+ORDERS = ("together", "bottom", "top")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Model:
     """What all models of a run have in common, and how they are trained.
 
     Args:
-        kind: `"decoder"` (keras-hub's Llama) or `"t5"`.
+        kind: `"decoder"` (keras-hub's Llama), `"t5"`, `"gpt2"` or `"bert"`.
         optimizer: dict of the arguments of an optimizer of Keras, its class as `name`.
         head_size: int. Features of a head; a width has as many heads as fit. Defaults
             to 32.
@@ -121,6 +122,10 @@ class Growth:
         new_features: `"operator"` leaves the operator's values; `"random"` gives added
             features those of a fresh model, see `initialization.renew_features`. Defaults
             to `"operator"`.
+        anneal_steps: int. Steps over which block norms become stock norms, from the
+            growth on. Defaults to 0: they stay.
+        anneal_order: `"together"`, or one after the other from the `"bottom"` or from
+            the `"top"` of the model.
         training: dict of arguments of `GrowModel`, such as `learning_rate_factor`.
     """
 
@@ -132,11 +137,14 @@ class Growth:
     annealed: bool = False
     new_blocks: str = "copies"
     new_features: str = "operator"
+    anneal_steps: int = 0
+    anneal_order: str = "together"
     training: dict = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         _one_of("new_blocks", self.new_blocks, NEW_BLOCKS)
         _one_of("new_features", self.new_features, NEW)
+        _one_of("anneal_order", self.anneal_order, ORDERS)
 
     def at_rate(self, factor: float) -> "Growth":
         """The growth with another `learning_rate_factor`, whose default is 1."""

@@ -1,4 +1,4 @@
-"""The two kinds of models that are grown, and their batches: a decoder and a T5."""
+"""The kinds of models that are grown, and their batches."""
 
 import dataclasses
 import functools
@@ -234,6 +234,64 @@ class Decoder(Task):
         return features, rows[:, 1:], np.ones(tokens.shape, "float32")
 
 
+class GPT2(Decoder):
+    """keras-hub's GPT-2: pre-norm, layer norms, learned positions."""
+
+    def build(self, size, seed):
+        """A GPT-2 with fresh weights, without dropout."""
+        keras.utils.set_random_seed(seed)
+        backbone = keras_hub.models.GPT2Backbone(
+            vocabulary_size=self.tokens.vocabulary.size,
+            max_sequence_length=self.settings.row_length,
+            **_stock_sizes(self, size),
+        )
+        return keras_hub.models.GPT2CausalLM(backbone, preprocessor=None)
+
+
+class Bert(Task):
+    """keras-hub's BERT, post-norm, by masked tokens."""
+
+    masked = 0.15  # of the tokens
+
+    def build(self, size, seed):
+        """A BERT with fresh weights, without dropout."""
+        keras.utils.set_random_seed(seed)
+        backbone = keras_hub.models.BertBackbone(
+            vocabulary_size=self.tokens.vocabulary.size,
+            max_sequence_length=self.row_length,
+            **_stock_sizes(self, size),
+        )
+        return keras_hub.models.BertMaskedLM(backbone, preprocessor=None)
+
+    def example(self, rows, rng):
+        """The tokens at some places, which a sentinel of the vocabulary hides."""
+        count = max(round(self.masked * rows.shape[1]), 1)
+        order = rng.random(rows.shape).argsort(axis=1)
+        places = np.sort(order[:, :count], axis=1)
+        hidden = rows.copy()
+        sentinel = self.tokens.vocabulary.first_sentinel
+        np.put_along_axis(hidden, places, sentinel, axis=1)
+        features = {
+            "token_ids": hidden,
+            "segment_ids": np.zeros_like(hidden),
+            "padding_mask": np.ones_like(hidden),
+            "mask_positions": places,
+        }
+        targets = np.take_along_axis(rows, places, axis=1)
+        return features, targets, np.ones(targets.shape, "float32")
+
+
+def _stock_sizes(task: Task, size: Size) -> dict:
+    """The arguments of a backbone with units that are not gated."""
+    return {
+        "num_layers": size.layers,
+        "num_heads": size.width // task.settings.head_size,
+        "hidden_dim": size.width,
+        "intermediate_dim": 4 * size.width,
+        "dropout": 0.0,
+    }
+
+
 class T5(Task):
     """keras-hub's T5, with gated units, by span corruption."""
 
@@ -265,7 +323,7 @@ class T5(Task):
         return batches.examples(rows, self._corruption, rng)
 
 
-KINDS = {"decoder": Decoder, "t5": T5}
+KINDS = {"decoder": Decoder, "t5": T5, "gpt2": GPT2, "bert": Bert}
 
 
 def open_task(model: Model, tokens: Tokens) -> Task:

@@ -7,6 +7,7 @@ import keras
 import numpy as np
 
 import keras_fusion
+from experiments.harness.annealing import annealing
 from experiments.harness.clock import Clock
 from experiments.harness.initialization import renew_blocks
 from experiments.harness.operators import operator_of
@@ -124,7 +125,8 @@ class Run:
         folder: `Path` of the trunks.
 
     Raises:
-        ValueError: for a growth that only `together` knows.
+        ValueError: for a growth that only `together` knows; and for several ends of a
+            run whose norms are annealed, since its model is another at each.
     """
 
     def __init__(self, course: Course, task: Task, folder: Path):
@@ -133,7 +135,10 @@ class Run:
                 f"The run {course.setting!r} has new_features='random', which `together` "
                 "knows alone. Train the study by that."
             )
+        if len(course.budgets) > 1 and any(g.anneal_steps for g in course.growths):
+            raise ValueError(f"{course.setting!r} anneals norms: give it one end.")
         self.course, self.task, self.folder = course, task, folder
+        self.annealing = []
         self.clock = Clock(course, task.steps(course), task.cost)
         self.rate = staying(course.rate, task.settings.warmup_steps)
         self.model = task.compiled(course.size, course.seed, self.rate)
@@ -184,6 +189,7 @@ class Run:
             verbose=0,
             **growth.training,
         )
+        self.annealing += annealing(growth)
         if growth.new_blocks == "random":
             callback.watchers.append(_NewBlocks(self, growth))
         self._train(begin, [callback])
@@ -214,7 +220,7 @@ class Run:
                 self.course.seed,
                 self.step,
                 end,
-                [meter, *callbacks],
+                [meter, *callbacks, *self.annealing],
             )
             self.curve += [
                 [spent + p.flops / self.clock.budget, p.loss] for p in meter.points
@@ -237,7 +243,8 @@ class Run:
         """Lets the rate fall from a state on, and measures the final loss."""
         restore(self.model, values)
         fall(self.model, self.rate, branch.begin, branch.end)
-        fit(self.model, self.task, self.course.seed, branch.begin, branch.end)
+        course = self.model, self.task, self.course.seed, branch.begin, branch.end
+        fit(*course, self.annealing)
         found = self.model.evaluate(self.task.validation, verbose=0, return_dict=True)
         return final(self.clock, branch, float(found["loss"]))
 
