@@ -3,6 +3,14 @@ import gc
 import keras
 import pytest
 
+# Most of a small test's time TensorFlow traces the step of `fit`. The tests of these rooms
+# ask for values and structures, so their steps are not compiled. Those of tests/training,
+# all processes of their own and the core suite on JAX compile, as users do.
+EAGER_ROOMS = {
+    *("analysis", "architecture", "experiments", "graft", "layout"),
+    *("models", "operators", "values"),
+}
+
 # What importing made stays: a collection need not look at half a million old objects.
 gc.collect()
 gc.freeze()
@@ -49,6 +57,35 @@ def seeded(monkeypatch):
     # It collects garbage, which takes half a second: once for each file is enough.
     monkeypatch.setattr(gc, "collect", lambda *args: 0)
     keras.utils.clear_session()
+
+
+def _run_eagerly(eager):
+    if keras.config.backend() == "tensorflow":
+        import tensorflow as tf
+
+        tf.config.run_functions_eagerly(eager)
+
+
+def _is_eager(module):
+    room = module.path.parent.name
+    return room in EAGER_ROOMS or module.get_closest_marker("eager") is not None
+
+
+@pytest.fixture(autouse=True, scope="module")
+def eager_steps(request):
+    """On TensorFlow, steps without a compiled function where that says nothing."""
+    _run_eagerly(_is_eager(request.node))
+    yield
+    _run_eagerly(False)
+
+
+@pytest.fixture(autouse=True)
+def compiled_steps(request):
+    """A test with the mark `compiled` has them in an eager room too."""
+    if request.node.get_closest_marker("compiled"):
+        _run_eagerly(False)
+    yield
+    _run_eagerly(_is_eager(request.node.getparent(pytest.Module)))
 
 
 @pytest.fixture(autouse=True, scope="module")

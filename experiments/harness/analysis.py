@@ -5,7 +5,6 @@ All FLOPs here are shares of the budget, what the run from scratch has spent.
 
 import dataclasses
 import math
-import re
 import statistics
 from collections.abc import Sequence
 
@@ -173,16 +172,17 @@ def reference(results: list[dict], runs: list[dict]) -> list[dict]:
         results: list of all results.
         runs: list of results of one setting.
     """
-    merged_results = merged(results)
-    alike = [
+    known = merged(results)
+    scratch = [run for run in known if run["course"]["setting"] == "scratch"]
+    others = [
         run
-        for run in merged_results
-        if re.match(r"scratch(,|$)", run["course"]["setting"])
+        for run in known
+        if run["course"]["setting"].startswith("scratch, ")
         and run["course"]["size"] == run["course"]["budget"]["size"]
-        and _fall([run]) == _fall(runs)
         and not is_grown([run])
     ]
-    return alike or [r for r in merged_results if r["course"]["setting"] == "scratch"]
+    alike = [run for run in scratch + others if _fall([run]) == _fall(runs)]
+    return alike or scratch
 
 
 def _fall(runs):

@@ -148,8 +148,7 @@ class Study:
         self._fit(model, steps)
         more = round(CONTINUED * steps)
         rate = _rate(pair.rates[0], self.scale.model, more)
-        optimizer = self.task.compiled(pair.small, 0, rate).optimizer
-        model.compile(optimizer, model.loss)
+        model.compile(self.task.compiled(pair.small, 0, rate).optimizer, model.loss)
         (grow,) = keras_fusion.recipes.parent_exists(
             optimizer_state="reset", learning_rate_factor=1.0, verbose=0
         )
@@ -168,7 +167,9 @@ class Study:
         batches = Batches(
             self.packed, self._example, steps, settings.batch_size, length, seed
         )
-        model.fit(
+        # Keras's own `fit`: keras-hub's wants a dataset of TensorFlow.
+        keras.Model.fit(
+            model,
             batches,
             shuffle=False,
             verbose=0,
@@ -183,11 +184,10 @@ class Study:
 
     def _told(self, model, taken, seconds, moment=None, grow=None) -> dict:
         x, y, weights = self.validation
-        loss = model.evaluate(
-            *(x, y), sample_weight=weights, batch_size=32, verbose=0, return_dict=True
-        )["loss"]
+        options = {"batch_size": 32, "verbose": 0, "return_dict": True}
+        found = keras.Model.evaluate(model, x, y, sample_weight=weights, **options)
         told = {
-            "loss": float(loss),
+            "loss": float(found["loss"]),
             "parameters": self.task.parameters(list(taken)[-1]),
             "steps": sum(taken.values()),
             "flops": sum(self._flops(s) * count for s, count in taken.items()),

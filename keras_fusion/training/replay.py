@@ -5,7 +5,7 @@ from pathlib import Path
 
 import keras
 
-from keras_fusion.errors import FusionError, is_path
+from keras_fusion.errors import FusionError
 from keras_fusion.training import circumstances, matching
 from keras_fusion.training.journal import Author, Entry, Journal
 from keras_fusion.training.matching import (
@@ -40,11 +40,12 @@ def replay(
         FusionError: if the record does not fit the model, the script or the file.
     """
     record = author.record
-    if record is not None and not Path(record).exists() and is_path(growths):
+    is_there = record is not None and Path(record).exists()
+    if not (record is None or is_there or isinstance(growths, int | None)):
         check_ungrown(model, Path(growths))
         _build_optimizer(model)
         return None
-    if record is None or not Path(record).exists():
+    if record is None or not is_there:
         raise FusionError(
             f"There is no record to replay. Received: record={record!r}. Name the file "
             "that the run wrote as `record` of this callback."

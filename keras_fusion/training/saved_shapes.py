@@ -1,5 +1,6 @@
 """The shapes of the weights in a checkpoint, which tell its number of growths."""
 
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,13 +42,16 @@ def _in_file(path: Path) -> list[Shape]:
 
 
 def _in_folder(path: Path) -> list[Shape]:
-    import orbax.checkpoint.v1 as ocp
+    import orbax.checkpoint
 
     # A step that a kill has left unfinished has another name.
     steps = [int(entry.name) for entry in path.iterdir() if entry.name.isdigit()]
     step = path / str(max(steps)) if steps else path
     try:
-        metadata: Any = ocp.pytree_metadata(step, checkpointable_name="pytree").metadata
+        read: Any = orbax.checkpoint.v1.pytree_metadata  # What Keras reads it with.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            metadata = read(step, checkpointable_name="pytree").metadata
     except Exception as error:
         raise FusionError(
             f"{path} holds no checkpoint of Keras's OrbaxCheckpoint "

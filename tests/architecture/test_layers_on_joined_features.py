@@ -159,6 +159,7 @@ def test_groups_of_features_that_stay():
     assert next(x for x in fused.layers if hasattr(x, "groups")).groups == 3
 
 
+@pytest.mark.compiled  # TensorFlow has no eager Conv3D with groups on a CPU.
 @pytest.mark.parametrize("make", [layers.Conv1D, layers.Conv2D, layers.Conv3D])
 def test_grouped_convolutions_are_refused(make):
     rank = int(make.__name__[-2])

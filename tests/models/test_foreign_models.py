@@ -1,6 +1,7 @@
 """Models that others have written, with what no rule of ours can foresee."""
 
 import keras
+import keras_hub
 import numpy as np
 import pytest
 from keras import layers
@@ -139,6 +140,23 @@ def test_one_layer_in_many_places_is_fused_once():
     model = Siamese(4)
     model(x)
     run_growth_test(perturbed(model), x, y, loss=["mse", "mse"])
+
+
+def test_a_layer_within_a_nested_model_and_outside_of_it_is_refused_by_name():
+    backbone = keras_hub.models.LlamaBackbone(
+        vocabulary_size=20,
+        num_layers=1,
+        num_query_heads=2,
+        num_key_value_heads=2,
+        hidden_dim=8,
+        intermediate_dim=16,
+    )
+    task = keras_hub.models.LlamaCausalLM(backbone, preprocessor=None)
+    # Without the task's class, whose config says that the embeddings are tied.
+    model = keras.Model(task.input, task.output)
+    error = "Layer 'token_embedding' .* within a nested model"
+    with pytest.raises(keras_fusion.FusionError, match=error):
+        fuse(model, factor=2)
 
 
 def test_a_lambda_in_a_live_model_leaves_it_as_it_is():

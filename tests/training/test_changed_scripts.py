@@ -11,6 +11,9 @@ from keras import layers
 import keras_fusion
 from keras_fusion import DeepFusion, FusionError
 
+pytestmark = pytest.mark.eager
+
+
 X = np.random.default_rng(0).standard_normal((32, 4)).astype("float32")
 
 

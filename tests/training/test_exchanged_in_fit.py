@@ -25,8 +25,11 @@ from processes import REFUSES, run_code
 import keras_fusion
 from keras_fusion import AnnealBlockNorms, DeepFusion, fuse
 
+pytestmark = pytest.mark.eager
+
 LOADS = """
 import sys, keras, keras_hub
+
 keras.saving.load_model(sys.argv[1])
 assert "keras_fusion" not in sys.modules
 """

@@ -27,6 +27,8 @@ from keras_fusion import DeepFusion, FusionError, GrowthError, GrowthSchedule
 from keras_fusion.training import swap
 from keras_fusion.training.files import whole
 
+pytestmark = pytest.mark.eager
+
 
 class Before(keras.callbacks.Callback):
     """What the model was right before each growth, with something done then."""
@@ -150,6 +152,7 @@ def test_disk_full_after_the_growth(tmp_path):
     assert len(grow.events) == 1
 
 
+@pytest.mark.compiled
 def test_disk_full_while_a_backup_is_written(tmp_path):
     """HDF5 may then take the process with it. The backup before is whole all the same."""
     script = processes.start("disk_full.py", tmp_path / "backup")

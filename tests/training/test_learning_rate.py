@@ -10,7 +10,7 @@ import keras_fusion
 from keras_fusion import DeepFusion, GrownSchedule, graft
 from keras_fusion.training.learning_rate import Ramp
 
-pytestmark = pytest.mark.core
+pytestmark = [pytest.mark.core, pytest.mark.eager]
 
 
 class Rates(keras.callbacks.Callback):

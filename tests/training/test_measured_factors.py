@@ -10,7 +10,7 @@ from models import values
 
 from keras_fusion import DeepFusion, FusionError
 
-pytestmark = pytest.mark.core
+pytestmark = [pytest.mark.core, pytest.mark.eager]
 
 X = np.random.default_rng(0).standard_normal((32, 4)).astype("float32")
 

@@ -16,6 +16,9 @@ from keras_fusion import (
     recipes,
 )
 
+pytestmark = pytest.mark.eager
+
+
 STEPS = 10
 
 

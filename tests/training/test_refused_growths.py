@@ -8,6 +8,9 @@ from models import data_for, functional, gpt2, loss, norm_free, t5, values
 
 from keras_fusion import DeepFusion, FusionError, FusionOperator, GrowModel, OnPlateau
 
+pytestmark = pytest.mark.eager
+
+
 BAD_OPTIONS = {
     "no moment": (lambda: DeepFusion(), r"exactly one of"),
     "two moments": (lambda: DeepFusion(at_step=1, at_epoch=1), r"at_step.*at_epoch"),

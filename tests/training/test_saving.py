@@ -10,10 +10,13 @@ from processes import run_code
 
 from keras_fusion import DeepFusion
 
+pytestmark = pytest.mark.eager
+
 SCRIPT = """
 import json, sys
 import numpy as np
 import keras
+
 if sys.argv[2] == "hub":
     import keras_hub
 model = keras.saving.load_model(sys.argv[1] + "/model.keras")

@@ -11,7 +11,7 @@ from models import data_for, outputs, values
 import keras_fusion
 from keras_fusion import AtEpoch, AtStep, DeepFusion, FusionError, OnPlateau
 
-pytestmark = pytest.mark.core
+pytestmark = [pytest.mark.core, pytest.mark.eager]
 STEPS = 4  # of an epoch
 
 
@@ -53,6 +53,7 @@ def test_a_fit_that_goes_on_at_an_epoch_counts_from_there():
     assert [event.step for event in grow.events] == [3 * STEPS]
 
 
+@pytest.mark.compiled
 def test_a_growth_that_is_reached_warns_of_nothing():
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
@@ -130,6 +131,7 @@ def test_early_stopping_restores_the_small_models_best_in_the_bigger_one():
     np.testing.assert_allclose(outputs(model, x), expected[0], atol=1e-5)
 
 
+@pytest.mark.compiled
 def test_a_backup_of_keras_is_warned_of(tmp_path):
     backup = keras.callbacks.BackupAndRestore(tmp_path / "backup")
     with pytest.warns(
