@@ -11,8 +11,6 @@ from experiments.one_card import scales
 from experiments.one_card.__main__ import main
 from experiments.one_card.packed_text import Batches, PackedText
 
-pytestmark = pytest.mark.core
-
 
 @pytest.fixture(scope="module")
 def packed(tmp_path_factory):
@@ -25,6 +23,10 @@ def packed(tmp_path_factory):
     return folder / "text.npz"
 
 
+@pytest.mark.core
+@pytest.mark.skipif(
+    keras.config.backend() == "torch", reason="FLOPs are not counted on PyTorch"
+)
 def test_study_tells_of_all_runs(packed, tmp_path, monkeypatch):
     path = tmp_path / "card.json"
     arguments = ["--text", str(packed), "--scale", "tiny", "--results", str(path)]
