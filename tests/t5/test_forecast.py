@@ -101,5 +101,5 @@ def test_command_writes_its_tables(tmp_path, capsys):
     keras.utils.clear_session()
     assert command_line.main(words) == 0
     shown = capsys.readouterr().out
-    assert "| S1 | S1 | 1 |" in shown and "| M(2*S1) | M(2*S1) | 2 |" in shown
+    assert "| S1 | `S1` | 1 |" in shown and "| M(2*S1) | `M(2*S1)` | 2 |" in shown
     assert shown.strip() in page.read_text(encoding="utf-8")
