@@ -65,11 +65,7 @@ class T5:
         batches = finetuning.TaskBatches(*self.encoded(self.task.training), ROWS, seed)
 
         def loss() -> float:
-            return float(
-                model.evaluate(
-                    features, targets, sample_weight=weights, batch_size=64, verbose="0"
-                )
-            )
+            return _held_out(model, features, targets, sample_weight=weights)
 
         return _course(model, loss, lambda a, b: streamed(batches, a, b))
 
@@ -119,8 +115,7 @@ class Llama:
         x = self.held_out.reshape(-1, LENGTH + 1)
 
         def loss() -> float:
-            features = _features(x)
-            return float(model.evaluate(features, x[:, 1:], batch_size=64, verbose="0"))
+            return _held_out(model, _features(x), x[:, 1:])
 
         return _course(model, loss, lambda a, b: _rows(self.training, seed, a, b))
 
@@ -131,6 +126,11 @@ def _compile(model: keras.Model, rate: Any) -> None:
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         weighted_metrics=[],
     )
+
+
+def _held_out(model: keras.Model, *data: Any, **options: Any) -> float:
+    options |= {"batch_size": 64, "verbose": "0", "return_dict": True}
+    return float(model.evaluate(*data, **options)["loss"])
 
 
 def _features(rows: np.ndarray) -> dict[str, np.ndarray]:
