@@ -89,12 +89,7 @@ def compiled_steps(request):
 
 
 @pytest.fixture(autouse=True, scope="module")
-def collected(request):
+def collected():
     """The models of a file are gone before the next one."""
     yield
-    for value in vars(request.module).values():
-        if hasattr(value, "cache_clear"):
-            value.cache_clear()
     gc.collect()
-    # What stays, in caches of the libraries, is not looked at in every collection.
-    gc.freeze()

@@ -2,7 +2,6 @@
 
 import keras_fusion
 from experiments.harness.study import Growth
-from keras_fusion.models import exchange, private
 
 
 class AnnealInOrder(keras_fusion.AnnealBlockNorms):
@@ -17,18 +16,12 @@ class AnnealInOrder(keras_fusion.AnnealBlockNorms):
         super().__init__(steps)
         self.order = order
 
-    def on_train_batch_begin(self, batch, logs=None):
-        """Moves the statistics of the batch to come."""
-        norms = exchange.block_norms(self.model)
-        if not norms:
-            return
-        private.sync(self.model)
-        if self.order == "top":
-            norms = norms[::-1]
-        done = sum(float(norm.blend.value) for norm in norms)
-        done += len(norms) / self.steps
-        for number, norm in enumerate(norms):
-            norm.blend.assign(min(max(done - number, 0.0), 1.0))
+    def _next_blends(self, blends):
+        """One norm after the other, in the order of the model's layers."""
+        forward = 1 if self.order == "bottom" else -1
+        done = sum(blends) + len(blends) / self.steps
+        found = [min(max(done - number, 0.0), 1.0) for number in range(len(blends))]
+        return found[::forward]
 
 
 def annealing(growth: Growth) -> list[keras_fusion.AnnealBlockNorms]:

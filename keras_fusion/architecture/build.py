@@ -5,7 +5,6 @@ so that it is an ordinary Keras model that saves and loads without keras_fusion.
 """
 
 import dataclasses
-from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -63,8 +62,6 @@ def build(
     found.epsilon_divisor = capacity if epsilon_divisor is None else epsilon_divisor
     model = _grow_model(parents.models, found) if target is None else target
     chosen.check_hits(found.reasons)
-    if target is None:
-        _check_sharing(parents.first, model)
     if not (model.built and model.weights):
         _build_weights(model, parents.first)
     if target is not None:
@@ -98,24 +95,6 @@ def _check_larger(parent, model, found):
             "None of the widths chosen can grow. "
             + (found.reasons[0] if found.reasons else "All must stay.")
         )
-
-
-def _check_sharing(parent: keras.Model, model: keras.Model) -> None:
-    """Refuses a layer that Keras builds twice, since no config says that it is one."""
-    layers = [layer for _, layer in tree.walk(parent)]
-    if len(layers) == len(list(tree.walk(model))):
-        return
-    nested = [layer for layer in layers if isinstance(layer, keras.Model)]
-    held = Counter(id(layer) for outer in nested for layer in outer.layers)
-    for layer in layers:
-        if held[id(layer)] > 1:
-            raise FusionError(
-                f"Layer {layer.name!r} of {parent.name!r} is used within a nested model "
-                "and outside of it, and the nested one's config does not say so: Keras "
-                "builds two layers from it, for a bigger model and from a saved file. "
-                "Pass the bigger model as `into`, or put the layers into one class with a "
-                "config of its own, as keras-hub's tasks are."
-            )
 
 
 def _grow_model(models, found):

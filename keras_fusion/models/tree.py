@@ -5,6 +5,7 @@ correspond by address (attribute or position), never by name or path.
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -156,6 +157,26 @@ def lockstep(
         longest = max(walks, key=len)
         raise StructureError(
             f"The models have different numbers of layers: {lengths}; the first layer "
-            f"without a counterpart is {longest[min(lengths)][0]!r}. Parents must be of "
-            "equal depth; only widths may differ."
+            f"without a counterpart is {longest[min(lengths)][0]!r}. "
+            + _why_longer([layer for _, layer in walks[0]])
         )
+
+
+def _why_longer(layers: Sequence[keras.Layer]) -> str:
+    """What makes another model have more layers, and a way out.
+
+    Args:
+        layers: all layers of the first model.
+    """
+    nested = [layer for layer in layers if isinstance(layer, keras.Model)]
+    held = Counter(id(layer) for model in nested for layer in model.layers)
+    for layer in layers:
+        if held[id(layer)] > 1:
+            return (
+                f"Layer {layer.name!r} is used within a nested model and outside of it; "
+                "if the nested one's config does not say so, Keras builds two layers from "
+                "it, for a bigger model and from a saved file. Pass the bigger model as "
+                "`into`, or put the layers into one class with a config of its own, as "
+                "keras-hub's tasks are."
+            )
+    return "Parents must be of equal depth; only widths may differ."

@@ -93,8 +93,13 @@ class AnnealBlockNorms(keras.callbacks.Callback):
         if not norms:
             return
         private.sync(self.model)
-        for norm in norms:
-            norm.blend.assign(min(1.0, _blend(norm) + 1.0 / self.steps))
+        blends = self._next_blends([_blend(norm) for norm in norms])
+        for norm, blend in zip(norms, blends, strict=True):
+            norm.blend.assign(blend)
+
+    def _next_blends(self, blends: list[float]) -> list[float]:
+        """How far the norms are in the batch to come, from how far they were."""
+        return [min(1.0, blend + 1.0 / self.steps) for blend in blends]
 
     def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
         """Replaces the norms when they have become Keras's."""

@@ -21,6 +21,7 @@ from keras_fusion.training import (
     files,
     journal,
     matching,
+    swap,
 )
 from keras_fusion.training.backup_folder import STATE, WEIGHTS, BackupFolder
 from keras_fusion.training.fields import WrongFieldError
@@ -289,8 +290,7 @@ def _load(model: keras.Model, path: Path, random: list) -> None:
     expected = [tuple(variable.shape) for variable in states]
     if found != expected:
         raise ValueError(f"random generators {found} in place of {expected}")
-    if not model.optimizer.built:
-        model.optimizer.build(model.trainable_variables)
+    swap.build_optimizer(model)
     model.load_weights(path)
     for variable, value in zip(states, random, strict=True):
         variable.assign(np.array(value, variable.dtype))

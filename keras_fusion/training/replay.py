@@ -6,7 +6,7 @@ from pathlib import Path
 import keras
 
 from keras_fusion.errors import FusionError
-from keras_fusion.training import circumstances, matching
+from keras_fusion.training import circumstances, matching, swap
 from keras_fusion.training.journal import Author, Entry, Journal
 from keras_fusion.training.matching import (
     changes_behind_model,
@@ -43,7 +43,7 @@ def replay(
     is_there = record is not None and Path(record).exists()
     if not (record is None or is_there or isinstance(growths, int | None)):
         check_ungrown(model, Path(growths))
-        _build_optimizer(model)
+        swap.build_optimizer(model)
         return None
     if record is None or not is_there:
         raise FusionError(
@@ -61,14 +61,8 @@ def replay(
     ]
     with matching.named(where):
         journal.resume(model, entries, done, [author])
-    _build_optimizer(model)
+    swap.build_optimizer(model)
     return saved, saved.changes[target:]
-
-
-def _build_optimizer(model: keras.Model) -> None:
-    """Makes the optimizer's variables: where there are none, Keras loads none."""
-    if not model.optimizer.built:
-        model.optimizer.build(model.trainable_variables)
 
 
 def _target(

@@ -204,14 +204,22 @@ def prepare(
     return Prepared(planned, optimizer), difference
 
 
+def build_optimizer(model: keras.Model) -> None:
+    """Makes the optimizer's variables, into which saved ones can be loaded.
+
+    They are in the order that the run had, which a file of weights goes by. Where there
+    are none, Keras loads none.
+    """
+    if not model.optimizer.built:
+        model.optimizer.build(model.trainable_variables)
+
+
 def prepare_again(
     model: keras.Model, operator: Any, seed: int, multipliers: bool, inputs: Any = None
 ) -> Prepared:
     """Prepares a growth whose weights and optimizer state will be loaded afterwards."""
     with private.scope(model), probe.given(_probe(operator, inputs)):
-        if not model.optimizer.built:
-            # In the order that the run had, which a file of weights goes by.
-            model.optimizer.build(model.trainable_variables)
+        build_optimizer(model)
         planned = operator.plan(model, seed)
         planned.fill()
         optimizer = graft.grown_optimizer(planned, "reset", multipliers)

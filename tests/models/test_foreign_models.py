@@ -1,11 +1,10 @@
 """Models that others have written, with what no rule of ours can foresee."""
 
 import keras
-import keras_hub
 import numpy as np
 import pytest
 from keras import layers
-from models import outputs, perturbed, relative_change
+from models import llama, outputs, perturbed, relative_change
 
 import keras_fusion
 from keras_fusion import DeepFusion, fuse
@@ -143,15 +142,7 @@ def test_one_layer_in_many_places_is_fused_once():
 
 
 def test_a_layer_within_a_nested_model_and_outside_of_it_is_refused_by_name():
-    backbone = keras_hub.models.LlamaBackbone(
-        vocabulary_size=20,
-        num_layers=1,
-        num_query_heads=2,
-        num_key_value_heads=2,
-        hidden_dim=8,
-        intermediate_dim=16,
-    )
-    task = keras_hub.models.LlamaCausalLM(backbone, preprocessor=None)
+    task = llama()
     # Without the task's class, whose config says that the embeddings are tied.
     model = keras.Model(task.input, task.output)
     error = "Layer 'token_embedding' .* within a nested model"

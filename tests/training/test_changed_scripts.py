@@ -13,7 +13,6 @@ from keras_fusion import DeepFusion, FusionError
 
 pytestmark = pytest.mark.eager
 
-
 X = np.random.default_rng(0).standard_normal((32, 4)).astype("float32")
 
 

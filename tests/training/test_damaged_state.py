@@ -22,7 +22,6 @@ from keras_fusion.training.record import SavedGrowths
 
 pytestmark = pytest.mark.eager
 
-
 X = np.random.default_rng(0).standard_normal((16, 4)).astype("float32")
 
 

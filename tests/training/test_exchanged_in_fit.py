@@ -29,7 +29,6 @@ pytestmark = pytest.mark.eager
 
 LOADS = """
 import sys, keras, keras_hub
-
 keras.saving.load_model(sys.argv[1])
 assert "keras_fusion" not in sys.modules
 """

@@ -18,7 +18,6 @@ from keras_fusion import (
 
 pytestmark = pytest.mark.eager
 
-
 STEPS = 10
 
 

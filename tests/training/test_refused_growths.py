@@ -10,7 +10,6 @@ from keras_fusion import DeepFusion, FusionError, FusionOperator, GrowModel, OnP
 
 pytestmark = pytest.mark.eager
 
-
 BAD_OPTIONS = {
     "no moment": (lambda: DeepFusion(), r"exactly one of"),
     "two moments": (lambda: DeepFusion(at_step=1, at_epoch=1), r"at_step.*at_epoch"),

@@ -16,7 +16,6 @@ SCRIPT = """
 import json, sys
 import numpy as np
 import keras
-
 if sys.argv[2] == "hub":
     import keras_hub
 model = keras.saving.load_model(sys.argv[1] + "/model.keras")
