@@ -30,7 +30,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import keras
 import numpy as np
 
-from experiments.killed_runs import EPOCHS, Phase
+from experiments.killed_runs import EPOCHS, Phase, await_moment, told
 from experiments.runs_of_processes import DEVICES, GROWTHS, RESULT, WEIGHTS, script
 
 ROOT = Path(__file__).parent.parent
@@ -111,17 +111,10 @@ def killed_once(run, aim, seconds, rng):
     """
     rank = rng.randrange(len(run.processes))
     phase, victim = run.phases[rank], run.processes[rank]
-    while aim != "any" and phase.name != aim:
-        if run.has_ended():
-            return None
-        time.sleep(0.001)
     visits = {"growth": len(GROWTHS), "backup": EPOCHS}.get(aim, 1)
-    longest = sum(seconds.values()) if aim == "any" else seconds.get(aim, 1.0)
-    deadline = time.monotonic() + rng.uniform(0, longest / visits)
-    while time.monotonic() < deadline:
-        if run.has_ended():
-            return None
-        time.sleep(0.001)
+    seconds = {"resume": 1.0} | seconds  # Nothing resumes in the run that was timed.
+    if not await_moment(phase, aim, seconds, visits, rng, run.has_ended):
+        return None
     hit = phase.name
     victim.kill()
     time.sleep(rng.uniform(0, 0.5))  # What the others do then is no matter.
@@ -209,10 +202,7 @@ def main():
         script(Path(folder), *map(int, numbers))
         return
     found = measure(arguments.kills, arguments.seed)
-    text = json.dumps(found, indent=2)
-    print(text)
-    if arguments.results:
-        arguments.results.write_text(text + "\n")
+    told(found, arguments.results)
     sys.exit(found["equal_runs"] < found["runs"])
 
 

@@ -39,7 +39,15 @@ os.environ.setdefault("TF_NUM_INTEROP_THREADS", "1")
 import keras
 import numpy as np
 
-from experiments.killed_runs import EPOCHS, RESULT, SETUPS, Phase, script
+from experiments.killed_runs import (
+    EPOCHS,
+    RESULT,
+    SETUPS,
+    Phase,
+    await_moment,
+    script,
+    told,
+)
 
 ROOT = Path(__file__).parent.parent
 MOST = 6  # kills of one run
@@ -90,21 +98,10 @@ def watch(pid, phase):
 
 def kill(pid, phase, aim, reference, rng):
     """Kills a process at a random moment; `None` if it has ended before."""
-    seconds = reference.seconds
-    if aim != "any":
-        while phase.name != aim:
-            if ended(pid) is not None:
-                return None
-            time.sleep(0.001)
-        visits = {"growth": len(reference.growths), "backup": EPOCHS}.get(aim, 1)
-        wait = rng.uniform(0, seconds[aim] / visits)
-    else:
-        wait = rng.uniform(0, sum(seconds.values()))
-    deadline = time.monotonic() + wait
-    while time.monotonic() < deadline:
-        if ended(pid) is not None:
-            return None
-        time.sleep(0.001)
+    visits = {"growth": len(reference.growths), "backup": EPOCHS}.get(aim, 1)
+    moment = phase, aim, reference.seconds, visits, rng
+    if not await_moment(*moment, has_ended=lambda: ended(pid) is not None):
+        return None
     hit = phase.name
     os.kill(pid, signal.SIGKILL)
     _, status = os.waitpid(pid, 0)
@@ -246,10 +243,7 @@ def main():
         arguments.variants,
         arguments.spawn,
     )
-    text = json.dumps(found, indent=2)
-    print(text)
-    if arguments.results:
-        arguments.results.write_text(text + "\n")
+    told(found, arguments.results)
     sys.exit(found["identical_runs"] < found["runs"])
 
 

@@ -10,6 +10,7 @@ import hashlib
 import json
 import mmap
 import os
+import time
 
 import keras
 import numpy as np
@@ -46,6 +47,41 @@ class Phase:
     def after_growth(self, growth):
         """Called by the growth callback."""
         self.set("train")
+
+
+def await_moment(phase, aim, seconds, visits, rng, has_ended):
+    """Waits for a random moment of a run.
+
+    Args:
+        phase: `Phase` of the process.
+        aim: string. `"any"`, or the phase to wait for.
+        seconds: dict of the seconds that a run spends in each phase.
+        visits: int. How often it enters the phase.
+        rng: `random.Random`.
+        has_ended: function without arguments.
+
+    Returns:
+        bool. Whether the run is still under way.
+    """
+    while aim != "any" and phase.name != aim:
+        if has_ended():
+            return False
+        time.sleep(0.001)
+    longest = sum(seconds.values()) if aim == "any" else seconds[aim]
+    deadline = time.monotonic() + rng.uniform(0, longest / visits)
+    while time.monotonic() < deadline:
+        if has_ended():
+            return False
+        time.sleep(0.001)
+    return True
+
+
+def told(found, path):
+    """Prints what was found as JSON, and writes it to a file if there is to be one."""
+    text = json.dumps(found, indent=2)
+    print(text)
+    if path:
+        path.write_text(text + "\n")
 
 
 class WatchedBackup(keras_fusion.BackupAndRestore):

@@ -34,15 +34,26 @@ class WatchedCheckpoint(keras.callbacks.OrbaxCheckpoint):
         self.phase.set("train")
 
 
-def distribution():
-    """Kernels over all devices, and so over all processes."""
+def model_parallel(layouts):
+    """Variables over all devices, and so over all processes.
+
+    Args:
+        layouts: dict from the path of a variable to the axes that it is split along.
+    """
     mesh = keras.distribution.DeviceMesh((1, DEVICES), ("batch", "model"))
-    layouts = keras.distribution.LayoutMap(mesh)
-    layouts["net/hidden/kernel"] = (None, "model")
-    layouts["net/second/kernel"] = ("model", None)
+    layout_map = keras.distribution.LayoutMap(mesh)
+    for path, axes in layouts.items():
+        layout_map[path] = axes
     return keras.distribution.ModelParallel(
-        layout_map=layouts, auto_shard_dataset=False
+        layout_map=layout_map, auto_shard_dataset=False
     )
+
+
+def join(port, count, rank):
+    """Joins the other processes of this machine, if there are any."""
+    if count > 1:
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")
+        keras.distribution.initialize(f"localhost:{port}", count, rank)
 
 
 def built():
@@ -69,10 +80,12 @@ def script(folder, port, count, rank):
     """A whole run of one process: in the middle of it the process may be killed."""
     phase = Phase(folder / f"phase_{rank}")
     phase.set("start")
-    if count > 1:
-        jax.config.update("jax_cpu_collectives_implementation", "gloo")
-        keras.distribution.initialize(f"localhost:{port}", count, rank)
-    keras.distribution.set_distribution(distribution())
+    join(port, count, rank)
+    layouts = {
+        "net/hidden/kernel": (None, "model"),
+        "net/second/kernel": ("model", None),
+    }
+    keras.distribution.set_distribution(model_parallel(layouts))
     keras.utils.set_random_seed(0)
     model = built()
     grow = keras_fusion.DeepFusion(

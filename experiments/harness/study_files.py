@@ -36,11 +36,21 @@ def load(name: str) -> Study:
     if not path.exists():
         known = sorted(p.stem for p in STUDIES.glob("*.toml"))
         raise FileNotFoundError(f"There is no study {name!r}. There are {known}.")
-    data = tomllib.loads(path.read_text(encoding="utf-8"))
+    data = _read(path)
     try:
         return _study(path.stem, data)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"The study {str(path)!r} cannot be read: {error}") from error
+
+
+def _read(path):
+    """The data of a file, on top of that of the study beside it that it is `like`."""
+    data = tomllib.loads(path.read_text(encoding="utf-8"))
+    if base := data.pop("like", None):
+        data = _changed(_read(path.with_name(f"{base}.toml")), data)
+    if rates := data.pop("rates", None):
+        data["runs"] = [run | {"rates": rates} for run in data["runs"]]
+    return data
 
 
 def _study(name, data):

@@ -5,10 +5,8 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from keras_fusion.analysis.plotting import methods
+from keras_fusion.analysis.plotting.figure import GREEN, SKY
 from keras_fusion.demo.report import Report
-
-# The parents, before they are fused.
-_PARENT_A, _PARENT_B = "#56B4E9", "#009E73"
 
 
 def draw(report: Report, path: Path) -> None:
@@ -31,8 +29,8 @@ def draw(report: Report, path: Path) -> None:
     for points, offset, colour, label, style in (
         (twin, 0, scratch, "from-scratch twin", {}),
         (report.small.points, 0, small, "small model alone (half width)", {}),
-        (parent, 0, _PARENT_B, "parent B (half width)", {}),
-        (before, partner, _PARENT_A, "parent A (half width)", {}),
+        (parent, 0, GREEN, "parent B (half width)", {}),
+        (before, partner, SKY, "parent A (half width)", {}),
         (after, partner, fused, "fused, trained on", {}),
         (after, partner - growth, fused, "fused, parents' FLOPs not counted", free),
     ):

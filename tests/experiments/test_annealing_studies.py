@@ -33,12 +33,13 @@ TINY = {
     ],
 )
 def test_norms_end_as_the_study_says(model, setting, tmp_path):
-    path = ROOT / "experiments" / "studies" / f"annealing_{model}.toml"
-    content = path.read_text(encoding="utf-8")
-    for old, new in TINY.items():
-        content = re.sub(old, new, content)
-    (tmp_path / "tiny.toml").write_text(content.replace("TEXT", str(prose(tmp_path))))
-    study = study_files.load(str(tmp_path / "tiny.toml"))
+    source = str(prose(tmp_path))
+    for path in (ROOT / "experiments" / "studies").glob("annealing_*.toml"):
+        content = path.read_text(encoding="utf-8")
+        for old, new in TINY.items():
+            content = re.sub(old, new, content)
+        (tmp_path / path.name).write_text(content.replace("TEXT", source))
+    study = study_files.load(str(tmp_path / f"annealing_{model}.toml"))
     (sweep,) = [s for s in study.sweeps if s.course.setting == setting]
     course = sweep.tries()[0]
     tokens = text.prepare(course.text, tmp_path / "tokens")

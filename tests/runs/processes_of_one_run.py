@@ -8,15 +8,15 @@ the final weights. Each process must be given its share of the devices (`XLA_FLA
 import json
 import sys
 
-import jax
 import keras
 import numpy as np
 from jax.experimental import multihost_utils
 
 import keras_fusion
+from experiments import runs_of_processes
 
 OUTPUT, PORT, COUNT, RANK = sys.argv[1], *map(int, sys.argv[2:])
-DEVICES, BATCH, STEPS = 4, 8, 4
+BATCH, STEPS = 8, 4
 
 
 def data_parallel():
@@ -25,12 +25,11 @@ def data_parallel():
 
 def model_parallel():
     """Kernels over all devices, and so over all processes."""
-    mesh = keras.distribution.DeviceMesh((1, DEVICES), ("batch", "model"))
-    layouts = keras.distribution.LayoutMap(mesh)
-    layouts["sequential/dense/kernel"] = (None, "model")
-    layouts["sequential/dense_1/kernel"] = ("model", None)
-    return keras.distribution.ModelParallel(
-        layout_map=layouts, auto_shard_dataset=False
+    return runs_of_processes.model_parallel(
+        {
+            "sequential/dense/kernel": (None, "model"),
+            "sequential/dense_1/kernel": ("model", None),
+        }
     )
 
 
@@ -67,9 +66,7 @@ def train(distribution):
 
 
 def main():
-    if COUNT > 1:
-        jax.config.update("jax_cpu_collectives_implementation", "gloo")
-        keras.distribution.initialize(f"localhost:{PORT}", COUNT, RANK)
+    runs_of_processes.join(PORT, COUNT, RANK)
     weights, reports = {}, {}
     for name, make in ("data", data_parallel), ("model", model_parallel):
         values, reports[name] = train(make())

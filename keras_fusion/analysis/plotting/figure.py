@@ -3,15 +3,17 @@
 from typing import Any
 
 # Okabe and Ito's palette, distinct for people with any kind of colour vision.
-PARENTS = ("#0072B2", "#E69F00", "#CC79A7", "#56B4E9")
-NEW_CAPACITY = "#009E73"
+BLUE, ORANGE, PINK, SKY = "#0072B2", "#E69F00", "#CC79A7", "#56B4E9"
+GREEN, VERMILLION = "#009E73", "#D55E00"
+BLACK, GREY = "#000000", "#888888"
+PARENTS = (BLUE, ORANGE, PINK, SKY)
+NEW_CAPACITY = GREEN
 INK = "#333333"
 # Lines in one panel also differ in their dashes, for greyscale prints.
-LINES = (
-    {"color": "#0072B2", "linestyle": "-"},
-    {"color": "#D55E00", "linestyle": (0, (5, 1.5))},
-    {"color": "#009E73", "linestyle": (0, (1, 1))},
-    {"color": "#CC79A7", "linestyle": (0, (5, 1, 1, 1))},
+DASHES = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)))
+LINES = tuple(
+    {"color": color, "linestyle": dashes}
+    for color, dashes in zip((BLUE, VERMILLION, GREEN, PINK), DASHES, strict=True)
 )
 
 

@@ -1,7 +1,6 @@
 """One colour for each way of training, the same in all pictures.
 
-Settings of one way in one picture differ in their lines and marks. The colours are Okabe
-and Ito's, distinct for people with any kind of colour vision.
+Settings of one way in one picture differ in their lines and marks.
 """
 
 import re
@@ -9,24 +8,36 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
+from keras_fusion.analysis.plotting.figure import (
+    BLACK,
+    BLUE,
+    DASHES,
+    GREEN,
+    GREY,
+    ORANGE,
+    PINK,
+    SKY,
+    VERMILLION,
+)
+
 # Words of a setting's name, and its colour; the first that are found count.
 _METHODS = (
-    (r"four|seven|eight", "#56B4E9"),  # many parents
-    (r"width.* depth|depth.* width|1x to", "#E69F00"),  # several growths
-    (r"new (random )?features|padding", "#CC79A7"),
-    (r"depth|layers? that|blocks", "#009E73"),
-    (r"self-fus|copies|noise|paired|random 0|rates by|growth at", "#D55E00"),
-    (r"hypercloning", "#009E73"),
-    (r"net2net|lemon", "#E69F00"),
-    (r"staged", "#56B4E9"),
-    (r"^(M |L )?(from )?scratch", "#000000"),
-    (r"small|^S\b|layers? alone", "#888888"),
-    (r"two|fused|parents", "#0072B2"),  # distinct parents
-    (r"parent", "#56B4E9"),
+    (r"four|seven|eight", SKY),  # many parents
+    (r"width.* depth|depth.* width|1x to", ORANGE),  # several growths
+    (r"new (random )?features|padding", PINK),
+    (r"depth|layers? that|blocks", GREEN),
+    (r"self-fus|copies|noise|paired|random 0|rates by|growth at", VERMILLION),
+    (r"hypercloning", GREEN),
+    (r"net2net|lemon", ORANGE),
+    (r"staged", SKY),
+    (r"^(M |L )?(from )?scratch", BLACK),
+    (r"small|^S\b|layers? alone", GREY),
+    (r"two|fused|parents", BLUE),  # distinct parents
+    (r"parent", SKY),
 )
-_OTHER = "#E69F00"
+_OTHER = ORANGE
 # Those of the second setting of a colour differ in more than the line.
-_LINES = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)), (0, (8, 2)))
+_LINES = (*DASHES, (0, (8, 2)))
 _MARKS = ("o", "s", "^", "D", "v")
 
 
