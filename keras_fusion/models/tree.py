@@ -154,29 +154,29 @@ def lockstep(
         yield address, layers
     lengths = [len(w) for w in walks]
     if len(set(lengths)) > 1:
-        longest = max(walks, key=len)
+        address, extra = max(walks, key=len)[min(lengths)]
         raise StructureError(
             f"The models have different numbers of layers: {lengths}; the first layer "
-            f"without a counterpart is {longest[min(lengths)][0]!r}. "
-            + _why_longer([layer for _, layer in walks[0]])
+            f"without a counterpart is {address!r}. "
+            + _why_longer(extra, [layer for _, layer in walks[0]])
         )
 
 
-def _why_longer(layers: Sequence[keras.Layer]) -> str:
+def _why_longer(extra: keras.Layer, layers: Sequence[keras.Layer]) -> str:
     """What makes another model have more layers, and a way out.
 
     Args:
+        extra: a layer of the other model that has no counterpart.
         layers: all layers of the first model.
     """
-    nested = [layer for layer in layers if isinstance(layer, keras.Model)]
-    held = Counter(id(layer) for model in nested for layer in model.layers)
+    held = Counter(id(child) for layer in layers for child in children(layer).values())
     for layer in layers:
-        if held[id(layer)] > 1:
+        if held[id(layer)] > 1 and layer.name == extra.name:
             return (
-                f"Layer {layer.name!r} is used within a nested model and outside of it; "
-                "if the nested one's config does not say so, Keras builds two layers from "
-                "it, for a bigger model and from a saved file. Pass the bigger model as "
-                "`into`, or put the layers into one class with a config of its own, as "
-                "keras-hub's tasks are."
+                f"Layer {layer.name!r} is used within a nested model or layer and outside "
+                "of it; if a config does not say so, Keras builds two layers from it, for "
+                "a bigger model and from a saved file. Pass the bigger model as `into`, or "
+                "put the layers into one class with a config of its own, as keras-hub's "
+                "tasks are."
             )
     return "Parents must be of equal depth; only widths may differ."

@@ -1,10 +1,11 @@
 """Models that others have written, with what no rule of ours can foresee."""
 
 import keras
+import keras_hub
 import numpy as np
 import pytest
 from keras import layers
-from models import llama, outputs, perturbed, relative_change
+from models import bert, llama, outputs, perturbed, relative_change
 
 import keras_fusion
 from keras_fusion import DeepFusion, fuse
@@ -141,8 +142,15 @@ def test_one_layer_in_many_places_is_fused_once():
     run_growth_test(perturbed(model), x, y, loss=["mse", "mse"])
 
 
-def test_a_layer_within_a_nested_model_and_outside_of_it_is_refused_by_name():
-    task = llama()
+def masked_bert():
+    """Its head, a layer, holds the embeddings too."""
+    backbone = bert().backbone
+    return keras_hub.models.BertMaskedLM(backbone, preprocessor=None)
+
+
+@pytest.mark.parametrize("make", [llama, masked_bert])
+def test_a_layer_within_a_nested_model_and_outside_of_it_is_refused_by_name(make):
+    task = make()
     # Without the task's class, whose config says that the embeddings are tied.
     model = keras.Model(task.input, task.output)
     error = "Layer 'token_embedding' .* within a nested model"
