@@ -23,9 +23,10 @@ import tempfile
 import time
 from pathlib import Path
 
-os.environ["KERAS_BACKEND"] = "jax"
-os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
+if __name__ == "__main__":  # Tests import it, with an environment of their own.
+    os.environ["KERAS_BACKEND"] = "jax"
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import keras
 import numpy as np

@@ -1,4 +1,5 @@
 import gc
+import os
 
 import keras
 import pytest
@@ -10,6 +11,17 @@ EAGER_ROOMS = {
     *("analysis", "architecture", "experiments", "graft", "layout"),
     *("models", "operators", "values"),
 }
+
+# Collecting imports every test module; what one of them set, the processes of all tests
+# would get. TensorFlow and JAX set some of their own.
+STEERING = ("CUDA_", "JAX_", "KERAS_", "OMP_", "TF_", "XLA_")
+
+
+def _environment():
+    return {(k, v) for k, v in os.environ.items() if k.startswith(STEERING)}
+
+
+ENVIRONMENT = _environment()
 
 # What importing made stays: a collection need not look at half a million old objects.
 gc.collect()
@@ -26,6 +38,12 @@ def pytest_collection_modifyitems(config, items):
             (kept if not ids or item.callspec.id in ids else others).append(item)
         config.hook.pytest_deselected(items=others)
         items[:] = kept
+
+
+def pytest_collection_finish(session):
+    """No test, and nothing that a test imports, sets the environment by being imported."""
+    if names := {name for name, _ in ENVIRONMENT ^ _environment()}:
+        raise pytest.UsageError(f"Importing the tests changed {sorted(names)}.")
 
 
 def _core_ids(item):

@@ -13,7 +13,8 @@ import argparse
 import os
 from pathlib import Path
 
-os.environ.setdefault("KERAS_BACKEND", "jax")
+if __name__ == "__main__":  # Tests import it, with an environment of their own.
+    os.environ.setdefault("KERAS_BACKEND", "jax")
 
 import keras
 

@@ -7,13 +7,6 @@ import re
 import time
 from typing import Any
 
-# What libtpu asks of a machine that has no TPU.
-os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-16")
-os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
-# There is no TPU that two processes could fight for.
-os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-
 import jax
 import keras
 import numpy as np
@@ -26,12 +19,22 @@ COLLECTIVES = (
     "collective-permute",
     "reduce-scatter",
 )
+# What libtpu asks of a machine that has no TPU.
+ENVIRONMENT = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-16",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    # There is no TPU that two processes could fight for.
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
 # Bytes. The memory of one v5e chip.
 CHIP_BYTES = 16 * 2**30
 
 
 def devices(pod: str) -> np.ndarray:
     """The devices of a pod such as `"v5e:4x4"`, of which this machine has none."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     described = topologies.get_topology_desc(platform="tpu", topology_name=pod)
     return np.array(described.devices)
 
