@@ -119,6 +119,7 @@ def measure(width):
         model = network(width)
         watch, grow = Watch(), keras_fusion.DeepFusion(at_step=2, verbose=0)
         grow.watchers.append(watch)
+        before, during, after = grow.preview(model).device_bytes
         model.fit(x, x[:, :4], batch_size=8, callbacks=[grow], verbose=0)
     kernels = [v for v in model.variables if "hidden" in v.path and v.ndim == 2]
     return {
@@ -129,6 +130,7 @@ def measure(width):
         "parameters": model.count_params(),
         "grown_share_bytes": share(model),
         "most_bytes_during_growth": watch.most,
+        "predicted_bytes": {"before": before, "during": during, "after": after},
         "ratio": round(watch.most / share(model), 3),
         "largest_kernel_bytes": max(4 * int(np.prod(v.shape)) for v in kernels),
         "largest_on_one_device_bytes": watch.largest,

@@ -28,6 +28,7 @@ import keras
 
 from experiments.tpu import models, tables
 from experiments.tpu.compiling import Step, devices
+from keras_fusion import graft
 
 PODS = {"v5e:4x4": (4, 4), "v5e:16x16": (16, 16)}
 SHARDINGS = ("DataParallel", "ModelParallel")
@@ -67,20 +68,25 @@ def layout_map(mesh: Any) -> Any:
     return layouts
 
 
-def steps(pair: models.Pair, pod: str, sharding: str) -> Iterator[tuple[str, Any]]:
-    """Yields `(name, model)` of a pair, compiled: small, grown, and native."""
+def steps(pair: models.Pair, pod: str, sharding: str) -> Iterator[tuple[str, Step]]:
+    """Yields `(name, step)` of the models of a pair: small, grown, and native."""
     rows = pair.rows(PODS[pod][0] if sharding == "ModelParallel" else devices(pod).size)
     small = pair.untrained("small")
-    chosen = distribution(sharding, pod)
+    growth, chosen = pair.growth(small), distribution(sharding, pod)
     for name, model in (
         (pair.small, small),
-        (f"{pair.small}, grown", pair.grown(small)),
+        (f"{pair.small}, grown", growth.fused),
         (pair.large, pair.untrained("large")),
     ):
         for variable in model.variables:
             variable._layout = chosen.get_variable_layout(variable)
         model = models.compiled(model, pair, rows)
-        yield name, Step(model, models.batch(pair, rows), chosen)
+        with chosen.scope():  # As `keras_fusion.preview` tells them.
+            if model is growth.fused:
+                predicted = graft.device_bytes(small, growth)[-1]
+            else:
+                predicted = graft.device_bytes(model)[0]
+        yield name, Step(model, models.batch(pair, rows), chosen, predicted)
 
 
 def measure(pairs: list[models.Pair], pods: list[str], path: Path) -> None:
@@ -92,11 +98,12 @@ def measure(pairs: list[models.Pair], pods: list[str], path: Path) -> None:
             for sharding in SHARDINGS:
                 for name, step in steps(pair, pod, sharding):
                     key = f"{name} | {sharding} | {pod}"
-                    if key in results:
+                    if "predicted" in results.get(key, {}):
                         continue
                     known = programs.get(step.program)
                     result = known or {"program": step.program, **step.figures()}
-                    programs[step.program] = results[key] = result
+                    results[key] = result | {"predicted": step.predicted}
+                    programs[step.program] = results[key]
                     path.write_text(json.dumps(results, indent=1) + "\n")
                     print(key, json.dumps(result), flush=True)
 

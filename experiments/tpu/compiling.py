@@ -46,10 +46,14 @@ class Step:
         model: compiled model, the state of whose training step is built.
         batch: nested structure of `KerasTensor`s.
         distribution: `keras.distribution.DataParallel` or `ModelParallel`.
+        predicted: int. The bytes of the model and its optimizer on one device, as
+            foretold.
     """
 
-    def __init__(self, model: keras.Model, batch: Any, distribution: Any):
-        self.distribution = distribution
+    def __init__(
+        self, model: keras.Model, batch: Any, distribution: Any, predicted: int
+    ):
+        self.distribution, self.predicted = distribution, predicted
         variables = (
             model.trainable_variables,
             model.non_trainable_variables,

@@ -41,9 +41,9 @@ class Pair:
         with private.without_values():
             return self.build(size)
 
-    def grown(self, small: keras.Model) -> keras.Model:
-        """What a growth in width makes of the small model, without values."""
-        return keras_fusion.lay_out(small, factor=2).fused
+    def growth(self, small: keras.Model) -> keras_fusion.Plan:
+        """The growth in width of the small model, laid out; no variable has a value."""
+        return keras_fusion.lay_out(small, factor=2)
 
 
 def compiled(model: keras.Model, pair: Pair, rows: int) -> keras.Model:

@@ -9,6 +9,8 @@ HEAD = (
     "model",
     "sharding",
     "pod",
+    "state predicted, MiB",
+    "state, MiB",
     "arguments, MiB",
     "temporaries, MiB",
     "TFLOP",
@@ -29,10 +31,13 @@ def table(results: dict[str, dict[str, Any]]) -> str:
 
 
 def _cells(result):
+    predicted = f"{result['predicted'] / 2**20:,.0f}"
     if "error" in result:
-        return ("does not fit", "", "", "", "")
+        return (predicted, "does not fit", "", "", "", "", "")
     collectives = ", ".join(f"{n} {kind}" for kind, n in result["collectives"].items())
     return (
+        predicted,
+        f"{result['outputs'] / 2**20:,.0f}",
         f"{result['arguments'] / 2**20:,.0f}",
         f"{result['temporaries'] / 2**20:,.0f}",
         f"{result['flops'] / 1e12:.3f}",

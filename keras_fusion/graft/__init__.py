@@ -14,12 +14,13 @@ from keras_fusion.graft.optimizer import (
     schedule_of,
     steps,
 )
-from keras_fusion.graft.sizes import bytes_of, optimizer_bytes
+from keras_fusion.graft.sizes import bytes_of, device_bytes, optimizer_bytes
 
 __all__ = [
     "bytes_of",
     "check_metrics",
     "check_optimizers",
+    "device_bytes",
     "grafted",
     "grown_optimizer",
     "leaves",

@@ -8,6 +8,7 @@ memory and written from there, shard by shard.
 import contextlib
 import contextvars
 import hashlib
+import math
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -197,6 +198,22 @@ def sharding_of(variable: keras.Variable) -> Any:
     return distribution.get_variable_layout(variable)
 
 
+def parts_of(variable: keras.Variable) -> int:
+    """Over how many devices a variable is split; 1 where each of them holds all of it."""
+    if not is_distributed():
+        return 1
+    sharding = sharding_of(variable)
+    if not isinstance(sharding, keras.distribution.TensorLayout):
+        return 1
+    sizes = _mesh_sizes(sharding)
+    return math.prod(sizes[name] for name in sharding.axes if name is not None)
+
+
+def _mesh_sizes(sharding: Any) -> dict[str, int]:
+    mesh = sharding.device_mesh
+    return dict(zip(mesh.axis_names, mesh.shape, strict=True))
+
+
 def check_sharding(
     source: keras.Variable, target: keras.Variable, address: str
 ) -> None:
@@ -215,9 +232,7 @@ def check_sharding(
     sharding = sharding_of(source)
     if not isinstance(sharding, keras.distribution.TensorLayout):
         return
-    mesh: Any = sharding.device_mesh
-    shape = tuple(target.shape)
-    sizes = dict(zip(mesh.axis_names, mesh.shape, strict=True))
+    shape, sizes = tuple(target.shape), _mesh_sizes(sharding)
     for i, name in enumerate(sharding.axes):
         if name is not None and shape[i] % sizes[name]:
             raise FusionError(

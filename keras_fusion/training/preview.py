@@ -63,6 +63,9 @@ class Preview:
         flops: `(before, after)`, FLOPs of the forward and the backward pass on a batch;
             `None` if they cannot be counted.
         bytes: `(before, after)`, bytes of the weights and of the optimizer's state.
+        device_bytes: `(before, during, after)`, those of them that one device holds:
+            before the growth, at most during it, and after it. What a step needs for its
+            activations and gradients is not counted.
         exact: bool. Whether the function stays, but for rounding.
         notes: tuple of strings. What else there is to know.
         refused: string. Why the model cannot grow so, or `None`. What would be after the
@@ -83,6 +86,7 @@ class Preview:
     params: tuple[int, int | None]
     flops: tuple[int, int | None] | None
     bytes: tuple[int, int | None]
+    device_bytes: tuple[int, int | None, int | None]
     exact: bool
     notes: tuple[str, ...]
     refused: str | None = None
@@ -99,6 +103,7 @@ class Preview:
             ("parameters", _change(self.params)),
             ("FLOPs of a step", _change(self.flops)),
             ("bytes with the optimizer's state", _change(self.bytes)),
+            ("bytes on each device", _moments(self.device_bytes)),
         ]
         lines += aligned(totals)
         lines += [f"- {note}" for note in self.notes]
@@ -169,6 +174,7 @@ def previewed(model: keras.Model, options: live_growth.Options) -> Preview:
         params=(model.count_params(), None),
         flops=None if counted is None else (counted, None),
         bytes=(size, None),
+        device_bytes=(graft.device_bytes(model)[0], None, None),
         exact=False,
         notes=(),
     )
@@ -215,6 +221,7 @@ def _after(before: Preview, planned: Any, inputs: Any, notes: list[str]) -> Prev
         if counted is None or before.flops is None
         else (before.flops[0], counted),
         bytes=(before.bytes[0], size),
+        device_bytes=graft.device_bytes(model, planned),
         exact=planned.exact,
         notes=(told, *notes),
     )
@@ -318,3 +325,10 @@ def _change(pair: tuple[int, int | None] | None, ratio: bool = True) -> str:
         return f"{before:,}"
     times = f" (x{after / before:.2f})" if ratio and before else ""
     return f"{before:,} -> {after:,}{times}"
+
+
+def _moments(found: tuple[int, int | None, int | None]) -> str:
+    before, during, after = found
+    if during is None:
+        return f"{before:,}"
+    return f"{before:,} -> {during:,} during the growth -> {after:,}"

@@ -72,7 +72,7 @@ def residual():
 def by_other_operators():
     """Differences of runs that grow by copies of units, and by copies of blocks."""
     operators = {
-        "HyperCloning": keras_fusion.HyperCloning(noise=0.1, seed=0),
+        "HyperCloning": keras_fusion.HyperCloning(noise_scale=0.1, seed=0),
         "Net2Net": keras_fusion.Net2Net(seed=0),
         "DepthStacking": keras_fusion.DepthStacking(),
     }

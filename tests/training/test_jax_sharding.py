@@ -60,6 +60,16 @@ def test_no_device_holds_more_than_its_share(sharded):
     assert 8 * report["largest_on_one_device_bytes"] == report["largest_kernel_bytes"]
 
 
+def test_the_preview_tells_the_bytes_on_each_device(sharded):
+    report = sharded["memory"]
+    predicted, share = report["predicted_bytes"], report["grown_share_bytes"]
+    assert predicted["after"] == pytest.approx(share, rel=0.05)
+    assert predicted["during"] == pytest.approx(
+        report["most_bytes_during_growth"], rel=0.05
+    )
+    assert predicted["before"] < predicted["after"] / 3
+
+
 def test_a_layout_that_does_not_divide_is_refused_before_training(sharded):
     report = sharded["refused"]
     found = "'sequential/embedding/embeddings') has shape (20, 12), and its sharding"

@@ -45,6 +45,10 @@ def test_predictions_equal_the_grown_model(name):
     assert seen.params == (event.params_before, event.params_after)
     grown = size([*model.weights, *model.optimizer.variables])
     assert seen.bytes == pytest.approx((own, grown), rel=0.02)
+    before, during, after = seen.device_bytes
+    assert (before, after) == seen.bytes
+    # A chain's first growth is there as well.
+    assert during > before + after if name == "chain" else during == before + after
     assert sum(layer.params_after for layer in seen.layers) == event.params_after
     assert sum(layer.params_before for layer in seen.layers) == event.params_before
     shapes = sorted(tuple(v.shape) for v in model.weights)
@@ -183,3 +187,12 @@ def test_arguments_are_refused_at_once():
         preview(functional(), 0.5)
     with pytest.raises(FusionError, match="`operator_or_factor` must be"):
         preview(functional(), "two")
+
+
+def test_distinct_parents_are_on_the_devices_during_the_growth():
+    model, partner = trained(), trained()
+    operator = keras_fusion.FusionOperator([partner])
+    seen = preview(model, operator, optimizer_state="reset", verbose=0)
+    before, during, after = seen.device_bytes
+    assert during == 2 * before + after
+    assert f"{before:,} -> {during:,} during the growth -> {after:,}" in str(seen)
