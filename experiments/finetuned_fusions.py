@@ -2,14 +2,15 @@
 
 python -m keras_fusion.t5 pretrain --scale tiny --seeds 3 --tree 'M(S, S)'
 python -m experiments.finetuned_fusions t5 --store t5_tiny
+python -m experiments.finetuned_fusions t5-novels --store t5_tiny --text NOVELS
 python -m experiments.finetuned_fusions llama --store t5_tiny --text NOVELS
-python -m experiments.finetuned_fusions table
+python -m experiments.finetuned_fusions table       # or --page docs/t5.md
 
-Parents are trained on real text, joined under block norms, and all three are fine-tuned
-with the same optimizer, each at the better of some learning rates. T5: the trees of
-`keras_fusion.t5` on its built-in task. Llama: parents that are trained here on the same
-docstrings, then on a folder of English novels, of which every tenth is held out. The
-loss is measured on data that no model is trained on. Runs that have finished are kept.
+Parents are trained on docstrings and joined under block norms, and all three are
+fine-tuned with the same optimizer, each at the best of some learning rates. T5: the trees
+of `keras_fusion.t5`, on its built-in task or by span corruption on a folder of English
+novels. Llama: parents that are trained here, then on the novels. Every tenth novel is
+held out, and the loss is measured on it. Runs that have finished are kept.
 """
 
 import argparse
@@ -23,18 +24,35 @@ import keras_hub
 import numpy as np
 
 import keras_fusion
+from keras_fusion.analysis.plotting import figure, methods
 from keras_fusion.t5 import data, finetuning, markdown, recipe, token_files
-from keras_fusion.t5.batches import arranged, streamed
+from keras_fusion.t5.batches import (
+    TrainingBatches,
+    arranged,
+    streamed,
+    validation_batches,
+)
 from keras_fusion.t5.rate import WarmupStableDecay
+from keras_fusion.t5.rows import Rows
 from keras_fusion.t5.store import Store
 from keras_fusion.t5.tasks import open_task
 from keras_fusion.t5.tree import Node
+from keras_fusion.t5.vocabulary import EOS_ID
 
 RESULTS = Path(__file__).parent / "results" / "finetuned_fusions.json"
 STEPS, EVERY, SEEDS = 300, 50, (0, 1, 2)
-RATES = {"t5": (0.005, 0.01, 0.02), "llama": (0.0005, 0.001, 0.002)}
+RATES = {
+    "t5": (0.005, 0.01, 0.02),
+    "t5-novels": (0.005, 0.01, 0.02),
+    "llama": (0.0005, 0.001, 0.002),
+}
 LENGTH, ROWS, PRETRAINING = 64, 16, 1000
 NAMES = ("parent A", "parent B", "fused")
+TITLES = {
+    "t5": "T5, the built-in task",
+    "t5-novels": "T5, span corruption of novels",
+    "llama": "Llama, novels",
+}
 
 
 class T5:
@@ -70,22 +88,41 @@ class T5:
         return _course(model, loss, lambda a, b: streamed(batches, a, b))
 
 
+class T5OnNovels(T5):
+    """T5s of a store, and span corruption of novels."""
+
+    def __init__(self, store: Path, text: Path | None):
+        super().__init__(store, text)
+        training, held_out = _novels(text, self.vocabulary)
+        first = self.vocabulary.first_sentinel
+        self.corruption = self.recipe.text.corruption(first, EOS_ID)
+        length = self.corruption.length
+        self.training, self.held_out = Rows(training, length), Rows(held_out, length)
+
+    def course(self, model: keras.Model, rate: float, seed: int) -> list[float]:
+        """The held-out loss before the fine-tuning, and all along it."""
+        finetuning.compiled(model, rate)
+        batches = TrainingBatches(self.training, self.corruption, ROWS, seed)
+        held_out = validation_batches(
+            self.held_out, self.corruption, batch_size=64, batches=8, seed=0
+        )
+
+        def loss() -> float:
+            return _held_out(model, held_out)
+
+        return _course(model, loss, lambda a, b: streamed(batches, a, b))
+
+
 class Llama:
     """Llamas trained on docstrings, then on novels."""
 
     def __init__(self, store: Path, text: Path | None):
-        if text is None:
-            raise SystemExit("llama needs --text, a folder of novels.")
         self.recipe, folder = recipe.load("tiny"), Store(store).data
         vocabulary = data.load_vocabulary(self.recipe, folder)
         self.docs = np.concatenate(token_files.read(folder, "training"))
-        files = sorted(text.rglob("*.txt"))
-        read = [
-            np.array(vocabulary.encode(f.read_text(encoding="utf-8", errors="replace")))
-            for f in files
-        ]
-        self.training = np.concatenate([x for i, x in enumerate(read) if i % 10])
-        self.held_out = np.concatenate(read[::10])[: 256 * (LENGTH + 1)]
+        training, held_out = _novels(text, vocabulary)
+        self.training = np.concatenate(training)
+        self.held_out = np.concatenate(held_out)[: 256 * (LENGTH + 1)]
 
     def parents(self, seed: int) -> list[keras.Model]:
         """Two Llamas, trained on the docstrings from different seeds."""
@@ -120,6 +157,17 @@ class Llama:
         return _course(model, loss, lambda a, b: _rows(self.training, seed, a, b))
 
 
+def _novels(text: Path | None, vocabulary: Any) -> tuple[list, list]:
+    """The tokens of each novel: those to train on, and every tenth, held out."""
+    if text is None:
+        raise SystemExit("This needs --text, a folder of novels.")
+    read = [
+        np.array(vocabulary.encode(f.read_text(encoding="utf-8", errors="replace")))
+        for f in sorted(text.rglob("*.txt"))
+    ]
+    return [x for i, x in enumerate(read) if i % 10], read[::10]
+
+
 def _compile(model: keras.Model, rate: Any) -> None:
     model.compile(
         keras.optimizers.Adam(rate, beta_2=0.95),
@@ -129,7 +177,9 @@ def _compile(model: keras.Model, rate: Any) -> None:
 
 
 def _held_out(model: keras.Model, *data: Any, **options: Any) -> float:
-    options |= {"batch_size": 64, "verbose": "0", "return_dict": True}
+    if len(data) > 1:  # A dataset has its batches.
+        options["batch_size"] = 64
+    options |= {"verbose": "0", "return_dict": True}
     return float(model.evaluate(*data, **options)["loss"])
 
 
@@ -162,7 +212,7 @@ def _course(
 
 def measure(kind: str, store: Path, text: Path | None, path: Path) -> None:
     """Runs what the file of results lacks."""
-    study = {"t5": T5, "llama": Llama}[kind](store, text)
+    study = {"t5": T5, "t5-novels": T5OnNovels, "llama": Llama}[kind](store, text)
     results = json.loads(path.read_text()) if path.exists() else {}
     for seed in SEEDS:
         missing = [
@@ -188,31 +238,71 @@ def _key(kind: str, seed: int, rate: float) -> str:
     return f"{kind} seed {seed} rate {rate}"
 
 
-def rows(results: dict[str, dict[str, list[float]]]) -> Iterator[tuple[str, ...]]:
-    """One row per kind and seed: each model at its best rate."""
+# What is told of the results.
+
+Results = dict[str, dict[str, list[float]]]
+
+
+def best(results: Results) -> Iterator[tuple[str, int, dict[str, list[float]]]]:
+    """Yields `(kind, seed, courses)`: each model's at the rate at which it ends lowest."""
     for kind, rates in RATES.items():
         for seed in SEEDS:
             runs = [results.get(_key(kind, seed, rate)) for rate in rates]
-            if None in runs:
-                continue
-            best = {
-                name: min((run[name] for run in runs if run), key=lambda x: x[-1])
-                for name in NAMES
-            }
-            better = min(best["parent A"], best["parent B"], key=lambda x: x[-1])
-            above = max(np.array(best["fused"]) - better)
-            yield (
-                kind,
-                str(seed),
-                *(f"{best[name][0]:.3f} to {best[name][-1]:.3f}" for name in NAMES),
-                f"{above:+.3f}",
-            )
+            if None not in runs:
+                yield (
+                    kind,
+                    seed,
+                    {
+                        name: min((r[name] for r in runs if r), key=lambda x: x[-1])
+                        for name in NAMES
+                    },
+                )
 
 
-def table(results: dict) -> str:
+def better_parent(courses: dict[str, list[float]]) -> list[float]:
+    """The course of the parent that ends lower."""
+    return min(courses["parent A"], courses["parent B"], key=lambda x: x[-1])
+
+
+def rows(results: Results) -> Iterator[tuple[str, ...]]:
+    """One row per kind and seed."""
+    for kind, seed, courses in best(results):
+        above = max(np.array(courses["fused"]) - better_parent(courses))
+        ends = (f"{courses[name][0]:.3f} to {courses[name][-1]:.3f}" for name in NAMES)
+        yield kind, str(seed), *ends, f"{above:+.3f}"
+
+
+def table(results: Results) -> str:
     """The table of all runs that have finished."""
     head = ("model", "seed", *NAMES, "fused less the better parent, at most")
     return markdown.table(head, list(rows(results)))
+
+
+def draw(results: Results, path: Path) -> None:
+    """Draws the better parent and the fused model, a panel per kind, a line per seed."""
+    runs: dict[str, list] = {}
+    for kind, _, courses in best(results):
+        runs.setdefault(kind, []).append(courses)
+    drawn = figure.new_figure(4.2 * len(runs), 3.8)
+    panels = np.atleast_1d(drawn.subplots(1, len(runs)))
+    for axes, (kind, found) in zip(panels, runs.items(), strict=True):
+        steps = np.arange(1, len(found[0]["fused"])) * EVERY
+        for courses in found:
+            curves = {
+                "better parent": better_parent(courses),
+                "fused": courses["fused"],
+            }
+            for name, curve in curves.items():
+                style = methods.styles([name])[name] | {"markersize": 4}
+                axes.plot(steps, curve[1:], **style)
+        axes.set_title(TITLES[kind])
+        axes.set_xlabel("steps of fine-tuning")
+        figure.tidy(axes)
+    panels[0].set_ylabel("held-out loss (nats per token)")
+    handles = panels[0].lines[:2]
+    names = ("better parent", "fused from both")
+    drawn.legend(handles, names, loc="outside upper center", ncols=2, frameon=False)
+    figure.save(drawn, str(path))
 
 
 def main() -> None:
@@ -220,15 +310,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("command", choices=("t5", "llama", "table"))
+    parser.add_argument("command", choices=(*RATES, "table"))
     parser.add_argument("--store", type=Path, default=Path("t5_tiny"))
     parser.add_argument("--text", type=Path)
     parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--page", type=Path, help="page to put table and picture into")
     options = parser.parse_args()
     if options.command != "table":
         measure(options.command, options.store, options.text, options.results)
         return
-    print(table(json.loads(options.results.read_text())))
+    results = json.loads(options.results.read_text())
+    print(table(results))
+    if options.page:
+        markdown.insert(table(results), options.page, "finetuned-fusions")
+        draw(results, options.page.with_name("finetuned_fusions.png"))
 
 
 if __name__ == "__main__":

@@ -30,3 +30,27 @@ def test_a_fused_model_that_is_above_is_told():
     results = {f"t5 seed 0 rate {r}": courses(2.0, 2.4, 2.25) for r in rates}
     (row,) = finetuned_fusions.rows(results)
     assert row[-1] == "+0.250"
+
+
+def test_the_picture_has_a_panel_per_model_and_two_lines_per_seed(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(
+        finetuned_fusions.figure, "save", lambda figure, path: drawn.append(figure)
+    )
+    results = {
+        f"{kind} seed {seed} rate {rate}": courses(2.0, 2.4, 1.9 + seed)
+        for kind in ("t5", "llama")
+        for seed in (0, 1)
+        for rate in finetuned_fusions.RATES[kind]
+    }
+    finetuned_fusions.draw(results, tmp_path / "curves.png")
+    panels = drawn[0].axes
+    assert [x.get_title() for x in panels] == [
+        finetuned_fusions.TITLES[kind] for kind in ("t5", "llama")
+    ]
+    for axes in panels:
+        # The better parent is A; what was before the fine-tuning is in the table alone.
+        ends = [line.get_ydata().tolist() for line in axes.lines]
+        assert ends == [[2.5, 2.0], [2.5, 1.9], [2.5, 2.0], [2.5, 2.9]]
+        assert axes.get_xlabel() == "steps of fine-tuning"
+    assert panels[0].get_ylabel() == "held-out loss (nats per token)"
