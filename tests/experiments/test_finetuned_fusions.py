@@ -32,7 +32,9 @@ def test_a_fused_model_that_is_above_is_told():
     assert row[-1] == "+0.250"
 
 
-def test_the_picture_has_a_panel_per_model_and_two_lines_per_seed(tmp_path, monkeypatch):
+def test_the_picture_has_a_panel_per_model_and_two_lines_per_seed(
+    tmp_path, monkeypatch
+):
     drawn = []
     monkeypatch.setattr(
         finetuned_fusions.figure, "save", lambda figure, path: drawn.append(figure)

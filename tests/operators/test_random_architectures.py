@@ -1,7 +1,7 @@
 """A search over random architectures for one in which fusion breaks its promises.
 
-The number of examples is `KERAS_FUSION_EXAMPLES` of each of four kinds of search (12 by
-default, so 48), and a quarter of it of two that train, save and load as well. Over 1,000
+The number of examples is `KERAS_FUSION_EXAMPLES` of each of four kinds of search (8 by
+default, so 32), and a quarter of it of two that train, save and load as well. Over 1,000
 in all:
 
     KERAS_FUSION_EXAMPLES=250 pytest tests/operators/test_random_architectures.py
@@ -25,7 +25,7 @@ VOCABULARY, LENGTH, FEATURES, HEAD = 7, 5, 3, 2
 # make 1e-4 of a rounding, which is no broken promise, and which no tight bound allows. The
 # other backends compute in float64 only in part or on request.
 EXACT = 1e-9 if keras.config.backend() == "tensorflow" else 1e-5
-EXAMPLES = int(os.environ.get("KERAS_FUSION_EXAMPLES", "12"))
+EXAMPLES = int(os.environ.get("KERAS_FUSION_EXAMPLES", "8"))
 search = settings(
     max_examples=EXAMPLES,
     deadline=None,

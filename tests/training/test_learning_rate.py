@@ -181,7 +181,7 @@ def speed(model, x, y, rate):
 
 
 RATES = {"SGD": 1e-3, "Adam": 1e-4, "Adafactor": 1e-3}
-SMALL = [(name, kind) for name in RATES for kind in (functional, norm_free)]
+SMALL = [("SGD", norm_free), ("Adam", functional), ("Adafactor", functional)]
 
 
 @pytest.mark.core("Adam-functional")

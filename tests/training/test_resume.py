@@ -347,14 +347,13 @@ def test_weights_of_a_model_checkpoint(tmp_path, uninterrupted):
     checkpoint = keras.callbacks.ModelCheckpoint(file, save_weights_only=True)
     grow = GROWTHS["ramps"](verbose=0, record=path)
     run(grow, checkpoint, dropout=0.0)
-    for epoch, growths in (1, 1), (2, 1), (3, 2):
+    for epoch, growths, by_file in (1, 1, True), (2, 1, False), (3, 2, True):
         weights = file.format(epoch=epoch)
-        for given in growths, weights:
-            model = made(dropout=0.0)
-            grow = GROWTHS["ramps"](verbose=0, record=path)
-            grow.replay(model, growths=given)
-            model.load_weights(weights)
-            assert len(grow.events) == growths
+        model = made(dropout=0.0)
+        grow = GROWTHS["ramps"](verbose=0, record=path)
+        grow.replay(model, growths=weights if by_file else growths)
+        model.load_weights(weights)
+        assert len(grow.events) == growths
         if epoch == 2:  # in the middle of a ramp
             model = run(grow, model=model, initial_epoch=epoch)
             assert_same(model, grow, uninterrupted("ramps", dropout=0.0))

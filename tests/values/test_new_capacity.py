@@ -32,9 +32,11 @@ KINDS = {
 }
 
 
+FRACTIONS = [*((1.5, kind) for kind in KINDS), (2.5, "functional"), (2.5, "t5")]
+
+
 @pytest.mark.core("1.5-t5", "2.5-functional")
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("factor", [1.5, 2.5])
+@pytest.mark.parametrize(("factor", "kind"), FRACTIONS)
 def test_fractional_growth_keeps_the_function(kind, factor):
     model = perturbed(KINDS[kind]())
     x, _ = data_for(kind, 4)
