@@ -31,7 +31,8 @@ def table(results: dict[str, dict[str, Any]]) -> str:
 
 
 def _cells(result):
-    predicted = f"{result['predicted'] / 2**20:,.0f}"
+    known = result.get("predicted")  # Rows of an earlier version lack it.
+    predicted = "" if known is None else f"{known / 2**20:,.0f}"
     if "error" in result:
         return (predicted, "does not fit", "", "", "", "", "")
     collectives = ", ".join(f"{n} {kind}" for kind, n in result["collectives"].items())
