@@ -3,8 +3,8 @@
 
 PYTHON ?= python3
 # Two workers fit a machine of two cores; a file stays on one worker, since its tests
-# share compiled models.
-PYTEST_ARGS ?= -n 2 --dist loadfile
+# share compiled models. The files with slow tests come first, as tests/conftest.py sorts.
+PYTEST_ARGS ?= -n 2 --dist loadfile --no-loadscope-reorder
 
 VENV := .venv
 BIN := $(VENV)/bin

@@ -38,6 +38,9 @@ def pytest_collection_modifyitems(config, items):
             (kept if not ids or item.callspec.id in ids else others).append(item)
         config.hook.pytest_deselected(items=others)
         items[:] = kept
+    # A long file that comes last leaves the other workers idle.
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 def pytest_collection_finish(session):
@@ -104,6 +107,30 @@ def compiled_steps(request):
         _run_eagerly(False)
     yield
     _run_eagerly(_is_eager(request.node.getparent(pytest.Module)))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def built_optimizers():
+    """An optimizer that builds itself in its first step has TensorFlow trace it twice.
+
+    Processes that a test starts leave it to the step, as users do.
+    """
+    if keras.config.backend() != "tensorflow":
+        yield
+        return
+    trainer = next(t for t in keras.Model.__mro__ if "make_train_function" in vars(t))
+    make = trainer.make_train_function
+
+    def make_train_function(model, force=False):
+        optimizer = getattr(model, "optimizer", None)
+        if model.built and optimizer is not None and not optimizer.built:
+            with model.distribute_strategy.scope():
+                optimizer.build(model.trainable_variables)
+        return make(model, force)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer, "make_train_function", make_train_function)
+        yield
 
 
 @pytest.fixture(autouse=True, scope="module")

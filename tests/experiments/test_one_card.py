@@ -24,6 +24,7 @@ def packed(tmp_path_factory):
 
 
 @pytest.mark.core
+@pytest.mark.slow
 @pytest.mark.skipif(
     keras.config.backend() != "jax", reason="the command's backend is JAX"
 )
