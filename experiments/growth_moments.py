@@ -4,7 +4,7 @@ python -m experiments.growth_moments
 
 The study is concluded: what trained its models is in revision b30562e. Drawn are the final
 losses of one task over the moment of the growth, and over the effect that the bracket of
-`keras_fusion.dynamics` foretold.
+`keras_fusion.dynamics` predicted.
 """
 
 import argparse
@@ -29,7 +29,7 @@ def sweep(results: dict[str, Any]) -> list[dict[str, Any]]:
     return sorted(runs, key=lambda run: (run["factor"], run["step"]))
 
 
-def foretold(results: dict[str, Any], run: dict[str, Any]) -> float:
+def predicted(results: dict[str, Any], run: dict[str, Any]) -> float:
     """The bracket's effect on the loss of a run, in nats, for optimizers such as Adam."""
     field, rate = results["bracket"][str(run["step"])]["sign"], results["rate"]
     small, big = run["step"] * rate, run["grown_steps"] * run["factor"] * rate
@@ -46,7 +46,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
     names = {factor: f"self-fused, rate x {factor:g}" for factor in factors}
     styles = methods.styles(names.values())
     # Nothing is nearer to zero than the smallest, so each power gets no room there.
-    smallest = min(abs(foretold(results, run)) for run in runs)
+    smallest = min(abs(predicted(results, run)) for run in runs)
     right.set_xscale("symlog", linthresh=10.0 ** np.floor(np.log10(smallest)))
     for number, (factor, name) in enumerate(names.items()):
         own = [run for run in runs if run["factor"] == factor]
@@ -56,7 +56,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
         shares = [_share(results, run["step"]) + BESIDE * number for run in own]
         left.plot(shares, losses, **style)
         style["linestyle"] = "none"
-        right.plot([foretold(results, run) for run in own], losses, **style)
+        right.plot([predicted(results, run) for run in own], losses, **style)
     _draw_rivals(left, results)
     left.set_xlabel("FLOPs before the growth (share of the budget)")
     left.set_ylabel("final validation loss (nats per token)")

@@ -1,10 +1,10 @@
-"""Fits the scaling law to a study, and compares what it foretells with what was measured.
+"""Fits the scaling law to a study, and compares what it predicts with what was measured.
 
 python -m experiments.law decoder_64x4                      # prints the tables
 python -m experiments.law decoder_128x4 --mixing decoder_64x4 --page docs/savings.md
 
 The law is fitted to the annealed runs without growth of some seeds, each setting at its
-best rate. A run with one growth is foretold by `keras_fusion.plan_growth`'s assumption: the
+best rate. A run with one growth is predicted by `keras_fusion.plan_growth`'s assumption: the
 grown model goes on along its own curve from where that has the small model's loss, and of
 the tokens that are lost by this a share, `mixing`, counts nevertheless. `mixing` is chosen
 for each way of growing on the seeds of the fit, by the setting that ends lowest; or on
@@ -24,7 +24,7 @@ from keras_fusion.analysis.growth_plan import worth
 from keras_fusion.t5 import markdown
 
 RESULTS = Path(__file__).parent / "results"
-NEAR = 0.05  # what is foretold and what is measured, as shares
+NEAR = 0.05  # what is predicted and what is measured, as shares
 MIXINGS = np.round(np.arange(-0.5, 1.0, 0.02), 2)
 
 
@@ -143,8 +143,8 @@ def cases(results: list[dict], scale: Units) -> list[Case]:
     return found
 
 
-def foretold(case: Case, law: ScalingLaw, scale: Units, mixing: float) -> float:
-    """The share of the from-scratch FLOPs that a case is foretold to need."""
+def predicted(case: Case, law: ScalingLaw, scale: Units, mixing: float) -> float:
+    """The share of the from-scratch FLOPs that a case is predicted to need."""
     small, big = (scale.params[size] for size in case.sizes)
     start = worth(law, big, law.loss(small, case.small), case.small, mixing)
     return case.spent / ((start + case.rest) / scale.tokens)
@@ -168,7 +168,7 @@ def _kind(course):
 def mixings(
     found: list[Case], law: ScalingLaw, scale: Units, seeds: list[int]
 ) -> dict[str, float]:
-    """For each way of growing the mixing that foretells some seeds' best setting best."""
+    """For each way of growing the mixing that predicts some seeds' best setting best."""
     chosen, seen = {}, [case for case in found if case.seed in seeds]
     for kind in dict.fromkeys(case.kind for case in seen):
         own = [case for case in seen if case.kind == kind]
@@ -177,7 +177,7 @@ def mixings(
         chosen[kind] = min(
             map(float, MIXINGS),
             key=lambda m, own=own: sum(
-                abs(foretold(case, law, scale, m) - case.measured) for case in own
+                abs(predicted(case, law, scale, m) - case.measured) for case in own
             ),
         )
     return chosen
@@ -211,7 +211,7 @@ def text(results: list[dict], seeds: list[int], other: list[dict] | None = None)
         if case.kind in chosen:
             mixing = chosen[case.kind]
             known = other is None and case.seed in seeds
-            share = foretold(case, law, scale, mixing)
+            share = predicted(case, law, scale, mixing)
             errors += [] if known else [abs(share - case.measured)]
             rows.append(
                 (
@@ -220,12 +220,12 @@ def text(results: list[dict], seeds: list[int], other: list[dict] | None = None)
                     "fitted" if known else "held out",
                     f"{(case.rest + case.small) / scale.tokens:.2f}",
                     f"{case.measured:.2f}",
-                    f"{foretold(case, law, scale, 0.0):.2f}",
+                    f"{predicted(case, law, scale, 0.0):.2f}",
                     f"{mixing:.2f}",
                     f"{share:.2f}",
                 )
             )
-    head = "setting", "seed", "", "steps", "measured", "mixing 0", "mixing", "foretold"
+    head = "setting", "seed", "", "steps", "measured", "mixing 0", "mixing", "predicted"
     found = f"{law} ({', '.join(bounds)})\n\n{markdown.table(head, rows)}\n"
     if errors:
         near = sum(error <= NEAR for error in errors)

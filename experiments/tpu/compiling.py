@@ -47,7 +47,7 @@ class Step:
         batch: nested structure of `KerasTensor`s.
         distribution: `keras.distribution.DataParallel` or `ModelParallel`.
         predicted: int. The bytes of the model and its optimizer on one device, as
-            foretold.
+            predicted.
     """
 
     def __init__(

@@ -74,7 +74,7 @@ class Course:
 
 @dataclasses.dataclass(frozen=True)
 class GrowthAdvice:
-    """What `plan_growth` foretells.
+    """What `plan_growth` predicts.
 
     Args:
         scratch: `Course` of the target alone.
@@ -112,7 +112,7 @@ class GrowthAdvice:
         told = f"{best.share:.2f} ({best.interval[0]:.2f} to {best.interval[1]:.2f})"
         if not self.grow:
             return (
-                f"Do not grow: it is foretold to need {told} of the from-scratch FLOPs, "
+                f"Do not grow: it is predicted to need {told} of the from-scratch FLOPs, "
                 f"which is no sure saving of {_WORTH_WHILE:.0%}."
             )
         text = f"Grow: {told} of the from-scratch FLOPs to the same loss."

@@ -1,4 +1,4 @@
-"""`plan_growth`: whether, from which size and when to grow, foretold by a scaling law."""
+"""`plan_growth`: whether, from which size and when to grow, predicted by a scaling law."""
 
 import dataclasses
 import itertools

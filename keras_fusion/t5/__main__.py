@@ -145,11 +145,11 @@ def _parser():
 
 
 def _plan(commands):
-    """The command that foretells."""
+    """The command that predicts."""
     plan = _command(
         commands,
         "plan",
-        "foretell what the recipe's trees cost and save; train nothing",
+        "predict what the recipe's trees cost and save; train nothing",
     )
     _choice_of_trees(plan)
     plan.add_argument(

@@ -1,7 +1,7 @@
 """What the trees of a recipe will cost and save, before anything is trained.
 
 FLOPs and bytes are counted on models that have no values. What a fused node saves is
-foretold by a scaling law, as `keras_fusion.plan_growth` does: the fused model goes on
+predicted by a scaling law, as `keras_fusion.plan_growth` does: the fused model goes on
 along its own curve, from where that has its parents' loss. Distinct parents count as the
 best of them, although their ensemble is better.
 """
@@ -119,7 +119,7 @@ class Forecaster:
         self.model = functools.cache(self._model)
 
     def forecast(self, node: Node) -> Forecast:
-        """What is foretold of a tree."""
+        """What is predicted of a tree."""
         own, total = self.model(node.shape), cost(node, self.spent)
         before = (total.flops - total.own_flops) / total.own_flops
         shares = [self._share(node, *assumed) for assumed in self.assumptions]

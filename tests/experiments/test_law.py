@@ -1,4 +1,4 @@
-"""The fit of a scaling law to a study's results, and what it foretells."""
+"""The fit of a scaling law to a study's results, and what it predicts."""
 
 import dataclasses
 import re
@@ -86,15 +86,15 @@ def test_law_and_mixing_of_runs_that_follow_them_are_found():
     chosen = law.mixings(cases, fitted, scale, [0])
     for case in cases:
         assert chosen[case.kind] == pytest.approx(MIXING, abs=0.021)
-        foretold = law.foretold(case, fitted, scale, chosen[case.kind])
-        assert foretold == pytest.approx(case.measured, abs=0.03)
+        predicted = law.predicted(case, fitted, scale, chosen[case.kind])
+        assert predicted == pytest.approx(case.measured, abs=0.03)
     text = law.text(found, [0])
     assert text.count("| held out") == text.count("| fitted") == 4
     assert "Within 0.05 are 4 of 4 held-out ends." in text
     assert law.text(found, [0], found).count("| held out") == 8
 
 
-def test_what_the_planner_foretells_is_that_of_the_page():
+def test_what_the_planner_predicts_is_that_of_the_page():
     ours, other = (
         Results(RESULTS / name).all() for name in ("decoder_128x4", "decoder_64x4")
     )

@@ -1,4 +1,4 @@
-"""`preview` foretells the growth of every family of keras-hub in the coverage table."""
+"""`preview` predicts the growth of every family of keras-hub in the coverage table."""
 
 import keras
 import numpy as np
