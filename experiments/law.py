@@ -4,12 +4,11 @@ python -m experiments.law decoder_64x4                      # prints the tables
 python -m experiments.law decoder_128x4 --mixing decoder_64x4 --page docs/savings.md
 
 The law is fitted to the annealed runs without growth of some seeds, each setting at its
-best rate. A run with one growth is predicted by `keras_fusion.plan_growth`'s assumption: the
-grown model goes on along its own curve from where that has the small model's loss, and of
-the tokens that are lost by this a share, `mixing`, counts nevertheless. `mixing` is chosen
-for each way of growing on the seeds of the fit, by the setting that ends lowest; or on
-another study, and then no grown run of this one has been seen before.
-"""
+best rate. A run with one growth is predicted by `keras_fusion.plan_growth`'s assumption:
+the grown model goes on along its own curve from where that has the small model's loss,
+and of the tokens that are lost by this a share, `mixing`, counts nevertheless. `mixing`
+is chosen for each way of growing on the seeds of the fit, by the setting that ends
+lowest; or on another study, and then no grown run of this one has been seen before. """
 
 import argparse
 import dataclasses
