@@ -8,7 +8,8 @@ best rate. A run with one growth is predicted by `keras_fusion.plan_growth`'s as
 the grown model goes on along its own curve from where that has the small model's loss,
 and of the tokens that are lost by this a share, `mixing`, counts nevertheless. `mixing`
 is chosen for each way of growing on the seeds of the fit, by the setting that ends
-lowest; or on another study, and then no grown run of this one has been seen before. """
+lowest; or on another study, and then no grown run of this one has been seen before.
+"""
 
 import argparse
 import dataclasses
