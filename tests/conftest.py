@@ -109,6 +109,16 @@ def compiled_steps(request):
     _run_eagerly(_is_eager(request.node.getparent(pytest.Module)))
 
 
+@pytest.fixture(autouse=True)
+def usual_kernels():
+    """The T5 commands ask TensorFlow for deterministic kernels, which compiles no step."""
+    yield
+    if keras.config.backend() == "tensorflow":
+        from tensorflow.python.framework.config import disable_op_determinism
+
+        disable_op_determinism()
+
+
 @pytest.fixture(autouse=True, scope="session")
 def built_optimizers():
     """An optimizer that builds itself in its first step has TensorFlow trace it twice.
@@ -135,6 +145,10 @@ def built_optimizers():
 
 @pytest.fixture(autouse=True, scope="module")
 def collected():
-    """The models of a file are gone before the next one."""
+    """The models of a file are gone before the next one.
+
+    What is still there then stays: later collections need not look at it.
+    """
     yield
     gc.collect()
+    gc.freeze()
