@@ -175,20 +175,32 @@ def trained(setting: str, seed: int, pairs: Pairs, folder: Path) -> dict:
 
 def table(runs: list[dict]) -> str:
     """The runs in Markdown."""
+    small = {run["seed"]: run["after"] for run in runs if run["setting"] == "small"}
     rows = []
     for setting in SETTINGS:
         own = [run for run in runs if run["setting"] == setting]
-        if own:
-            rows.append(
-                (
-                    setting,
-                    f"{own[0]['params']:,}",
-                    str(len(own)),
-                    f"{Interval.of([run['before'] for run in own]):.4f}",
-                    f"{Interval.of([run['after'] for run in own]):.4f}",
-                )
+        if not own:
+            continue
+        changes = [run["change"] for run in own if "change" in run]
+        rows.append(
+            (
+                setting,
+                f"{own[0]['params']:,}",
+                str(len(own)),
+                f"{max(changes):.1e}" if changes else "",
+                f"{Interval.of([run['before'] for run in own]):.4f}",
+                f"{Interval.of([run['after'] for run in own]):.4f}",
+                ", ".join(
+                    f"{run['after'] - small[run['seed']]:+.4f}"
+                    for run in own
+                    if changes and run["seed"] in small
+                ),
             )
-    head = "model", "parameters", "seeds", "before fine-tuning", "after"
+        )
+    head = (
+        *("model", "parameters", "seeds", "change at the growth, at most"),
+        *("before fine-tuning", "after", "more than small, seed by seed"),
+    )
     return markdown.table(head, rows)
 
 
