@@ -302,12 +302,13 @@ class Study:
                 it has not finished.
         """
         tries = [sweep.tries() for sweep in self.sweeps]
-        yield from itertools.chain.from_iterable(tries)
         for sweep, tried in zip(self.sweeps, tries, strict=True):
-            losses = [loss(course) for course in tried]
+            yield from tried
             if len(tried) == 1:
                 yield from sweep.others(tried[0])
-            elif None not in losses:
+        for sweep, tried in zip(self.sweeps, tries, strict=True):
+            losses = [loss(course) for course in tried]
+            if len(tried) > 1 and None not in losses:
                 yield from sweep.others(tried[losses.index(min(losses))])
 
 

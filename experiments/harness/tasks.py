@@ -76,7 +76,9 @@ class Task:
         model.compile(
             optimizer=optimizer(rate, **options),
             loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-            jit_compile=False,  # XLA takes longer to compile than it saves
+            # TensorFlow's XLA takes longer to compile than it saves; without it JAX
+            # would run a step operation by operation.
+            jit_compile=keras.config.backend() == "jax",
             metrics=[],
         )
         return model

@@ -197,13 +197,16 @@ class Machine:
 
     def _open(self, graph):
         """Builds fleets of sizes that have none, and lets threads compile them."""
-        counts, tasks = collections.Counter(), {}
+        counts, work, tasks = collections.Counter(), collections.Counter(), {}
         for node in graph.nodes.values():
             if node.kind == "train":
                 counts[node.size] += 1
+                steps = node.arguments["end"] - node.arguments["begin"]
+                work[node.size] += steps * node.size.width * node.size.layers
                 tasks[node.size] = node.arguments["task"]
         new = []
-        for size in counts.keys() - self.fleets.keys():
+        # Programs are traced one after the other: first those that have the most to do.
+        for size in sorted(counts.keys() - self.fleets.keys(), key=lambda s: -work[s]):
             most = max(LOAD // (size.width * size.layers), LEAST_LANES)
             lanes = min(most, MOST_LANES, counts[size])
             task = tasks[size]
