@@ -38,6 +38,7 @@ class Figure:
 
 
 _ONE_MILLION = "decoder_128x4"  # 1.05M parameters, 20 tokens a parameter
+_EIGHT_LAYERS = "decoder_96x8"  # 1.08M parameters, 20 tokens a parameter
 
 FIGURES = {
     "parents_exist": Figure(
@@ -53,6 +54,14 @@ FIGURES = {
         "One parent of half the width: 0.79, the parent's FLOPs not counted.",
         "one parent, new features",
         _ONE_MILLION,
+        1,
+    ),
+    "shallow_parent_exists": Figure(
+        0.47,
+        "One parent of half the layers, trained on as many tokens, stacked on itself: "
+        "0.47, the parent's FLOPs not counted.",
+        "four layers that exist, copies",
+        _EIGHT_LAYERS,
         1,
     ),
     "from_scratch": Figure(
@@ -129,6 +138,33 @@ def parent_exists(
     """
     options = {"learning_rate_factor": 0.5} | options
     return [GrowModel(NewFeatures(factor), AfterSteps(after), **options)]
+
+
+def shallow_parent_exists(
+    factor: int = 2, *, after: int = 1, **options: Any
+) -> list[keras.callbacks.Callback]:
+    """Stacks the blocks of a trained model on each other, at half the rate.
+
+    Copies beat random new blocks here; where the shallow model's own training counts,
+    see `from_scratch`.
+
+    Args:
+        factor: int of at least 2. How many times as deep the model becomes.
+        after: int. Steps of training with the callback before the growth. Defaults to 1.
+        **options: further arguments of `GrowModel`.
+
+    Returns:
+        List of callbacks for `fit`.
+
+    Example:
+
+    >>> import keras_fusion
+    >>> (grow,) = keras_fusion.recipes.shallow_parent_exists()
+    >>> str(grow.operator)
+    'depth stacked x2'
+    """
+    options = {"learning_rate_factor": 0.5} | options
+    return [GrowModel(DepthStacking(factor), AfterSteps(after), **options)]
 
 
 def from_scratch(

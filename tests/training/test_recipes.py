@@ -53,6 +53,15 @@ def test_one_parent_gets_new_features():
     assert grow.events[0].step == STEPS + 2 and rate(model) == pytest.approx(0.005)
 
 
+def test_a_shallow_parent_becomes_deeper():
+    (grow,) = recipes.shallow_parent_exists(verbose=0)
+    parent = trained([])
+    before = parent.count_params()
+    model = trained([grow], parent)
+    assert grow.events[0].step == STEPS + 1 and rate(model) == pytest.approx(0.005)
+    assert before < model.count_params() < 2 * before
+
+
 @pytest.mark.core
 def test_from_scratch_grows_in_width_and_then_in_depth():
     small = functional(8).count_params()
