@@ -29,13 +29,15 @@ gc.freeze()
 
 
 def pytest_collection_modifyitems(config, items):
-    """Of a test with `core(*ids)` the other parameters run on TensorFlow alone."""
+    """What runs on TensorFlow alone: `tensorflow`, and what `core(*ids)` does not name."""
     _check_core_ids(config, items)
     if config.option.markexpr == "core":
         kept, others = [], []
         for item in items:
             ids = _core_ids(item)
-            (kept if not ids or item.callspec.id in ids else others).append(item)
+            everywhere = not ids or item.callspec.id in ids
+            everywhere &= item.get_closest_marker("tensorflow") is None
+            (kept if everywhere else others).append(item)
         config.hook.pytest_deselected(items=others)
         items[:] = kept
     # A long file that comes last leaves the other workers idle.

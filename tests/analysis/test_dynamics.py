@@ -78,6 +78,7 @@ def flowed(at, slope, time, parts=8):
 
 
 @pytest.mark.parametrize("steps", [(1, 1), (3, 2)])
+@pytest.mark.compiled
 def test_order_of_convergence(float64, steps):
     model, mask, x, y = network()
     field, start = Bracket(model, mask), weights(model)

@@ -334,6 +334,7 @@ COMMON = {
 }
 
 
+@pytest.mark.tensorflow
 @pytest.mark.parametrize("name", COMMON)
 def test_what_copies_have_in_common(name):
     shape, body, message = COMMON[name]
@@ -426,6 +427,7 @@ JOINED = {
 }
 
 
+@pytest.mark.tensorflow
 @pytest.mark.parametrize("operator", OPERATORS)
 @pytest.mark.parametrize("body", JOINED)
 def test_operators_that_copy_behind_a_concatenation(operator, body):

@@ -197,7 +197,6 @@ residual_specs = specs.filter(
 )
 
 
-@pytest.mark.core
 @search
 @given(residual_specs, st.integers(2, 3), st.sampled_from([0, 2, 3]))
 def test_stacks_repeated_are_the_model_of_twice_the_depth(spec, depth, encoder):

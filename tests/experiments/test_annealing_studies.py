@@ -28,7 +28,6 @@ TINY = {
     ("model", "setting"),
     [
         ("bert", "annealed over 300 steps, from the top"),
-        ("gpt2", "annealed over 300 steps, from the bottom"),
         ("llama", "block norms"),
     ],
 )

@@ -43,7 +43,6 @@ def outputs(model):
     return output
 
 
-@pytest.mark.core("Bloom")
 @pytest.mark.parametrize("family", OF)
 def test_trees_of_copies_and_distinct_parents(family):
     """The constants of a fused model's parents are those of the parts that it has."""

@@ -100,12 +100,14 @@ small = settings(
 )
 
 
+@pytest.mark.tensorflow
 @small
 @given(units=st.integers(1, 6), features=st.integers(1, 5), factor=st.integers(2, 3))
 def test_dense_of_any_width(units, features, factor):
     run_rule_test(layers.Dense(units), (3, features), factor=factor)
 
 
+@pytest.mark.tensorflow
 # Heads of size 1 are left out: Keras 3.15's einsum on TensorFlow miscomputes attention
 # of four such heads over four positions, with fusion or without.
 @small
@@ -120,6 +122,7 @@ def test_attention_of_any_width(heads, size, output, bias):
     run_rule_test(layer, FEATURES, call=twice)
 
 
+@pytest.mark.tensorflow
 @small
 @given(groups=st.integers(1, 2), repeats=st.integers(1, 3), size=st.integers(2, 4))
 def test_grouped_attention_of_any_width(groups, repeats, size):

@@ -168,6 +168,7 @@ def test_in_fit(operator, optimizer):
     run_operator_test(operator, model, x, y, loss=loss(), optimizer=optimizer)
 
 
+@pytest.mark.compiled
 def test_the_optimizer_goes_on_and_new_tokens_are_learnt():
     model, (x, y) = functional(), data_for("functional", 64)
     model.compile(keras.optimizers.Adam(0.01), loss())

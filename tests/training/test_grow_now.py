@@ -27,6 +27,7 @@ def assert_equal(ours, theirs):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.core("functional", "subclassed")
 @pytest.mark.parametrize("kind", ["functional", "sequential", "subclassed"])
 def test_growing_keeps_the_function_and_training_goes_on(kind):
     model, (x, y) = KINDS[kind](), data_for(kind)
@@ -85,6 +86,7 @@ def test_the_optimizer_of_a_loop_of_ones_own():
     optimizer.apply(ones, model.trainable_variables)
 
 
+@pytest.mark.tensorflow
 def test_it_draws_from_the_global_generator_unless_given_a_seed():
     def grown(**options):
         model = functional()
@@ -119,6 +121,7 @@ def test_the_line_is_printed(capsys):
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.core("bfloat16")
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_rounding_is_called_so_where_the_weights_are_coarse(dtype):
     keras.config.set_dtype_policy(dtype)
@@ -131,6 +134,7 @@ def test_rounding_is_called_so_where_the_weights_are_coarse(dtype):
     assert grow(model, changing, verbose=0).rounding is None
 
 
+@pytest.mark.tensorflow
 def test_a_long_growth_shows_how_far_it_is(capsys, monkeypatch):
     """After some seconds; in a log every ten."""
     model = live_model()
@@ -152,6 +156,7 @@ def test_a_long_growth_shows_how_far_it_is(capsys, monkeypatch):
 # What is refused, and what fails.
 
 
+@pytest.mark.tensorflow
 @pytest.mark.parametrize(
     ("arguments", "options", "pattern"),
     [
@@ -182,6 +187,7 @@ def test_what_cannot_work_is_refused_and_changes_nothing(arguments, options, pat
     fit(model, epochs=1)
 
 
+@pytest.mark.tensorflow
 def test_what_is_no_model_is_refused():
     with pytest.raises(FusionError, match="`model` must be a keras.Model. Received"):
         grow(keras.layers.Dense(3))
@@ -220,6 +226,7 @@ def test_rates_that_move_need_a_schedule():
     assert float(numpy(model.optimizer.learning_rate)) == pytest.approx(0.05)
 
 
+@pytest.mark.tensorflow
 def test_a_backup_tells_of_a_growth_outside_of_fit(tmp_path):
     model = live_model()
     grow(model, 2, verbose=0)

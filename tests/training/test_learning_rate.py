@@ -59,6 +59,7 @@ def test_a_schedule_goes_on():
     assert config["class_name"] == "ExponentialDecay"
 
 
+@pytest.mark.tensorflow
 def test_a_schedule_with_a_factor():
     schedule = keras.optimizers.schedules.ExponentialDecay(0.1, 1, 0.5)
     grow = DeepFusion(at_step=3, learning_rate_factor=0.5, seed=0, verbose=0)
@@ -101,6 +102,7 @@ def test_reset_corrects_the_bias_afresh():
     assert int(numpy(optimizer.iterations)) == 12
 
 
+@pytest.mark.tensorflow
 def test_correction_is_needed():
     """Without it the first updates would be several times too large."""
     ramp = Ramp(start=10000, betas=(0.9, 0.999))
@@ -120,6 +122,7 @@ def test_ramps_of_numbers_and_of_tensors_are_equal(betas):
     assert not ramp.is_over(11) and ramp.is_over(1000)
 
 
+@pytest.mark.tensorflow
 def test_a_factor_that_cannot_be_measured():
     """The model has grown by then, and trains on at its old rate."""
 
@@ -218,6 +221,7 @@ def test_multipliers_keep_the_speed_of_learning(optimizer, kind):
     assert optimizer == "Adafactor" or abs(without - 1) > 0.05, without
 
 
+@pytest.mark.tensorflow
 @pytest.mark.parametrize(
     ("optimizer", "rate", "expected"),
     [("SGD", 1e-3, (1 / 2, 1, 2)), ("Adam", 1e-4, (1, 2, 2))],
@@ -259,6 +263,7 @@ def test_without_multipliers_the_groups_have_these_speeds(optimizer, rate, expec
     np.testing.assert_allclose(trained(grow) / trained(), expected, rtol=0.1)
 
 
+@pytest.mark.tensorflow
 def test_multipliers_go_on_over_growths_and_are_checked():
     x, y = data_for("functional")
     grow = DeepFusion(
