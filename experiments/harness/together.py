@@ -210,9 +210,10 @@ class Machine:
             most = max(LOAD // (size.width * size.layers), LEAST_LANES)
             lanes = min(most, MOST_LANES, counts[size])
             task = tasks[size]
-            new.append(Fleet(task, size, lanes, _text(task)))
-            self.fleets[size] = new[-1]
-        self.compiled |= {f: self.threads.submit(f.compile) for f in new}
+            fleet = self.fleets[size] = Fleet(task, size, lanes, _text(task))
+            # While the next one is built.
+            self.compiled[fleet] = self.threads.submit(fleet.compile)
+            new.append(fleet)
         for fleet in new:  # Until these are there, few trainings take a call for many.
             self.threads.submit(fleet.compile_fewer).add_done_callback(self._failed)
         self._say(f"{len(new)} fleets are built")
