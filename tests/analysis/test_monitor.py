@@ -72,7 +72,6 @@ def test_parents_of_unequal_widths_have_no_symmetry():
     assert after.bracket_norm > 0
 
 
-@pytest.mark.core
 def test_the_monitor_changes_nothing():
     plain = functional()
     x, y = data_for("functional")

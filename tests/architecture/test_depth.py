@@ -22,7 +22,6 @@ import keras_fusion
 from keras_fusion import DeepFusion, fuse
 
 
-@pytest.mark.core("depths1")
 @pytest.mark.parametrize("depths", [(1, 3), (3, 1), (2, 1, 4)])
 def test_unequal_depths_and_widths_give_the_mean(depths):
     parents = [stack(4 * (1 + i), depth, i) for i, depth in enumerate(depths)]

@@ -52,6 +52,7 @@ BY_FEATURE = {
 }
 
 
+@pytest.mark.tensorflow
 @pytest.mark.parametrize("name", BY_FEATURE)
 def test_a_weight_for_each_feature(name):
     shape, body = BY_FEATURE[name]

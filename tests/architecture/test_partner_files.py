@@ -98,6 +98,7 @@ def test_more_layers_than_the_weights(path):
     refused(path, "and holds values of")
 
 
+@pytest.mark.tensorflow
 @pytest.mark.parametrize("part", ["config", "weights"])
 def test_a_bomb(part, path):
     """A gigabyte of blanks, in a megabyte."""

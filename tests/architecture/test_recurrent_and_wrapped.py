@@ -65,7 +65,7 @@ GROWING = {
 
 
 # On JAX each of them is compiled many times.
-@pytest.mark.core("gru", "bidirectional", "separable")
+@pytest.mark.core("gru", "separable")
 @pytest.mark.parametrize("name", GROWING)
 def test_copies_and_distinct_parents(name):
     assert_copies_fuse(*GROWING[name])

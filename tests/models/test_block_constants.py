@@ -99,7 +99,6 @@ def test_generation_with_a_cache(family):
         assert relative_change(logits(model), logits(grown)) < 1e-5
 
 
-@pytest.mark.core("Falcon")
 @pytest.mark.parametrize("family", ["Falcon", "XLNet"])
 def test_grown_in_fit_and_annealed_to_the_stock_layers(family):
     model, wide = build(family), build(family, 2)

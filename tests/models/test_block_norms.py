@@ -21,7 +21,6 @@ from keras_fusion.layers import BlockLayerNormalization, BlockRMSNormalization
 
 @pytest.mark.core(
     "encoder-pre-LayerNormalization",
-    "decoder-pre-RMSNormalization",
     "encoder_decoder-post-LayerNormalization",
 )
 @pytest.mark.parametrize("norm", ["LayerNormalization", "RMSNormalization"])

@@ -60,6 +60,7 @@ def test_rule_with_three_copies(key):
     run_rule_test(make(), shape, factor=3, **options)
 
 
+@pytest.mark.core("bert")
 @pytest.mark.parametrize("name", sorted(BUILDERS))
 def test_rules_of_model_parts(name):
     model = perturbed(BUILDERS[name]())

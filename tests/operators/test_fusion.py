@@ -47,7 +47,7 @@ def test_self_fusion_keeps_the_function(kind):
     assert fused.count_params() > 1.5 * model.count_params()
 
 
-@pytest.mark.core
+@pytest.mark.core("widths1")
 @pytest.mark.parametrize("widths", [(32, 32), (32, 48), (16, 32, 24)])
 def test_distinct_parents_without_norms_give_their_mean(widths):
     parents = [norm_free(width, seed) for seed, width in enumerate(widths)]

@@ -116,7 +116,6 @@ def test_the_last_step_of_the_annealing_changes_nothing():
     np.testing.assert_allclose(fused.predict(x, verbose=0), seen.outputs, atol=1e-5)
 
 
-@pytest.mark.core("half")
 @pytest.mark.parametrize("phase", ["block", "half", "stock"])
 def test_a_saved_run_goes_on(phase, tmp_path):
     partner, x = encoder(12, 1), data_for("functional", 48)[0]

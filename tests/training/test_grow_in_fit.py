@@ -52,7 +52,7 @@ def fit(
 IN_FIT = [*((kind, "paired") for kind in KINDS), ("functional", "zeros")]
 
 
-@pytest.mark.core("functional-zeros", "subclassed-paired", "t5-paired", "gpt2-paired")
+@pytest.mark.core("functional-zeros", "subclassed-paired", "t5-paired")
 @pytest.mark.parametrize(("kind", "mode"), IN_FIT)
 def test_models_grow_in_mid_epoch(kind, mode):
     x, y = data_for(kind, 48)
@@ -174,7 +174,7 @@ def test_an_unbuilt_subclass_grows_once_it_is_built():
 DROPOUT = 0.0 if keras.config.backend() == "torch" else 0.2
 
 
-@pytest.mark.core
+@pytest.mark.core("carry")
 @pytest.mark.parametrize("optimizer_state", ["reset", "carry"])
 def test_growth_in_fit_equals_growth_offline(optimizer_state):
     """Grown in `fit` at step s, or by `fuse` between two fits: the same losses."""

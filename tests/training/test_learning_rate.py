@@ -187,7 +187,7 @@ RATES = {"SGD": 1e-3, "Adam": 1e-4, "Adafactor": 1e-3}
 SMALL = [("SGD", norm_free), ("Adam", functional), ("Adafactor", functional)]
 
 
-@pytest.mark.core("Adam-functional")
+@pytest.mark.tensorflow
 @pytest.mark.parametrize(
     ("optimizer", "kind"), [*SMALL, ("Adafactor", t5), ("Adam", t5_untied)]
 )

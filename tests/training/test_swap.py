@@ -101,6 +101,7 @@ def run(*callbacks):
     return history.history, values(model)
 
 
+@pytest.mark.core("filling", "swapping")
 @pytest.mark.parametrize("place", ["building", "filling", "optimizer", "swapping"])
 def test_failure_changes_nothing(place):
     expected_history, expected_values = run()
