@@ -204,13 +204,13 @@ def test_builtin_task_is_learnt_far_beyond_the_majority():
         model,
         task,
         vocabulary,
-        steps=500,
+        steps=350,
         batch_size=32,
         input_length=32,
         target_length=6,
         learning_rate=0.03,
     )
     (majority,) = result.majority["validation"].values()
-    # The standard error of an accuracy of 0.7 is 0.04.
+    # The standard error of an accuracy of 0.6 is 0.04.
     assert result.metrics["validation"]["accuracy"] > majority + 0.25
     assert result.training_loss < result.history[0].training_loss / 2
