@@ -35,9 +35,9 @@ def pytest_collection_modifyitems(config, items):
         kept, others = [], []
         for item in items:
             ids = _core_ids(item)
-            everywhere = not ids or item.callspec.id in ids
-            everywhere &= item.get_closest_marker("tensorflow") is None
-            (kept if everywhere else others).append(item)
+            alone = item.get_closest_marker("tensorflow") is not None
+            alone = alone or (ids and item.callspec.id not in ids)
+            (others if alone else kept).append(item)
         config.hook.pytest_deselected(items=others)
         items[:] = kept
     # A long file that comes last leaves the other workers idle.

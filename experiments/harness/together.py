@@ -205,7 +205,7 @@ class Machine:
                 work[node.size] += steps * node.size.width * node.size.layers
                 tasks[node.size] = node.arguments["task"]
         new = []
-        # Programs are traced one after the other: first those that have the most to do.
+        # What has the most to do is built and compiled first.
         for size in sorted(counts.keys() - self.fleets.keys(), key=lambda s: -work[s]):
             most = max(LOAD // (size.width * size.layers), LEAST_LANES)
             lanes = min(most, MOST_LANES, counts[size])

@@ -37,6 +37,9 @@ def test_predictions_equal_the_grown_model(family):
     assert not model.optimizer.built
     assert seen.refused is None
     before = size(model)
+    # SigLIP's loss calls the model once more, which a preview does not know.
+    if family != "SigLIP":
+        assert seen.flops[0] == step_flops(model, inputs)
     keras_fusion.grow(model, 2, probe=inputs, verbose=0)
     after = size(model)
     assert seen.exact

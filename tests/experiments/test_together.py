@@ -38,7 +38,7 @@ def test_runs_end_as_they_do_alone(tmp_path):
             assert mine["spent"] == theirs["spent"]
             # Rounding differs, and Adam divides by small moments: 1e-4 was seen. Alone,
             # an annealed model grows after one more step, of rate 0.
-            tolerance = 5e-3 if "annealed" in setting else 1e-3
+            tolerance = 5e-3 if "annealed" in setting else 5e-4
             np.testing.assert_allclose(mine["loss"], theirs["loss"], rtol=tolerance)
 
 
