@@ -66,8 +66,8 @@ CARD = Scale(
     _model(row_length=128, batch_size=128, warmup_steps=100),
     1024,
 )
-# What growing itself costs, meant for three minutes: losses after a quarter token a parameter
-# say nothing of what it saves.
+# What growing itself costs, meant for three minutes: losses after a quarter token a
+# parameter say nothing of what it saves.
 SHORT = Scale(
     (Pair(Size(256, 12), Size(512, 12), 0.25, (0.002,), 0.002),), CARD.model, 256
 )

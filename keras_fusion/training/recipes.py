@@ -136,7 +136,8 @@ def parent_exists(
     >>> str(grow.operator)
     'new features x1.5'
     """
-    return [_at_half_the_rate(NewFeatures(factor), after, options)]
+    options = {"learning_rate_factor": 0.5} | options
+    return [GrowModel(NewFeatures(factor), AfterSteps(after), **options)]
 
 
 def shallow_parent_exists(
@@ -162,7 +163,8 @@ def shallow_parent_exists(
     >>> str(grow.operator)
     'depth stacked x2'
     """
-    return [_at_half_the_rate(DepthStacking(factor), after, options)]
+    options = {"learning_rate_factor": 0.5} | options
+    return [GrowModel(DepthStacking(factor), AfterSteps(after), **options)]
 
 
 def from_scratch(
@@ -194,13 +196,9 @@ def from_scratch(
     """
     require(is_integer(steps, 10), "steps", steps, "an integer of at least 10")
     wider = GrowModel(NewFeatures(width), AfterSteps(round(0.3 * steps)), **options)
-    blocks = DepthStacking(depth, new_blocks="random")
-    return [wider, _at_half_the_rate(blocks, round(0.6 * steps), options)]
-
-
-def _at_half_the_rate(operator: Any, after: int, options: dict) -> GrowModel:
     options = {"learning_rate_factor": 0.5} | options
-    return GrowModel(operator, AfterSteps(after), **options)
+    blocks = DepthStacking(depth, new_blocks="random")
+    return [wider, GrowModel(blocks, AfterSteps(round(0.6 * steps)), **options)]
 
 
 def few_data(
