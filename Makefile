@@ -51,8 +51,14 @@ format: $(VENV)/.test-installed  ## Mend style and formatting where ruff can.
 test-tensorflow: $(VENV)/.test-installed  ## Run the whole suite on TensorFlow.
 	KERAS_BACKEND=tensorflow $(BIN)/python -m pytest $(PYTEST_ARGS)
 
-# Compiling takes most of JAX's time, for models that run a few steps.
+# Compiling takes most of JAX's time, for models that run a few steps. The workers, and the
+# processes that tests start, share what one of them has compiled. A process that a test
+# killed may have left half a file, so every run begins with an empty cache.
+JAX_CACHE := $(CURDIR)/$(VENV)/jax_cache
+test-jax: export JAX_COMPILATION_CACHE_DIR := $(JAX_CACHE)
+test-jax: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS := 0
 test-jax: $(VENV)/.test-installed  ## Run the core suite on JAX.
+	rm -rf $(JAX_CACHE)
 	KERAS_BACKEND=jax JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(BIN)/python -m pytest $(PYTEST_ARGS) -m core
 
 # Two workers with two threads each would wait for one another: 107 seconds instead of 30.

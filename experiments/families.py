@@ -140,20 +140,28 @@ def two_towers(family: str, seed: int = 0) -> keras.Model:
     return cls(**encoders, **({} if family == "SigLIP" else {"projection_dim": 16}))
 
 
-def models(family: str, scale: int = 1, seed: int = 0) -> dict[str, keras.Model]:
-    """The backbone under a readout of Keras, and the family's tasks."""
+def names(family: str) -> list[str]:
+    """The backbone, and the family's tasks."""
+    tasks = [] if family in PAIRS else TASKS
+    known = [name for name in tasks if hasattr(keras_hub.models, f"{family}{name}")]
+    return ["backbone", *known]
+
+
+def model(family: str, name: str, scale: int = 1, seed: int = 0) -> keras.Model:
+    """The backbone under a readout of Keras, or one of the family's tasks."""
     if family in PAIRS:
-        return {"backbone": two_towers(family, seed)}
-    built = {"backbone": with_readout(backbone(family, scale, seed))}
-    for name in TASKS:
-        cls = getattr(keras_hub.models, f"{family}{name}", None)
-        if cls is None:
-            continue
-        options = {"num_classes": 3} if "Classifier" in name else {}
-        built[name] = cls(
-            backbone=backbone(family, scale, seed), preprocessor=None, **options
-        )
-    return built
+        return two_towers(family, seed)
+    inner = backbone(family, scale, seed)
+    if name == "backbone":
+        return with_readout(inner)
+    options = {"num_classes": 3} if "Classifier" in name else {}
+    cls = getattr(keras_hub.models, f"{family}{name}")
+    return cls(backbone=inner, preprocessor=None, **options)
+
+
+def models(family: str, scale: int = 1, seed: int = 0) -> dict[str, keras.Model]:
+    """All models of a family by their names."""
+    return {name: model(family, name, scale, seed) for name in names(family)}
 
 
 def with_readout(inner: keras.Model) -> keras.Model:

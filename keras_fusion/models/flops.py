@@ -149,7 +149,9 @@ def _in_tensorflow(
         [tf.TensorSpec(v.shape, v.dtype) for v in group]
         for group in (model.trainable_variables, model.non_trainable_variables)
     ]
-    graph = tf.function(step).get_concrete_function(*variables, *specs).graph
+    # Keras does not convert the steps of `fit` either.
+    traced = tf.function(step, autograph=False)
+    graph = traced.get_concrete_function(*variables, *specs).graph
     return sum(map(_tensorflow_flops, _needed(graph)))
 
 

@@ -8,6 +8,7 @@ another order.
 
 import ast
 import dataclasses
+import functools
 import hashlib
 import sysconfig
 import warnings
@@ -40,8 +41,11 @@ class Corpus:
     validation: tuple[str, ...]
 
 
+@functools.cache
 def standard_library(validation_fraction: float = 0.05) -> Corpus:
     """Collects the documentation strings of the running Python's standard library.
+
+    The 700 files are parsed once per process, which takes some seconds.
 
     Args:
         validation_fraction: float. About this share of the documents is held out.

@@ -27,7 +27,7 @@ def step_flops(model, inputs):
 @pytest.mark.slow
 @pytest.mark.parametrize("family", families.ALL)
 def test_predictions_equal_the_grown_model(family):
-    model = families.models(family)["backbone"]
+    model = families.model(family, "backbone")
     model.compile(keras.optimizers.Adam(1e-3), "mse")
     inputs = samples.accepted(model)
     weights = [v.value.numpy() for v in model.weights]

@@ -86,7 +86,7 @@ def test_a_preset_has_them_and_other_files_say_what_they_need(tmp_path):
 @pytest.mark.core("Bloom")
 @pytest.mark.parametrize("family", ["Bloom", "Falcon"])
 def test_generation_with_a_cache(family):
-    model = perturbed(families.models(family)["CausalLM"])
+    model = perturbed(families.model(family, "CausalLM"))
     deep = keras_fusion.DepthStacking(factor=2, identity=True)
     fused = fuse(model, factor=2, seed=0)
     ids = keras.ops.convert_to_tensor(IDS)

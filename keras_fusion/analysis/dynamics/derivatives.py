@@ -167,7 +167,7 @@ def _in_float32(model: keras.Model) -> Iterator[None]:
 def _tensorflow(loss_of: Callable[..., Any], directions: Directions) -> Callable:
     import tensorflow as tf
 
-    @tf.function(reduce_retracing=True)
+    @tf.function(reduce_retracing=True, autograph=False)
     def run(
         values: Sequence, others: Sequence, x: Any, y: Any, sample_weight: Any
     ) -> tuple:
