@@ -6,15 +6,15 @@ from keras_fusion.graft.norms import shapes_with_stock_norms, stock_norms
 from keras_fusion.graft.optimizer import (
     check_optimizers,
     grown_optimizer,
+    is_divided,
     leaves,
     optimizer_of,
-    options,
     raw_iterations,
     read_state,
-    schedule_of,
     steps,
 )
 from keras_fusion.graft.sizes import bytes_of, device_bytes, optimizer_bytes
+from keras_fusion.graft.twins import options, schedule_of
 
 __all__ = [
     "bytes_of",
@@ -23,6 +23,7 @@ __all__ = [
     "device_bytes",
     "grafted",
     "grown_optimizer",
+    "is_divided",
     "leaves",
     "optimizer_bytes",
     "optimizer_of",

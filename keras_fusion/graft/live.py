@@ -14,53 +14,14 @@ import keras
 import numpy as np
 
 from keras_fusion.errors import GrowthError
-from keras_fusion.graft import metrics
+from keras_fusion.graft import metrics, own_state
 from keras_fusion.graft import optimizer as optimizers
 from keras_fusion.models import private
-from keras_fusion.models.private import attachments, deferral
+from keras_fusion.models.private import attachments
 from keras_fusion.models.private.attributes import instance_attributes
 
 Weights = list[np.ndarray]
 Adapter = Callable[[Weights], Weights]
-
-# Attributes that belong to the training run and not to the network.
-_RUN_STATE = {
-    "_called",
-    "_compile_config",
-    "_compile_loss",
-    "_compile_metrics",
-    "_compiled_trainable_state",
-    "_compute_loss_has_training_arg",
-    "_distribute_reduction_method",
-    "_distribute_strategy",
-    "_epoch_iterator",
-    "_eval_epoch_iterator",
-    "_inbound_nodes",
-    "_initial_epoch",
-    "_jax_state",
-    "_jax_state_synced",
-    "_jit_compile",
-    "_loss_tracker",
-    "_outbound_nodes",
-    "_parent_path",
-    "_run_eagerly",
-    "build",
-    "compiled",
-    "history",
-    "loss",
-    "name",
-    "optimizer",
-    "quantize",
-    "sampler",
-    "set_weights",
-    "steps_per_execution",
-    "stop_training",
-    "test_function",
-    "predict_function",
-    "train_function",
-    "unrolled_steps_per_execution",
-}
-_PLAIN = (bool, int, float, str, bytes, type(None))
 
 
 @contextlib.contextmanager
@@ -183,41 +144,12 @@ def _restore(owner: Any, state: dict[str, Any]) -> None:
 
 def _take_over_model(live: keras.Model, fused: keras.Model) -> None:
     own = instance_attributes(live)
-    initial = _initial_attributes(live)
+    kept = {attachments.NAME, *own_state.names_of_run(live, fused)}
     # The tracker's list of metrics is the new model's; the metrics are the run's.
     instance_attributes(fused)["_metrics"][:] = own["_metrics"]
     for name, value in instance_attributes(fused).items():
-        current = own.get(name)
-        if name == attachments.NAME:
-            continue  # The live model's belongs to the run.
-        if name in own and (name in _RUN_STATE or isinstance(current, keras.Metric)):
-            continue
-        if name in initial and _changed(initial[name], current):
-            continue
-        own[name] = value
-
-
-def _initial_attributes(live: keras.Model) -> dict[str, Any]:
-    """The attributes of a new model with the same config.
-
-    A plain attribute that has changed since (a counter) belongs to the run and is
-    kept; one that has not (a scale computed from the width) belongs to the network.
-    """
-    if getattr(live, "outputs", None):
-        return {}  # The graph has it all, and building a twin would cost memory.
-    try:
-        with deferral.without_values():
-            return instance_attributes(type(live).from_config(live.get_config()))
-    except Exception:
-        return {}  # Without a config the fused model's attributes are taken.
-
-
-def _changed(initial: object, current: object) -> bool:
-    return (
-        isinstance(initial, _PLAIN)
-        and isinstance(current, _PLAIN)
-        and initial != current
-    )
+        if name not in kept:
+            own[name] = value
 
 
 def accept_old_weights(

@@ -11,7 +11,7 @@ import keras
 
 from keras_fusion.errors import FusionError
 from keras_fusion.graft import multipliers as rates
-from keras_fusion.graft import second_optimizers
+from keras_fusion.graft import second_optimizers, twins
 from keras_fusion.graft.growth import Growth, Stages
 from keras_fusion.models import host
 from keras_fusion.models.private import deferral
@@ -36,6 +36,11 @@ def _wraps(optimizer: Optimizer) -> bool:
     return hasattr(optimizer, "inner_optimizer") or hasattr(
         optimizer, "_inner_optimizers"
     )
+
+
+def is_divided(optimizer: Optimizer | None) -> bool:
+    """Whether an optimizer leaves its variables to others (MultiOptimizer)."""
+    return hasattr(optimizer, "_inner_optimizers")
 
 
 def optimizer_of(model: keras.Model) -> Optimizer | None:
@@ -63,12 +68,6 @@ def raw_iterations(optimizer: Optimizer) -> int:
 def steps(optimizer: Optimizer) -> int:
     """Updates that the optimizer has done, without those that a loss scale skipped."""
     return raw_iterations(optimizer) // (optimizer.gradient_accumulation_steps or 1)
-
-
-def schedule_of(optimizer: Optimizer) -> Any:
-    """The optimizer's learning-rate schedule, or `None` if its rate is a variable."""
-    rate = optimizer._learning_rate
-    return None if isinstance(rate, keras.Variable) else rate
 
 
 def _trainables(optimizer: Optimizer) -> list[keras.Variable]:
@@ -121,9 +120,11 @@ def check_optimizers(parents: Sequence[keras.Model], optimizer_state: str) -> No
     """
     live = parents[0]
     second_optimizers.check(live)
+    kinds = leaves(optimizer_of(live))
+    for kind in kinds:
+        twins.twin(kind, {})  # Raises if that is not possible.
     if optimizer_state == "reset":
         return
-    kinds = leaves(optimizer_of(live))
     for kind in kinds:
         _check_slots(kind)
     if not kinds:
@@ -251,7 +252,7 @@ def _unbuilt(
     live: Optimizer, pairs: Pairs, added: Sequence[Mapping[int, float] | None]
 ) -> Optimizer:
     """A new optimizer with the options and multipliers of the live one."""
-    fresh = _twin(live, {id(target): source for source, target in pairs})
+    fresh = twins.twin(live, {id(target): source for source, target in pairs})
     for old, new in zip(family(live), family(fresh), strict=True):
         _keep_exclusions(old, new, pairs)
     for old, new, own in zip(leaves(live), leaves(fresh), added, strict=True):
@@ -305,62 +306,6 @@ def _leaves_of(model: keras.Model, count: int) -> Sequence[Optimizer | None]:
     return found if len(found) == count else [None] * count
 
 
-def options(optimizer: Any) -> dict[str, Any]:
-    """An optimizer's config without its learning rate, whose schedule may have none."""
-    schedule = schedule_of(optimizer)
-    own = instance_attributes(optimizer)
-    if schedule is not None:
-        own["_learning_rate"] = 0.0
-    try:
-        config = dict(optimizer.get_config())
-    finally:
-        if schedule is not None:
-            own["_learning_rate"] = schedule
-    config.pop("learning_rate", None)
-    return config
-
-
-def _twin(optimizer: Any, sources: Mapping[int, keras.Variable]) -> Any:
-    """A new optimizer with the options of another one, not built.
-
-    Args:
-        optimizer: the other one.
-        sources: the old variable by the id of the new one.
-    """
-    cls = type(optimizer)
-    if hasattr(optimizer, "inner_optimizer"):
-        inner = _twin(optimizer.inner_optimizer, sources)
-        return cls(
-            inner,
-            initial_scale=optimizer.initial_scale,
-            dynamic_growth_steps=optimizer.dynamic_growth_steps,
-            name=optimizer.name,
-        )
-    if hasattr(optimizer, "_inner_optimizers"):
-        # Chosen by the old variable, since the user's function may use any of its traits.
-        twins = [_twin(o, sources) for o in optimizer._inner_optimizers]
-        places = optimizer._var_to_optimizer_idx
-        chosen = {
-            target: twins[places[key]]
-            for target, source in sources.items()
-            if (key := optimizer._var_key(source)) in places
-        }
-        twin = cls(
-            lambda variable: chosen[id(variable)],
-            loss_scale_factor=optimizer.loss_scale_factor,
-            name=optimizer.name,
-        )
-        twin._inner_optimizers.extend(twins)
-        return twin
-    schedule = schedule_of(optimizer)
-    if schedule is None:
-        return cls.from_config(optimizer.get_config())
-    # The schedule object itself is kept, so that it does not need a config.
-    twin = cls.from_config(options(optimizer) | {"learning_rate": 0.0})
-    twin.learning_rate = schedule
-    return twin
-
-
 def _keep_exclusions(old: Any, new: Any, pairs: Iterable[tuple[Any, Any]]) -> None:
     """Excludes the same variables from weight decay as before."""
     if not hasattr(old, "_exclude_from_weight_decay"):
@@ -379,10 +324,10 @@ def _keep_exclusions(old: Any, new: Any, pairs: Iterable[tuple[Any, Any]]) -> No
 def take_over(live: Optimizer, fresh: Optimizer) -> None:
     """Gives an optimizer object, and those that it wraps, the state of a new one."""
     kept = ("inner_optimizer", "_inner_optimizers", "_optimizer_map")
-    own = {
-        name: value for name, value in instance_attributes(live).items() if name in kept
-    }
-    for mine, new in zip(family(live)[1:], family(fresh)[1:], strict=True):
+    for mine, new in zip(family(live), family(fresh), strict=True):
+        names = {*kept, *twins.names_of_run(mine, new)} & instance_attributes(
+            mine
+        ).keys()
+        own = {name: instance_attributes(mine)[name] for name in names}
         instance_attributes(mine).update(instance_attributes(new))
-    instance_attributes(live).update(instance_attributes(fresh))
-    instance_attributes(live).update(own)
+        instance_attributes(mine).update(own)

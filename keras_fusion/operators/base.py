@@ -118,6 +118,13 @@ class GrowthOperator:
         """The models whose state goes into the grown one, the live model first."""
         return [model]
 
+    def check_built(self, model: keras.Model) -> None:
+        """Checks what only the first batch of `fit` builds; by default nothing.
+
+        Raises:
+            FusionError: for a model that cannot grow in this way.
+        """
+
     def notes(self, model: keras.Model) -> list[str]:
         """What `preview` tells of a growth, besides what it sees; by default nothing."""
         return []

@@ -63,6 +63,11 @@ class Chain(GrowthOperator):
         """The models that go into the first growth."""
         return self.operators[0].parents(model)
 
+    def check_built(self, model: keras.Model) -> None:
+        """What each of the operators checks."""
+        for operator in self.operators:
+            getattr(operator, "check_built", lambda model: None)(model)
+
     def plan(self, model: keras.Model, seed: int | None = None) -> Plans:
         """Lays out the growths of a model; changes nothing.
 

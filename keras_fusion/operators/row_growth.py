@@ -74,6 +74,11 @@ class RowGrowth(GrowthOperator):
         like = None if self._like is None else tuple(map(tuple, self._like))
         return dataclasses.replace(plan, filler=RowsFiller(pieces=like, rows=rows))
 
+    def check_built(self, model: keras.Model) -> None:
+        """Refuses metrics that count by class, which the first batch has built."""
+        with probes.given(self.probe):
+            _check_metrics(model, self._holders(model)[0].size)
+
     def _holders(self, model: keras.Model) -> list[Holder]:
         raise NotImplementedError
 
@@ -165,12 +170,23 @@ def _check_metrics(model: keras.Model, size: int) -> None:
     """Refuses metrics that count by class, whose state would not fit any more."""
     held = (m for x in model.metrics for m in getattr(x, "metrics", [x]))
     for metric in held:
+        if _counts_thresholds(metric, size):
+            continue
         if any(size in tuple(v.shape) for v in metric.variables):
             raise FusionError(
                 f"The metric {metric.name!r} of {model.name!r} has a state for {size} "
                 "classes or tokens, which cannot grow. Compile the model without it, and "
                 "with a larger one after the growth."
             )
+
+
+def _counts_thresholds(metric: keras.Metric, size: int) -> bool:
+    """Whether a metric has so many thresholds, and no state by class."""
+    config = metric.get_config()
+    listed = config.get("thresholds")
+    count = len(listed) if isinstance(listed, (list, tuple)) else None
+    is_that = size in (config.get("num_thresholds"), count)
+    return is_that and not config.get("multi_label", False)
 
 
 def _laid_out(model: keras.Model, found: Sequence[Holder], new: int, seed: int) -> Plan:

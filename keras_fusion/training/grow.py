@@ -165,6 +165,7 @@ def _trained_by(model: keras.Model, optimizer: Any) -> Iterator[None]:
 
 def _check(model: keras.Model, chosen: live_growth.Options) -> None:
     """Checks what concerns the optimizer before anything is built."""
+    swap.build_multi_optimizer(model)
     swap.check_optimizers(model, chosen.operator, chosen.optimizer_state)
     live_growth.check_rates(model, chosen)
     constant = dataclasses.replace(chosen, learning_rate_factor=1.0)

@@ -136,7 +136,7 @@ class GrowModel(keras.callbacks.Callback):
         self.blocks: Blocks | None = None
         self.watchers: list[Any] = []
         self._growths = Growths(self, self._change_if_due)
-        self._checked = self._begun = False
+        self._checked = self._begun = self._stepped = False
         # Where the schedule stood in a run that has not come to its end.
         self._looked: Moment | None = None
         self._epochs = EpochCount()
@@ -194,7 +194,7 @@ class GrowModel(keras.callbacks.Callback):
             warn_of_keras_backup()
         if not self._epochs.continues(self.model):
             self.schedule.reset()
-        self._checked = self._begun = False
+        self._checked = self._begun = self._stepped = False
         ramps.put_back(self.model)  # The last run may have stopped within a batch.
         if self.model.built and self.model.weights and self._may_grow:
             self._check_model()
@@ -283,6 +283,9 @@ class GrowModel(keras.callbacks.Callback):
     def _maybe_grow(self, logs: dict | None) -> None:
         if not self._checked and self._may_grow:
             self._check_model()  # A model that was built only by its first batch.
+        if not self._stepped and self._may_grow:
+            self._growths.check_built()
+        self._stepped = True
         moment = self._moment(logs)
         try:
             due = self.schedule.should_grow(moment)

@@ -94,7 +94,18 @@ class Growths(journal.Author):
                 f"Model {model.name!r} has no optimizer to grow. Compile it with one "
                 "before fit()."
             )
+        swap.build_multi_optimizer(model)
         live_growth.check(model, live_growth.Options.of(grow), self._next_seed())
+
+    def check_built(self) -> None:
+        """Checks what only the first batch builds.
+
+        Raises:
+            FusionError: naming what cannot work.
+        """
+        look = getattr(self.callback.operator, "check_built", None)
+        if look is not None:
+            look(self.callback.model)
 
     # A growth.
 
@@ -191,6 +202,7 @@ class Growths(journal.Author):
     def script(self) -> dict:
         """The part of the script that a resumed run must share, as plain data."""
         grow, optimizer = self.callback, self.callback.model.optimizer
+        swap.build_multi_optimizer(self.callback.model)
         optimizers = graft.leaves(optimizer) if optimizer else []
         return plain(
             {

@@ -181,7 +181,8 @@ class RateFollower:
 
     The variable holds the moved rate only while a batch is trained on. Between batches
     it holds the rate without ramps: that is what other callbacks read, log, save or
-    change (`ReduceLROnPlateau`), and what is left if training ends during a ramp.
+    change (`ReduceLROnPlateau`), and what is left if training ends between two batches.
+    After an exception within a batch the next `fit` with the callback sets it back.
     """
 
     def __init__(self):

@@ -167,14 +167,14 @@ def preview(
 def previewed(model: keras.Model, options: live_growth.Options) -> Preview:
     """The preview of a growth with some options."""
     counted, notes = _counted(model, options.probe)
-    size = graft.bytes_of(model.weights) + graft.optimizer_bytes(model, [])[0]
+    size, on_device = _bytes(model)
     before = Preview(
         operator=f"{options.operator} of {model.name!r}",
         layers=tuple(_untouched(model)),
         params=(model.count_params(), None),
         flops=None if counted is None else (counted, None),
         bytes=(size, None),
-        device_bytes=(graft.device_bytes(model)[0], None, None),
+        device_bytes=(on_device, None, None),
         exact=False,
         notes=(),
     )
@@ -196,6 +196,15 @@ def previewed(model: keras.Model, options: live_growth.Options) -> Preview:
             return _after(before, planned, options.probe, notes)
     except FusionError as error:
         return dataclasses.replace(before, refused=str(error), notes=tuple(notes))
+
+
+def _bytes(model: keras.Model) -> tuple[int, int]:
+    """The bytes of weights and optimizer state, and those on each device."""
+    own = graft.bytes_of(model.weights)
+    try:
+        return own + graft.optimizer_bytes(model, [])[0], graft.device_bytes(model)[0]
+    except FusionError:  # An optimizer that has no twin: told as the refusal.
+        return own, graft.bytes_of(model.weights, per_device=True)
 
 
 def _after(before: Preview, planned: Any, inputs: Any, notes: list[str]) -> Preview:

@@ -8,6 +8,7 @@ import keras
 
 from keras_fusion.errors import FusionError, is_integer, is_number, require
 from keras_fusion.models.names import helpful
+from keras_fusion.training.monitored import monitored
 from keras_fusion.training.options import positive_integers
 
 
@@ -34,24 +35,6 @@ class Moment:
     epoch: int
     growths: int
     logs: dict | None = None
-
-
-def monitored(logs: dict, monitor: str) -> float:
-    """The value of an epoch that a schedule watches.
-
-    Args:
-        logs: dict of metrics at the end of the epoch.
-        monitor: string. The name of one of them.
-
-    Raises:
-        FusionError: if there is none of that name.
-    """
-    if monitor not in logs:
-        raise FusionError(
-            f"`monitor={monitor!r}` is not among the epoch's values {sorted(logs)}. Name "
-            "one of them (val_... needs validation_data)."
-        )
-    return logs[monitor]
 
 
 class GrowthSchedule:
@@ -374,6 +357,8 @@ class OnPlateau(GrowthSchedule):
         if moment.logs is None or self.is_done(moment.growths):
             return False
         value = monitored(moment.logs, self.monitor)
+        if value is None:
+            return False
         value *= 1 if self.mode == "min" else -1
         if value < self._best - self.min_delta:
             self._best, self._waited = value, 0

@@ -214,6 +214,17 @@ def build_optimizer(model: keras.Model) -> None:
         model.optimizer.build(model.trainable_variables)
 
 
+def build_multi_optimizer(model: keras.Model) -> None:
+    """Builds an unbuilt `MultiOptimizer`, which knows only then which optimizers it has.
+
+    Other optimizers are left to be built by their first step.
+    """
+    optimizer = graft.optimizer_of(model)
+    if graft.is_divided(optimizer) and model.built and model.weights:
+        with private.scope(model):
+            build_optimizer(model)
+
+
 def prepare_again(
     model: keras.Model, operator: Any, seed: int, multipliers: bool, inputs: Any = None
 ) -> Prepared:

@@ -15,7 +15,8 @@ import keras
 import numpy as np
 
 from keras_fusion.errors import FusionError
-from keras_fusion.training.schedules import GrowthSchedule, Moment, monitored
+from keras_fusion.training.monitored import monitored
+from keras_fusion.training.schedules import GrowthSchedule, Moment
 
 # Kaplan et al., Scaling Laws for Neural Language Models, 2020: the loss after unlimited
 # training falls with the number of parameters to this power, and the rest of the loss is
@@ -311,6 +312,8 @@ class WhenItPays(GrowthSchedule):
         if moment.logs is None or self.is_done(moment.growths):
             return False
         loss = monitored(moment.logs, self.monitor)
+        if loss is None:
+            return False
         self._points.append((moment.step, loss))
         if len(self._points) < self.min_epochs:
             return False

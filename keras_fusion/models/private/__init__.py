@@ -16,7 +16,7 @@ from keras_fusion.models.private.exchange import (
     track_again,
     use_class,
 )
-from keras_fusion.models.private.fit_data import fit_data
+from keras_fusion.models.private.fit_data import fit_data, fit_validates
 from keras_fusion.models.private.loading import (
     before_loading,
     find_under_old_name,
@@ -49,6 +49,7 @@ __all__ = [
     "compile_again",
     "find_under_old_name",
     "fit_data",
+    "fit_validates",
     "forget_compiled_by_others",
     "forget",
     "give_values",

@@ -11,11 +11,22 @@ def fit_data() -> dict[str, int | None]:
         Dict of `batch_size`, `batches` and `examples`; `None` for what the data does not
         tell.
     """
+    values = _locals_of_fit()
+    return _sizes(values["epoch_iterator"].data_adapter) if values else {}
+
+
+def fit_validates() -> bool:
+    """Whether the innermost `fit()` that calls this has data to validate on."""
+    return _locals_of_fit().get("validation_data") is not None
+
+
+def _locals_of_fit() -> dict[str, Any]:
+    """The local variables of the innermost `fit()`; none outside of one."""
     frame = sys._getframe()
     while frame is not None:
         iterator: Any = frame.f_locals.get("epoch_iterator")
         if frame.f_code.co_name == "fit" and hasattr(iterator, "data_adapter"):
-            return _sizes(iterator.data_adapter)
+            return frame.f_locals
         frame = frame.f_back
     return {}
 
