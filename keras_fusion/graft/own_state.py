@@ -55,7 +55,8 @@ _RUN_STATE = {
     "train_function",
     "unrolled_steps_per_execution",
 }
-_DEEPEST = 6
+# How far and how long a value is searched, which may be a data set.
+_DEEPEST, _MOST = 6, 10_000
 # Their classes keep nothing for a run but what is named above.
 _LIBRARIES = ("keras", "keras_hub")
 
@@ -113,7 +114,14 @@ def _made_of_widths(live: keras.Model, names: set[str]) -> set[str]:
     except Exception:
         return names  # Without a config nobody knows what was changed.
     own = instance_attributes(live)
-    return {name for name in names if name in made and equal(made[name], own[name])}
+    return {
+        name
+        for name in names
+        if name in made
+        and equal(made[name], own[name])
+        # A function that asks the model for its width, and not the bigger one.
+        and not any(part is live for part in held(own[name]))
+    }
 
 
 def _is_metric(value: Any) -> bool:
@@ -128,7 +136,7 @@ def _is_of_network(value: Any, models: tuple) -> bool:
 def held(value: Any, depth: int = 0, seen: set[int] | None = None) -> Iterator[Any]:
     """Yields a value and all that it holds, in containers, objects and functions."""
     seen = set() if seen is None else seen
-    if id(value) in seen or depth > _DEEPEST:
+    if id(value) in seen or depth > _DEEPEST or len(seen) > _MOST:
         return
     seen.add(id(value))
     yield value

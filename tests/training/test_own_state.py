@@ -53,6 +53,7 @@ class Configured(Weighted):
         self.units = units
         self.share = 1.0 / units
         self.scales = np.full(units, 0.5)
+        self.scaled = lambda: self.units * self.alpha
 
     def get_config(self):
         return {"units": self.units, "alpha": self.alpha}
@@ -93,6 +94,8 @@ def test_attributes_of_a_class_of_models(make):
     np.testing.assert_allclose(history["loss"], history["loss"][0], rtol=1e-5)
     if make is of_a_config:  # The network's, since they come from its width.
         assert (model.units, model.share, len(model.scales)) == (16, 1 / 16, 16)
+        model.units = 10
+        assert model.scaled() == 9.0
 
 
 class Damped(keras.optimizers.SGD):
