@@ -18,6 +18,7 @@ import keras
 import numpy as np
 
 from keras_fusion.architecture import build
+from keras_fusion.architecture.grown_configs import own_functions
 from keras_fusion.architecture.repeat import align, repeat
 from keras_fusion.architecture.stacks import stacks
 from keras_fusion.architecture.widths import Widths
@@ -258,6 +259,7 @@ def _rewired(model: keras.Model, config: dict) -> keras.Model:
     # are left out: a layer and an operation of it may have one name (`Add`).
     classes = {stock_class(layer) for _, layer in tree.walk(model)}
     classes = {c.__name__: c for c in classes if c.__module__.split(".")[0] != "keras"}
+    classes |= _functions(model)
     if isinstance(model, keras.Sequential):
         made = _made_from(model, config, classes)
         return keras.Sequential(made.layers, name=model.name)
@@ -268,6 +270,22 @@ def _rewired(model: keras.Model, config: dict) -> keras.Model:
         config[key] = keras.tree.pack_sequence_as(structure, config[key])
     config["name"] = model.name
     return _made_from(model, config, classes)
+
+
+def _functions(model: keras.Model) -> dict[str, Any]:
+    """The functions in a model's layers that are not Keras's, by their names."""
+    found = {}
+    for _, layer in tree.walk(model):
+        config = layer.get_config()
+        for key, function in own_functions(layer, config).items():
+            name = keras.saving.get_registered_name(function)
+            if isinstance(config[key], str):
+                raise FusionError(
+                    f"`{key}` of {layer.name!r} is a function with the name of Keras's "
+                    f"own {name!r}, which its config would give. Rename it."
+                )
+            found[name] = function
+    return found
 
 
 def _made_from(model, config, classes):

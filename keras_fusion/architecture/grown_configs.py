@@ -1,5 +1,6 @@
 """The configs of bigger layers: each width is the sum of the parents'."""
 
+import types
 from collections.abc import Sequence
 from typing import Any
 
@@ -85,6 +86,9 @@ def _check_keys(layer, rule, config):
 def config_of(layer: Any) -> dict[str, Any]:
     """The config of a layer or operation, a norm's as that of its stock class.
 
+    Functions of the user's own are in it as they are, since Keras finds by their names
+    only those that are registered.
+
     Raises:
         FusionError: if its class has none.
     """
@@ -97,9 +101,28 @@ def config_of(layer: Any) -> dict[str, Any]:
             "it. Give the class a get_config(), or pass the bigger model (or a "
             "function that builds it) as `into`."
         ) from error
+    except Exception as error:
+        raise FusionError(
+            f"{type(layer).__name__} {layer.name!r} has no config that Keras can write "
+            f"({error}), so a bigger one cannot be made of it. Use what Keras can save, "
+            "or pass the bigger model (or a function that builds it) as `into`."
+        ) from error
     # Plain lists: one that Keras tracks would keep the old layer's weights alive.
     plain = {k: list(v) for k, v in config.items() if isinstance(v, list)}
-    return config | plain
+    return config | plain | own_functions(layer, config)
+
+
+def own_functions(layer: Any, config: dict[str, Any]) -> dict[str, Any]:
+    """The activations and other functions of a layer that are not Keras's."""
+    written = [key for key, value in config.items() if isinstance(value, (dict, str))]
+    found = {key: getattr(layer, key, None) for key in written}
+    return {
+        key: value
+        for key, value in found.items()
+        if isinstance(value, (types.FunctionType, types.MethodType))
+        and value.__module__.partition(".")[0] not in ("keras", "keras_hub")
+        and getattr(value, "__self__", None) is not layer
+    }
 
 
 def _enlarged(value: Any, twice: Any, capacity: float, name: str, key=None) -> Any:

@@ -39,7 +39,14 @@ def _check_call(parent, model):
     except FusionError:
         return  # It takes no made-up batch; a real one is compared in training.
     with host.unchanging():
-        before, after = (m(inputs, training=False) for m in (parent, model))
+        before = parent(inputs, training=False)
+        try:
+            after = model(inputs, training=False)
+        except Exception as error:
+            raise FusionError(
+                f"The bigger model {model.name!r} cannot be called as the model is "
+                f"({type(error).__name__}: {error}). Its inputs must be the same."
+            ) from error
     _check_outputs(parent, keras.tree.flatten(before), keras.tree.flatten(after))
 
 
@@ -85,6 +92,11 @@ def _check_outputs(parent, before, after):
         [(tuple(x.shape), keras.backend.standardize_dtype(x.dtype)) for x in outputs]
         for outputs in (before, after)
     ]
+    if len(specs[0]) != len(specs[1]):
+        raise FusionError(
+            f"The model has {len(specs[0])} outputs, and the bigger one {len(specs[1])}. "
+            "They must have the same."
+        )
     for i, (old, new) in enumerate(zip(*specs, strict=True)):
         if old == new or (_is_backbone(parent) and _is_wider(old, new)):
             continue

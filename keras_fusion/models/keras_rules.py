@@ -7,7 +7,10 @@ from keras import layers
 
 from keras_fusion.models.rules import Norm, register
 
-_OF_NORMS = ("gamma", "beta", "scale", "moving_mean", "moving_variance")
+_OF_NORMS = (
+    *("gamma", "beta", "scale", "moving_mean", "moving_variance"),
+    *("moving_stddev", "renorm_mean", "renorm_stddev"),
+)
 
 
 def _norm_roles(layer: Any) -> dict[str, tuple[str | None, ...]]:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
+import h5py
 import keras
 import numpy as np
 
@@ -164,6 +165,12 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
             for by, change in zip(state["authors"], state["changes"], strict=True)
         ]
         changes = [entry.change for entry in entries]
+        if len(journal.of(model).entries) > len(entries):
+            raise FusionError(
+                f"{where} is from before the last growth of {model.name!r}, which has "
+                "grown since. Build the model anew, as at the beginning of the run, and "
+                "call fit() with it."
+            )
         done = matching.changes_behind_model(changes, model, where)
         same_stage = state.get("behind", 0) == done
         run = state.get("run", {})
@@ -291,6 +298,13 @@ def _load(model: keras.Model, path: Path, random: list) -> None:
     if found != expected:
         raise ValueError(f"random generators {found} in place of {expected}")
     swap.build_optimizer(model)
+    # Keras would leave an optimizer of another number of variables as it is.
+    own = len(model.optimizer.variables)
+    with h5py.File(path) as file:
+        held: Any = file.get("optimizer/vars")
+        saved = own if held is None else len(held)
+    if saved != own:
+        raise ValueError(f"the optimizer's state has {saved} variables, not {own}")
     model.load_weights(path)
     for variable, value in zip(states, random, strict=True):
         variable.assign(np.array(value, variable.dtype))

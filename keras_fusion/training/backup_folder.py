@@ -49,6 +49,7 @@ class BackupFolder:
 
     def __init__(self, path: Path):
         self.path = path
+        self._locked: tuple[int, int, int] | None = None
 
     # Who may use it.
 
@@ -68,7 +69,7 @@ class BackupFolder:
                 f"`backup_dir` {self.path} cannot be used ({error}). Name a folder on a "
                 "local disk."
             ) from error
-        key = _key(descriptor)
+        key = self._locked = _key(descriptor)
         if key in _LOCKED or fcntl is None:
             os.close(descriptor)
             return
@@ -86,13 +87,10 @@ class BackupFolder:
         _LOCKED[key] = descriptor
 
     def unlock(self) -> None:
-        """Lets other processes in."""
-        with contextlib.suppress(OSError):
-            descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
-            key = _key(descriptor)
-            os.close(descriptor)
-            if key in _LOCKED:
-                os.close(_LOCKED.pop(key))
+        """Lets other processes in; the folder itself may be gone by now."""
+        if self._locked in _LOCKED:
+            os.close(_LOCKED.pop(self._locked))
+        self._locked = None
 
     # What is in it.
 

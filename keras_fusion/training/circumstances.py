@@ -11,6 +11,7 @@ from typing import Any
 import keras
 
 from keras_fusion import graft
+from keras_fusion.errors import FusionError, shortened
 from keras_fusion.models import rules, tree
 from keras_fusion.training import matching
 from keras_fusion.training.learning_rate import rate_of
@@ -71,13 +72,27 @@ def check(recorded: dict, given: dict, where: str, *, same_stage: bool = True) -
         {key: given[key] for key in refused},
         where,
     )
+    rates = [x.get("learning_rates") or [] for x in (recorded, given)]
+    for i, (old, new) in enumerate(zip(*rates, strict=False)):
+        if isinstance(old, (int, float)) != isinstance(new, (int, float)):
+            raise FusionError(
+                f"{where} is of another run, with another kind of learning rate for "
+                f"optimizer {i}: {shortened(old)}, and {shortened(new)} in this script. "
+                "One is a variable of the optimizer, the other a schedule, so its state "
+                "does not fit. Compile with the kind that the run had, and change the "
+                "rate in a callback."
+            )
     for key in shared if same_stage else ():
         for line in matching.differing(recorded[key], given[key], key):
             if key in _TOLD and " None in " not in line and "None in this" not in line:
+                what = "The run goes on, which is not as if it had been uninterrupted."
+                if key == "learning_rates" and "class_name" not in line:
+                    what = (
+                        "The run goes on with the recorded one, which is a part of the "
+                        "optimizer's state. Change it in a callback."
+                    )
                 warnings.warn(
-                    f"{where} was made with another value: {line}. The run goes on, "
-                    "which is not as if it had been uninterrupted.",
-                    stacklevel=2,
+                    f"{where} was made with another value: {line}. {what}", stacklevel=2
                 )
 
 

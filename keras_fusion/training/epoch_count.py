@@ -16,6 +16,7 @@ class EpochCount:
     def __init__(self):
         self._model: Callable[[], keras.Model | None] = lambda: None
         self._done = self._before = 0
+        self._resumed: int | None = None
 
     def continues(self, model: keras.Model) -> bool:
         """Whether the callback has trained this model before; begins anew if not."""
@@ -26,11 +27,22 @@ class EpochCount:
 
     def begin(self, epoch: int) -> None:
         """Takes note of the first epoch of a `fit`, counted from 0."""
-        self._before = max(0, self._done - epoch)
+        before = max(0, self._done - epoch)
+        self._before = before if self._resumed is None else self._resumed
+        self._resumed = None
 
     def end(self, epoch: int) -> None:
         """Takes note of the end of an epoch, counted from 0."""
         self._done = self.total(epoch + 1)
+
+    @property
+    def before(self) -> int:
+        """The epochs of the calls of `fit` before this one."""
+        return self._before
+
+    def resume(self, before: int | None) -> None:
+        """Takes note of how many those are in a run that the next `fit` resumes."""
+        self._resumed = before
 
     def total(self, epochs: int) -> int:
         """The epochs over all calls of `fit`, from those of this one."""

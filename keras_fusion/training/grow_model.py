@@ -139,7 +139,7 @@ class GrowModel(keras.callbacks.Callback):
         self._checked = self._begun = self._stepped = False
         # Where the schedule stood in a run that has not come to its end.
         self._looked: Moment | None = None
-        self._epochs = EpochCount()
+        self.epoch_count = EpochCount()
 
     @property
     def model(self) -> keras.Model:
@@ -192,7 +192,7 @@ class GrowModel(keras.callbacks.Callback):
         self._growths.draw_seed()
         if self.record is None:
             warn_of_keras_backup()
-        if not self._epochs.continues(self.model):
+        if not self.epoch_count.continues(self.model):
             self.schedule.reset()
         self._checked = self._begun = self._stepped = False
         ramps.put_back(self.model)  # The last run may have stopped within a batch.
@@ -204,7 +204,7 @@ class GrowModel(keras.callbacks.Callback):
         journal.of(self.model).begin_epoch(self.model, epoch)
         if not self._begun:
             self._begun = True
-            self._epochs.begin(epoch)
+            self.epoch_count.begin(epoch)
             self._begin()
 
     def _begin(self) -> None:
@@ -228,7 +228,7 @@ class GrowModel(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         """Grows if the schedule says so."""
-        self._epochs.end(epoch)
+        self.epoch_count.end(epoch)
         journal.of(self.model).end_epoch(self, epoch, logs)
 
     def on_train_end(self, logs: dict | None = None) -> None:
@@ -249,7 +249,7 @@ class GrowModel(keras.callbacks.Callback):
         return not self.schedule.is_done(len(self.events))
 
     def _moment(self, logs: dict | None) -> Moment:
-        epochs = self._epochs.total(journal.of(self.model).clock.epochs)
+        epochs = self.epoch_count.total(journal.of(self.model).clock.epochs)
         return Moment(self._step, epochs, len(self.events), logs)
 
     def _check_schedule(self) -> None:
@@ -257,9 +257,9 @@ class GrowModel(keras.callbacks.Callback):
         steps, epochs = params.get("steps"), params.get("epochs")
         if steps and epochs:
             raw = clock.raw + steps * (epochs - clock.epochs)
-            last = Moment(self._steps_of(raw), self._epochs.total(epochs), 0, None)
+            last = Moment(self._steps_of(raw), self.epoch_count.total(epochs), 0, None)
         elif epochs and isinstance(self.schedule, AtEpoch):
-            last = Moment(0, self._epochs.total(epochs), 0, None)
+            last = Moment(0, self.epoch_count.total(epochs), 0, None)
         first = self._moment(None)
         if self._looked is not None and self._looked.growths == first.growths:
             # A growth that failed, or that an exception came before, is still to come.

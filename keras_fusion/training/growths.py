@@ -31,7 +31,12 @@ from keras_fusion.training.record import (
 )
 from keras_fusion.training.replay import replay
 
-_STATE = {"seed": fields.none_or(fields.is_seed), "schedule": fields.is_dict}
+_STATE = {
+    "seed": fields.none_or(fields.is_seed),
+    "schedule": fields.is_dict,
+    # Version 0.1.0 did not write them.
+    "epochs_before": fields.is_count,
+}
 
 if TYPE_CHECKING:
     from keras_fusion.training.grow_model import GrowModel
@@ -243,11 +248,14 @@ class Growths(journal.Author):
     def get_state(self) -> dict:
         """The state that a backup holds beside weights and changes, as plain data."""
         schedule = plain(self.callback.schedule.get_state())
-        return {"seed": self._seed, "schedule": schedule}
+        before = self.callback.epoch_count.before
+        return {"seed": self._seed, "schedule": schedule, "epochs_before": before}
 
     def set_state(self, state: dict) -> None:
         """Continues from what `get_state` returned, when the first epoch begins."""
-        fields.check(state, _STATE, "the callback's progress")
+        optional = ("epochs_before",)
+        fields.check(state, _STATE, "the callback's progress", optional=optional)
+        self.callback.epoch_count.resume(state.get("epochs_before"))
         self._seed, self._schedule_state = state["seed"], state["schedule"]
 
     def restore_schedule(self) -> None:

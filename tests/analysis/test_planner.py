@@ -101,6 +101,16 @@ def test_the_schedule_inside_fit():
     assert keras.saving.deserialize_keras_object(config).big == schedule.big
 
 
+@pytest.mark.parametrize(
+    "losses", [[1.0, 1.1, 1.2], [1.0] * 4, [1.0, float("nan")] * 4]
+)
+def test_losses_that_do_not_fall_are_no_reason_to_grow(losses):
+    schedule = WhenItPays(3.0, parameters_ratio=3.0, monitor="loss", min_epochs=3)
+    for epoch, value in enumerate(losses, start=1):
+        moment = Moment(10 * epoch, epoch, 0, {"loss": value})
+        assert not schedule.should_grow(moment)
+
+
 def test_errors():
     with pytest.raises(FusionError, match="three different `steps`"):
         LossCurve.fit([1, 2], [3.0, 2.0])

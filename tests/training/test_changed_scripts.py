@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import pytest
 from keras import layers
+from keras.optimizers.schedules import CosineDecay
 
 import keras_fusion
 from keras_fusion import DeepFusion, FusionError
@@ -100,6 +101,10 @@ REFUSED = {
     "epsilon of a norm": (
         {"epsilon": 1e-5},
         r"epsilon: 0\.001 in the record, 1e-05",
+    ),
+    "kind of rate": (
+        {"optimizer": lambda: keras.optimizers.Adam(CosineDecay(0.01, 100))},
+        r"another kind of learning rate for optimizer 0: 0\.0\d+, and .*CosineDecay",
     ),
     "structure": (
         {"activation": "tanh"},

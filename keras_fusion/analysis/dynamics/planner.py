@@ -314,12 +314,17 @@ class WhenItPays(GrowthSchedule):
         loss = monitored(moment.logs, self.monitor)
         if loss is None:
             return False
-        self._points.append((moment.step, loss))
+        if math.isfinite(loss):
+            self._points.append((moment.step, loss))
         if len(self._points) < self.min_epochs:
             return False
-        self.curve = small = LossCurve.fit(
-            [step for step, _ in self._points], [loss for _, loss in self._points]
-        )
+        try:
+            self.curve = small = LossCurve.fit(
+                [step for step, _ in self._points], [loss for _, loss in self._points]
+            )
+        except FusionError:  # Losses that do not fall say nothing about the next ones.
+            self.curve = None
+            return False
         big = self.big or _bigger(small, self.parameters_ratio)
         start = big.steps_to(small(moment.step))
         if math.isinf(start):
