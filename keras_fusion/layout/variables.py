@@ -75,8 +75,13 @@ class VariableLayout:
 
     @property
     def is_state(self) -> bool:
-        """Whether the variable is an integer state (a seed's), copied and not averaged."""
+        """Whether the variable holds integers or booleans: copied and not averaged."""
         return not keras.backend.is_float_dtype(self.target.dtype)
+
+    @property
+    def is_seed(self) -> bool:
+        """Whether the variable is the state of a random generator."""
+        return self.is_state and self.target.path.endswith("seed_generator_state")
 
     @property
     def gradient_scale(self) -> float:

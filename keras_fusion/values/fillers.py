@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from keras_fusion.errors import FusionError
 from keras_fusion.layout.variables import VariableLayout
 from keras_fusion.models import host
 from keras_fusion.values.calibration import Correction, Corrections
@@ -147,6 +148,21 @@ class WidthFiller(Filler):
         return host.obeys(layout.target, value)
 
 
+def _state(layout: VariableLayout, arrays: Sequence[np.ndarray]) -> np.ndarray:
+    """The value of an integer or boolean variable.
+
+    Raises:
+        FusionError: if it is to grow.
+    """
+    if layout.grown:
+        raise FusionError(
+            f"{layout.address!r} holds {layout.target.dtype} numbers and would grow, and "
+            "nothing tells what its new entries are. Pass the bigger model as `into` with "
+            "a variable of the old size, or hold them as floats."
+        )
+    return arrays[0]
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FusionFiller(WidthFiller):
     """Fills with the parents' blocks, by the FUSION operator.
@@ -164,7 +180,7 @@ class FusionFiller(WidthFiller):
     ) -> np.ndarray:
         """The parents' blocks, corrected, with noise in the off-diagonal blocks."""
         if layout.is_state:
-            return arrays[0]
+            return _state(layout, arrays)
         roles = self.fresh_roles.get(index, ("out",))
         prepared = self._prepared(index, layout, arrays)
         return fuse_arrays(
@@ -251,7 +267,7 @@ class CopiesFiller(WidthFiller):
     ) -> np.ndarray:
         """The units and their copies, which share each unit's influence."""
         if layout.is_state:
-            return arrays[0]
+            return _state(layout, arrays)
         split = layout.before_tied_readout
         array = _corrected(arrays[0], self.corrections.get((index, 0)))
         value = copy_array(
@@ -324,7 +340,7 @@ class StackingFiller(Filler):
         """The value of the block that this one is a copy of, or an initial one."""
         if index in self.zeroed:
             return np.zeros_like(arrays[0])
-        if index in self.new and layout.is_state:
+        if index in self.new and layout.is_seed:
             # The seed of a dropout: two layers must not draw the same masks.
             rng = np.random.default_rng([self.seed, index])
             return rng.integers(0, 2**31, arrays[0].shape).astype(arrays[0].dtype)

@@ -80,3 +80,36 @@ def test_a_given_model_with_more_outputs():
     parents = [two_ends(8, False), two_ends(8, False)]
     with pytest.raises(FusionError, match="has 1 outputs, and the bigger one 2"):
         keras_fusion.fuse(parents, into=two_ends(16, True))
+
+
+class Masked(layers.Layer):
+    """Lets some features through; which, no gradient changes."""
+
+    def build(self, shape):
+        name = {"name": "mask", "dtype": "bool", "trainable": False}
+        zeros = lambda shape, dtype=None: ops.zeros(shape, dtype)  # noqa: E731
+        self.mask = self.add_weight(shape=shape[-1:], initializer=zeros, **name)
+        super().build(shape)
+
+    def call(self, x):
+        return x * ops.cast(self.mask, x.dtype)
+
+
+def of_masked_blocks():
+    inputs = keras.Input((4,))
+    x = layers.Dense(8)(inputs)
+    for _ in range(2):
+        x = x + Masked()(layers.Dense(8)(x))
+    return keras.Model(inputs, layers.Dense(1)(x))
+
+
+def test_booleans_of_new_blocks_are_those_of_the_old_ones():
+    deep = keras_fusion.DepthStacking().plan(of_masked_blocks(), seed=0).fill()
+    masks = [numpy(x.mask) for x in deep.layers if isinstance(x, Masked)]
+    assert len(masks) == 4 and not np.any(masks)
+
+
+def test_booleans_that_would_grow_are_refused():
+    keras_fusion.register(Masked, roles={"mask": ("out",)})
+    with pytest.raises(FusionError, match="mask.* holds bool numbers and would grow"):
+        keras_fusion.fuse(of_masked_blocks(), factor=2)
