@@ -84,7 +84,8 @@ def names_of_run(live: keras.Model, fused: keras.Model) -> set[str]:
             for part in held(value)
         )
     }
-    return usual | metrics | (data - _made_of_widths(live, data))
+    differing = {name for name in data if not equal(own[name], new[name])}
+    return usual | metrics | (data - _made_of_widths(live, differing))
 
 
 @functools.cache
@@ -109,14 +110,18 @@ def _made_of_widths(live: keras.Model, names: set[str]) -> set[str]:
     if type(live).__module__.partition(".")[0] in _LIBRARIES:
         return names
     try:
+        config = live.get_config()
+        told = {name for name in names if name.lstrip("_") in config}
+        if told == names:
+            return names  # A twin would have the bigger model's cost once more.
         with deferral.without_values():
-            made = instance_attributes(type(live).from_config(live.get_config()))
+            made = instance_attributes(type(live).from_config(config))
     except Exception:
         return names  # Without a config nobody knows what was changed.
     own = instance_attributes(live)
-    return {
+    return told | {
         name
-        for name in names
+        for name in names - told
         if name in made
         and equal(made[name], own[name])
         # A function that asks the model for its width, and not the bigger one.
@@ -154,12 +159,16 @@ def _parts(value: Any) -> list[Any]:
     if isinstance(value, types.MethodType):
         return [value.__self__]
     if isinstance(value, types.FunctionType):
-        cells = (c.cell_contents for c in value.__closure__ or () if _is_filled(c))
-        return [*cells, *(value.__defaults__ or ())]
+        return [*_cells(value), *(value.__defaults__ or ())]
     opaque = (type, types.ModuleType, keras.Operation, keras.Variable, keras.Metric)
     if isinstance(value, opaque) or not hasattr(value, "__dict__"):
         return []
     return list(vars(value).values())
+
+
+def _cells(function: types.FunctionType) -> list[Any]:
+    """What a function has taken from where it was made."""
+    return [c.cell_contents for c in function.__closure__ or () if _is_filled(c)]
 
 
 def _is_filled(cell: types.CellType) -> bool:
@@ -177,8 +186,10 @@ def equal(a: Any, b: Any) -> bool:
         return a.keys() == b.keys() and all(equal(a[k], b[k]) for k in a)
     if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
         return len(a) == len(b) and all(map(equal, a, b))
-    if type(a) is not type(b):
+    if type(a) is not type(b) or isinstance(a, keras.Operation):
         return False
+    if isinstance(a, types.FunctionType):
+        return a.__code__ is b.__code__ and equal(_cells(a), _cells(b))
     if isinstance(a, np.ndarray) or keras.ops.is_tensor(a):
         a, b = (np.asarray(keras.ops.convert_to_numpy(x)) for x in (a, b))
         return bool(np.array_equal(a, b))
