@@ -325,9 +325,8 @@ def take_over(live: Optimizer, fresh: Optimizer) -> None:
     """Gives an optimizer object, and those that it wraps, the state of a new one."""
     kept = ("inner_optimizer", "_inner_optimizers", "_optimizer_map")
     for mine, new in zip(family(live), family(fresh), strict=True):
-        names = {*kept, *twins.names_of_run(mine, new)} & instance_attributes(
-            mine
-        ).keys()
-        own = {name: instance_attributes(mine)[name] for name in names}
-        instance_attributes(mine).update(instance_attributes(new))
-        instance_attributes(mine).update(own)
+        own = instance_attributes(mine)
+        names = {*kept, *twins.names_of_run(mine, new)}
+        held = {name: own[name] for name in names if name in own}
+        own.update(instance_attributes(new))
+        own.update(held)

@@ -72,16 +72,7 @@ def check(recorded: dict, given: dict, where: str, *, same_stage: bool = True) -
         {key: given[key] for key in refused},
         where,
     )
-    rates = [x.get("learning_rates") or [] for x in (recorded, given)]
-    for i, (old, new) in enumerate(zip(*rates, strict=False)):
-        if isinstance(old, (int, float)) != isinstance(new, (int, float)):
-            raise FusionError(
-                f"{where} is of another run, with another kind of learning rate for "
-                f"optimizer {i}: {shortened(old)}, and {shortened(new)} in this script. "
-                "One is a variable of the optimizer, the other a schedule, so its state "
-                "does not fit. Compile with the kind that the run had, and change the "
-                "rate in a callback."
-            )
+    _check_kinds_of_rates(recorded, given, where)
     for key in shared if same_stage else ():
         for line in matching.differing(recorded[key], given[key], key):
             if key in _TOLD and " None in " not in line and "None in this" not in line:
@@ -94,6 +85,20 @@ def check(recorded: dict, given: dict, where: str, *, same_stage: bool = True) -
                 warnings.warn(
                     f"{where} was made with another value: {line}. {what}", stacklevel=2
                 )
+
+
+def _check_kinds_of_rates(recorded: dict, given: dict, where: str) -> None:
+    """Refuses a schedule in place of a number, and the reverse."""
+    rates = [x.get("learning_rates") or [] for x in (recorded, given)]
+    for i, (old, new) in enumerate(zip(*rates, strict=False)):
+        if isinstance(old, (int, float)) != isinstance(new, (int, float)):
+            raise FusionError(
+                f"{where} is of another run, with another kind of learning rate for "
+                f"optimizer {i}: {shortened(old)}, and {shortened(new)} in this script. "
+                "One is a variable of the optimizer, the other a schedule, so its state "
+                "does not fit. Compile with the kind that the run had, and change the "
+                "rate in a callback."
+            )
 
 
 def _options(optimizer: keras.optimizers.Optimizer) -> dict:
