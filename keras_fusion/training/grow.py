@@ -1,7 +1,6 @@
 """`grow`: grows a live model at once, outside of `fit`."""
 
 import contextlib
-import dataclasses
 import numbers
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -58,8 +57,8 @@ def grow(
             learning rate from now on, see `GrowModel`. Defaults to 1.
         learning_rate_multipliers: `"width"` or `None`, see `GrowModel`. Defaults to
             `None`.
-        rewarmup_steps: int. Steps over which the learning rate rises again from 0. It
-            needs an optimizer whose rate is a schedule. Defaults to 0.
+        rewarmup_steps: int. Steps over which the learning rate rises again from 0.
+            Defaults to 0.
         probe: batch in the structure of the model's inputs, on which the change of the
             function is measured. By default a small random one is made.
         tolerance: float, see `GrowModel`.
@@ -168,19 +167,6 @@ def _check(model: keras.Model, chosen: live_growth.Options) -> None:
     swap.build_multi_optimizer(model)
     swap.check_optimizers(model, chosen.operator, chosen.optimizer_state)
     live_growth.check_rates(model, chosen)
-    constant = dataclasses.replace(chosen, learning_rate_factor=1.0)
-    ramps = live_growth.ramps_of(model, constant, None)
-    optimizers = graft.leaves(graft.optimizer_of(model))
-    for optimizer, ramp in zip(optimizers, ramps, strict=True):
-        if graft.schedule_of(optimizer) is None and not ramp.is_trivial:
-            asked = "rewarmup_steps" if chosen.rewarmup_steps else "optimizer_state"
-            raise FusionError(
-                f"`{asked}={getattr(chosen, asked)!r}` changes the learning rate of "
-                f"{type(optimizer).__name__} from step to step, and outside of fit() "
-                "nothing moves a rate that is a number. Make it a schedule before: "
-                "optimizer.learning_rate = keras.optimizers.schedules.PolynomialDecay("
-                "rate, 1, rate) is constant. Or grow in fit(), with DeepFusion."
-            )
 
 
 def _occasion(model: keras.Model, seed: int) -> live_growth.Occasion:

@@ -195,7 +195,6 @@ class GrowModel(keras.callbacks.Callback):
         if not self.epoch_count.continues(self.model):
             self.schedule.reset()
         self._checked = self._begun = self._stepped = False
-        ramps.put_back(self.model)  # The last run may have stopped within a batch.
         if self.model.built and self.model.weights and self._may_grow:
             self._check_model()
 
@@ -217,10 +216,6 @@ class GrowModel(keras.callbacks.Callback):
         finally:
             self._growths.forget_ahead()
         self._check_schedule()
-
-    def on_train_batch_begin(self, batch: int, logs: dict | None = None) -> None:
-        """Moves the learning rate along the ramps of past growths."""
-        ramps.move(self.model)
 
     def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
         """Grows if the schedule says so."""
@@ -274,9 +269,7 @@ class GrowModel(keras.callbacks.Callback):
         self._growths.check()
 
     def _change_if_due(self, logs: dict | None) -> None:
-        if logs is None:
-            ramps.put_back(self.model)
-        else:
+        if logs is not None:
             ramps.settle(self.model)
         self._maybe_grow(logs)
 

@@ -10,6 +10,7 @@ import numpy as np
 from keras import ops
 
 from keras_fusion.models.names import helpful
+from keras_fusion.models.private.attributes import instance_attributes
 
 Schedule = keras.optimizers.schedules.LearningRateSchedule
 
@@ -47,28 +48,31 @@ class Ramp:
             step: number or tensor. `iterations` of the optimizer, before the update.
 
         Returns:
-            Number or scalar tensor.
+            Scalar tensor.
         """
-        exact = isinstance(step, int)
-        since: Any = float(step) if exact else ops.cast(step, "float32")
-        since = since - self.start + 1.0
+        done: Any = ops.cast(step, "float32") - self.start
         value: Any = self.factor
         if self.rewarmup_steps:
-            share = since / self.rewarmup_steps
-            value = value * (min(share, 1.0) if exact else ops.minimum(share, 1.0))
+            value = value * ops.minimum((done + 1.0) / self.rewarmup_steps, 1.0)
         if self.betas is not None:
-            fresh = _correction(self.betas, since)
-            value = value * fresh / _correction(self.betas, since + self.start)
-        return value
+            fresh = _correction(self.betas, done + 1.0)
+            value = value * fresh / _correction(self.betas, done + 1.0 + self.start)
+        # Its end is exact: a run that was killed and resumed begins without the ramp.
+        return ops.where(done >= self._length, self.factor, value)
 
-    def is_over(self, step: int) -> bool:
-        """Whether the ramp is within 1% of its end from the given step count on."""
+    @property
+    def _length(self) -> int:
+        """Steps after which the ramp is within 1% of its end."""
         length = self.rewarmup_steps
         # Under the root of the second moment's correction 2% are 1%.
         for beta, share in zip(self.betas or (), (0.01, 0.02), strict=False):
             if beta:
                 length = max(length, math.ceil(math.log(share) / math.log(beta)))
-        return step - self.start >= length
+        return length
+
+    def is_over(self, step: int) -> bool:
+        """Whether the ramp is at its end from the given step count on."""
+        return step - self.start >= self._length
 
     @property
     def is_trivial(self) -> bool:
@@ -81,12 +85,9 @@ class Ramp:
 
 
 def _correction(betas: tuple[float, float], step: Any) -> Any:
-    """The bias correction of Adam's update at a step, a float or a tensor."""
-    beta_1, beta_2 = betas
-    if isinstance(step, float):
-        return math.sqrt(1.0 - beta_2**step) / (1.0 - beta_1**step)
-    first: Any = ops.power(ops.cast(beta_1, "float32"), step)
-    second: Any = ops.power(ops.cast(beta_2, "float32"), step)
+    """The bias correction of Adam's update at a step."""
+    first: Any = ops.power(ops.cast(betas[0], "float32"), step)
+    second: Any = ops.power(ops.cast(betas[1], "float32"), step)
     return ops.sqrt(1.0 - second) / (1.0 - first)
 
 
@@ -122,7 +123,7 @@ class GrownSchedule(Schedule):
             rate = self.schedule(step)
         else:
             rate = self.schedule()
-        return rate * self.ramp(step // self.ramp.every)
+        return ops.multiply(rate, self.ramp(step // self.ramp.every))
 
     def get_config(self) -> dict:
         """The constructor's arguments, serialized."""
@@ -176,40 +177,46 @@ def rate_of(optimizer: keras.optimizers.Optimizer) -> float:
     return float(np.asarray(ops.convert_to_numpy(optimizer.learning_rate)))
 
 
-class RateFollower:
-    """Moves a learning rate that is a variable along ramps, batch by batch.
+class RampedRate:
+    """Multiplies an optimizer's learning rate by ramps, in its updates alone.
 
-    The variable holds the moved rate only while a batch is trained on. Between batches
-    it holds the rate without ramps: that is what other callbacks read, log, save or
-    change (`ReduceLROnPlateau`), and what is left if training ends between two batches.
-    After an exception within a batch the next `fit` with the callback sets it back.
+    Outside of an update the rate is what the variable holds, without ramps. That is what
+    other callbacks read, log, save or change (`ReduceLROnPlateau`), and what is left when
+    an exception ends a batch. Weight decay reads the rate in the update, too.
+
+    Args:
+        optimizer: an optimizer whose rate is a variable, without wrapper.
     """
 
-    def __init__(self):
+    def __init__(self, optimizer: keras.optimizers.Optimizer):
         self.ramps: list[Ramp] = []
-        self._base: float | None = None
-        self._moved: float | None = None
+        self._optimizer = optimizer
+        self._apply, self._rate = optimizer.apply, optimizer._get_current_learning_rate
+        # The replicas of a distribution strategy are within one update at a time.
+        self._updates = 0
+        attributes = instance_attributes(optimizer)
+        attributes["apply"] = self.apply
+        attributes["_get_current_learning_rate"] = self.rate
 
     def add(self, ramp: Ramp) -> None:
         """Adds the ramp of a growth; those of several growths multiply."""
         if ramp.betas is not None:  # see `ramped`
             old = map(_without_correction, self.ramps)
             self.ramps = [r for r in old if not r.is_trivial]
-        self.ramps = [*self.ramps, ramp]
+        self.ramps = [r for r in self.ramps if not r.is_over(ramp.start)] + [ramp]
 
-    def move(self, optimizer: keras.optimizers.Optimizer, step: int) -> None:
-        """Sets the rate for the update that follows `step` updates, once."""
-        if self._base is not None:
-            return
-        self.ramps = [ramp for ramp in self.ramps if not ramp.is_over(step)]
-        if self.ramps:
-            self._base = rate_of(optimizer)
-            factor = math.prod(ramp(step) for ramp in self.ramps)
-            optimizer.learning_rate = self._base * factor
-            self._moved = rate_of(optimizer)
+    def apply(self, *args: Any, **kwargs: Any) -> Any:
+        """Updates as the optimizer itself does, at the rate on the ramps."""
+        self._updates += 1
+        try:
+            return self._apply(*args, **kwargs)
+        finally:
+            self._updates -= 1
 
-    def put_back(self, optimizer: keras.optimizers.Optimizer) -> None:
-        """Sets the rate without ramps, unless somebody has set another one meanwhile."""
-        if self._base is not None and rate_of(optimizer) == self._moved:
-            optimizer.learning_rate = self._base
-        self._base = None
+    def rate(self) -> Any:
+        """The learning rate of the update, or the variable outside of one."""
+        rate: Any = self._rate()
+        if self._updates:
+            for ramp in self.ramps:
+                rate = ops.multiply(rate, ramp(self._optimizer.iterations))
+        return rate

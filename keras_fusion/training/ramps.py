@@ -1,4 +1,4 @@
-"""The ramps of a model's learning rates: made, started, moved along and resumed."""
+"""The ramps of a model's learning rates: made, started, resumed and settled."""
 
 import dataclasses
 import warnings
@@ -15,7 +15,7 @@ from keras_fusion.models import private
 from keras_fusion.training.learning_rate import (
     GrownSchedule,
     Ramp,
-    RateFollower,
+    RampedRate,
     ramped,
     rate_of,
     settled,
@@ -123,7 +123,7 @@ def start(model: keras.Model, ramps: list[Ramp]) -> None:
     """Puts the learning rates of a model that has just grown on ramps.
 
     A schedule is wrapped; a rate that is a variable is multiplied by the ramp's factor
-    at once, and moved batch by batch along the rest of the ramp.
+    at once, and in each update by the rest of the ramp.
     """
     for optimizer, ramp in zip(
         graft.leaves(graft.optimizer_of(model)), ramps, strict=True
@@ -134,10 +134,6 @@ def start(model: keras.Model, ramps: list[Ramp]) -> None:
         if schedule is not None:
             optimizer.learning_rate = ramped(schedule, ramp)
             continue
-        follower = private.attached(optimizer, RateFollower)
-        if follower is not None:
-            # The growth came while a batch was trained on.
-            follower.put_back(optimizer)
         optimizer.learning_rate = rate_of(optimizer) * ramp.factor
         _follow(optimizer, ramp)
 
@@ -157,32 +153,19 @@ def resume(model: keras.Model, growths: list[list[Ramp]]) -> None:
         graft.leaves(graft.optimizer_of(model)), *growths, strict=True
     ):
         is_variable = graft.schedule_of(optimizer) is None
-        if is_variable and private.attached(optimizer, RateFollower) is None:
+        if is_variable and private.attached(optimizer, RampedRate) is None:
             for ramp in own:
                 _follow(optimizer, ramp)
+            if private.attached(optimizer, RampedRate) is not None:
+                private.compile_again(model)  # A step that was compiled has no ramp.
 
 
 def _follow(optimizer: keras.optimizers.Optimizer, ramp: Ramp) -> None:
-    """Leaves to a follower what is not done once and for all."""
+    """Leaves to the updates what is not done once and for all."""
     rest = dataclasses.replace(ramp, factor=1.0)
     if not rest.is_trivial:
-        follower = private.attached(optimizer, RateFollower)
-        (follower or private.attach(optimizer, RateFollower())).add(rest)
-
-
-# Batch by batch.
-
-
-def move(model: keras.Model) -> None:
-    """Moves the learning rates for the batch that is about to be trained on."""
-    for optimizer, follower in _followers(model):
-        follower.move(optimizer, graft.steps(optimizer))
-
-
-def put_back(model: keras.Model) -> None:
-    """Sets the learning rates without ramps, which hold between batches."""
-    for optimizer, follower in _followers(model):
-        follower.put_back(optimizer)
+        rate = private.attached(optimizer, RampedRate)
+        (rate or private.attach(optimizer, RampedRate(optimizer))).add(rest)
 
 
 def settle(model: keras.Model) -> None:
@@ -192,13 +175,3 @@ def settle(model: keras.Model) -> None:
         if isinstance(schedule, GrownSchedule):
             private.sync(model)
             optimizer.learning_rate = settled(schedule, graft.steps(optimizer))
-
-
-def _followers(model: keras.Model) -> list[tuple]:
-    """Pairs of an optimizer and the follower that moves its rate at present."""
-    optimizers = graft.leaves(graft.optimizer_of(model))
-    found = [(o, private.attached(o, RateFollower)) for o in optimizers]
-    found = [(o, follower) for o, follower in found if follower and follower.ramps]
-    if found:
-        private.sync(model)
-    return found

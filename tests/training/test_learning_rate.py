@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from keras import layers
 from models import data_for, functional, loss, norm_free, numpy, t5, t5_untied
+from rates import Rates, mean_of_outputs
 
 import keras_fusion
 from keras_fusion import DeepFusion, GrownSchedule, graft
@@ -13,26 +14,17 @@ from keras_fusion.training.learning_rate import Ramp
 pytestmark = [pytest.mark.core, pytest.mark.eager]
 
 
-class Rates(keras.callbacks.Callback):
-    """The rate of each update, seen while its batch is trained on."""
-
-    def __init__(self):
-        super().__init__()
-        self.values = []
-
-    def on_train_batch_begin(self, batch, logs=None):
-        if hasattr(self.model, "jax_state_sync"):
-            self.model.jax_state_sync()
-        self.values.append(float(numpy(self.model.optimizer.learning_rate)))
-
-
 def fit(optimizer, *callbacks, epochs=2):
     model = functional()
-    model.compile(optimizer, loss())
+    model.compile(optimizer, mean_of_outputs)
+    train(model, *callbacks, epochs=epochs)
+    return model
+
+
+def train(model, *callbacks, epochs=2):
     x, y = data_for("functional")
     options = {"batch_size": 8, "shuffle": False, "verbose": 0, "epochs": epochs}
     model.fit(x, y, callbacks=list(callbacks), **options)
-    return model
 
 
 def test_a_rate_that_is_a_variable():
@@ -42,9 +34,49 @@ def test_a_rate_that_is_a_variable():
     rates = Rates()
     model = fit(keras.optimizers.SGD(0.1), grow, rates)
     expected = [0.1, 0.1, 0.1, 0.025, 0.05, 0.05, 0.05, 0.05]
-    np.testing.assert_allclose(rates.values, expected, rtol=1e-6)
-    # Between batches, and after the run, others see the rate proper.
+    np.testing.assert_allclose(rates.values, expected, rtol=1e-3)
+    # Outside of an update others see the rate proper: within the ramp it was so, too.
+    assert rates.seen == pytest.approx([0.1] * 3 + [0.05] * 5)
     assert float(numpy(model.optimizer.learning_rate)) == pytest.approx(0.05)
+
+
+def test_weight_decay_follows_the_ramp():
+    """It is a part of the update, at the rate of the update."""
+    decays = []
+    for rate in (0.1, keras.optimizers.schedules.PolynomialDecay(0.1, 1, 0.1)):
+        optimizer = keras.optimizers.SGD(rate, weight_decay=0.1)
+        grow = DeepFusion(at_step=3, rewarmup_steps=4, seed=0, verbose=0)
+        model = fit(optimizer, grow)
+        decays.append([numpy(v) for v in model.trainable_variables])
+    for a, b in zip(*decays, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("hook", ["on_train_batch_begin", "on_train_batch_end"])
+def test_an_interrupted_batch_leaves_the_rate(hook):
+    """A fit that has no callback goes on along the ramp."""
+
+    class Stop(keras.callbacks.Callback):
+        """Ctrl-C in the second batch of the re-warm-up."""
+
+        seen = 0
+
+        def stop(self, batch, logs=None):
+            self.seen += 1
+            if self.seen == 5:
+                raise KeyboardInterrupt
+
+    setattr(Stop, hook, Stop.stop)
+    model = functional()
+    model.compile(keras.optimizers.SGD(0.1), mean_of_outputs)
+    grow = DeepFusion(at_step=3, rewarmup_steps=8, seed=0, verbose=0)
+    with pytest.raises(KeyboardInterrupt):
+        train(model, grow, Stop())
+    assert float(numpy(model.optimizer.learning_rate)) == pytest.approx(0.1)
+    done = 2 if hook.endswith("end") else 1
+    train(model, rates := Rates(), epochs=1)
+    expected = 0.1 * (np.arange(4) + done + 1) / 8
+    np.testing.assert_allclose(rates.values, expected, rtol=1e-3)
 
 
 def test_a_schedule_goes_on():
@@ -91,11 +123,12 @@ def test_reset_corrects_the_bias_afresh():
 
     optimizer = keras.optimizers.Adam(0.01, beta_2=0.99)
     grow = DeepFusion(at_step=8, optimizer_state="reset", seed=0, verbose=0)
-    grown = fit(optimizer, grow)
+    grown = functional()
+    grown.compile(optimizer, loss())
+    train(grown, grow)
     fresh = keras.models.clone_model(grown)
     fresh.set_weights(grown.get_weights())
     fresh.compile(keras.optimizers.Adam(0.01, beta_2=0.99), loss())
-    # The callback moves the rate along the ramp also when nothing is left to grow.
     for a, b in zip(updates(grown, grow), updates(fresh), strict=True):
         for p, q in zip(a, b, strict=True):
             np.testing.assert_allclose(p, q, rtol=0.02, atol=2e-4)
@@ -106,20 +139,23 @@ def test_reset_corrects_the_bias_afresh():
 def test_correction_is_needed():
     """Without it the first updates would be several times too large."""
     ramp = Ramp(start=10000, betas=(0.9, 0.999))
-    factors = [ramp(10000 + i) for i in range(40)]
+    factors = [float(ramp(10000 + i)) for i in range(40)]
     assert 1 / min(factors) == pytest.approx(6.6, abs=0.1)
-    assert ramp(20000) == pytest.approx(1.0, abs=0.01)
+    assert float(ramp(20000)) == 1.0
 
 
 @pytest.mark.parametrize("betas", [None, (0.9, 0.99), (0.0, 0.99)])
-def test_ramps_of_numbers_and_of_tensors_are_equal(betas):
+def test_a_ramp_ends_where_it_is_over(betas):
+    """A run that is resumed has no ramp that is over; the other one is as exact."""
     ramp = Ramp(0.5, rewarmup_steps=4, start=10, betas=betas)
-    steps = [10, 11, 13, 14, 40, 1000]
-    exact = [ramp(step) for step in steps]
-    tensors = [float(numpy(ramp(keras.ops.convert_to_tensor(s)))) for s in steps]
-    np.testing.assert_allclose(tensors, exact, rtol=1e-5)
-    assert exact[-1] == pytest.approx(0.5, rel=1e-3)
-    assert not ramp.is_over(11) and ramp.is_over(1000)
+    (last,) = (i for i in range(1000) if ramp.is_over(i + 1) and not ramp.is_over(i))
+    assert float(numpy(ramp(last + 1))) == float(numpy(ramp(10000))) == 0.5
+    assert float(numpy(ramp(last))) == pytest.approx(0.5, rel=0.011)
+    tensor = keras.ops.convert_to_tensor(12)
+    assert float(numpy(ramp(tensor))) == float(numpy(ramp(12)))
+    if betas is None:
+        factors = [float(numpy(ramp(i))) for i in range(10, 15)]
+        assert factors == [0.125, 0.25, 0.375, 0.5, 0.5]
 
 
 @pytest.mark.tensorflow
@@ -143,10 +179,10 @@ def test_a_ramp_belongs_to_the_optimizer():
     rates, again = Rates(), keras.optimizers.SGD(0.1)
     first = model.optimizer
     for optimizer, expected in ((again, 0.1), (first, 0.1 * 2 / 9)):
-        model.compile(optimizer, loss())
+        model.compile(optimizer, mean_of_outputs)
         x, y = data_for("functional", 8)
         model.fit(x, y, batch_size=8, verbose=0, callbacks=[grow, rates])
-        assert rates.values[-1] == pytest.approx(expected)
+        assert rates.values[-1] == pytest.approx(expected, rel=1e-3)
 
 
 def test_grown_schedules_serialize():
@@ -164,12 +200,11 @@ def test_ramps_of_two_growths_multiply():
     grow = DeepFusion(at_step=[2, 4], **options)
     fit(keras.optimizers.SGD(0.8), grow, rates)
     expected = [0.8, 0.8, 0.2, 0.4, 0.15, 0.4, 0.6, 0.8]
-    np.testing.assert_allclose(rates.values, expected, rtol=1e-6)
+    np.testing.assert_allclose(rates.values, expected, rtol=1e-3)
     schedule = keras.optimizers.schedules.PiecewiseConstantDecay([100], [0.8, 0.4])
     optimizer = keras.optimizers.SGD(schedule)
     model = fit(optimizer, DeepFusion(at_step=[2, 4], **options), rates := Rates())
-    # A schedule shows the rate of the next update, as the variable above.
-    np.testing.assert_allclose(rates.values, expected, rtol=1e-6)
+    np.testing.assert_allclose(rates.values, expected, rtol=1e-3)
     assert model.optimizer.get_config()["learning_rate"]["class_name"] == (
         "PiecewiseConstantDecay"
     )
