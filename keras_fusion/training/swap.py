@@ -20,6 +20,7 @@ from keras_fusion.layout import parent_blocks
 from keras_fusion.models import memory, private, probe, samples
 from keras_fusion.operators.plan import Plan
 from keras_fusion.operators.verification import verify
+from keras_fusion.training import penalties
 from keras_fusion.training.matching import check_shapes, shapes_of
 from keras_fusion.training.record import Change
 
@@ -158,6 +159,7 @@ def _measured(
 ) -> probe.Difference:
     """Fills the bigger model, and verifies its function."""
     planned.fill()
+    penalties.warn_of_change(model, planned.fused)
     return verify(planned, samples.sample(model), tolerance=tolerance)
 
 

@@ -1,5 +1,6 @@
 """Nothing breaks around a growth in the same run."""
 
+import warnings
 import weakref
 
 import keras
@@ -19,7 +20,7 @@ from models import (
     values,
 )
 
-from keras_fusion import DeepFusion
+from keras_fusion import DeepFusion, FusionOperator, grow
 
 BACKEND = keras.config.backend()
 core = pytest.mark.core
@@ -146,11 +147,35 @@ def test_frozen_layers_regularizers_and_constraints():
     x = regular(frozen(inputs))
     model = keras.Model(inputs, layers.Dense(1)(x))
     before = numpy(frozen.kernel)
-    fit(model)
+    with pytest.warns(UserWarning, match="penalize its weights by"):
+        fit(model)
     after = numpy(model.layers[1].kernel)
     np.testing.assert_array_equal(after, np.concatenate([before, before], axis=1))
     norms = np.linalg.norm(numpy(model.layers[2].kernel), axis=0)
     assert (norms <= 0.5 + 1e-5).all() and len(model.losses) == 1
+
+
+@core
+@pytest.mark.parametrize(
+    ("regularizer", "kernels", "ratio"),
+    [("l2", 1, 2.0), ("l2", 2, 0.5), ("l1", 1, 2.0), ("l1", 2, 1.0)],
+)
+def test_what_a_growth_does_to_penalties_is_told(regularizer, kernels, ratio):
+    """Copies of a hidden kernel are penalized once each, halves of a readout less."""
+    options = [{}, {}]
+    options[kernels - 1] = {"kernel_regularizer": regularizer}
+    hidden, readout = layers.Dense(8, **options[0]), layers.Dense(1, **options[1])
+    model = keras.Sequential([keras.Input((4,)), hidden, readout])
+    before = float(numpy(sum(model.losses)))
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        grow(model, FusionOperator(off_diagonal="zeros"), verbose=0)
+    after = float(numpy(sum(model.losses)))
+    assert after / before == pytest.approx(ratio, rel=1e-5)
+    told = [str(w.message) for w in said if "penalize" in str(w.message)]
+    assert bool(told) == (ratio != 1)
+    if told:
+        assert f"by {before:.3g} before the growth and by {after:.3g} after" in told[0]
 
 
 @keras.saving.register_keras_serializable("tests")
