@@ -120,8 +120,9 @@ def pretrain(options: Options) -> None:
         return
     forest.check(nodes, recipe, store)
     source = open_source(recipe.text.source)
-    fingerprint.claim(recipe, source, store.data)
     _check_backend()
+    _check_alone()
+    fingerprint.claim(recipe, source, store.data)
     from keras_fusion.t5 import data, strategy
 
     make_deterministic()
@@ -282,6 +283,18 @@ def _check_backend():
         requirements.check_backend(_MODULE, _BACKENDS)
     except RuntimeError as error:
         raise FusionError(str(error)) from error
+
+
+def _check_alone():
+    from keras_fusion.models import processes
+
+    if not processes.is_alone():
+        raise FusionError(
+            "pretrain runs in one process, on all devices of its machine, and this one "
+            "has been joined with others (jax.distributed). Start the command on each "
+            "machine by itself with the same --output: together they train different "
+            "nodes of the trees."
+        )
 
 
 def make_deterministic() -> None:

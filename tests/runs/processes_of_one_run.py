@@ -5,6 +5,8 @@ Usage: python processes_of_one_run.py OUTPUT.npz PORT COUNT RANK. Trains under
 the final weights. Each process must be given its share of the devices (`XLA_FLAGS`).
 """
 
+import contextlib
+import io
 import json
 import sys
 
@@ -14,6 +16,7 @@ from jax.experimental import multihost_utils
 
 import keras_fusion
 from experiments import runs_of_processes
+from keras_fusion.t5 import __main__ as command_line
 
 OUTPUT, PORT, COUNT, RANK = sys.argv[1], *map(int, sys.argv[2:])
 BATCH, STEPS = 8, 4
@@ -65,6 +68,24 @@ def train(distribution):
     }
 
 
+def pretrain():
+    """What T5's command says in one of several processes."""
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said):
+        status = command_line.main(
+            [
+                "pretrain",
+                "--scale",
+                "tiny",
+                "--tree",
+                "M(S, S)",
+                "--output",
+                f"{OUTPUT}-t5",
+            ]
+        )
+    return [status, said.getvalue()]
+
+
 def main():
     runs_of_processes.join(PORT, COUNT, RANK)
     weights, reports = {}, {}
@@ -73,6 +94,8 @@ def main():
         weights |= {f"{name}/{i}": value for i, value in enumerate(values)}
     if RANK == 0:
         np.savez(OUTPUT, **weights)
+    if COUNT > 1:
+        reports["pretrain"] = pretrain()
     print(json.dumps(reports))
 
 

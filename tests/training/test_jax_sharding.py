@@ -115,6 +115,14 @@ def test_only_the_first_process_speaks(together):
     assert told == [2, 2, 0]
 
 
+def test_trees_are_not_trained_by_several_processes_together(together):
+    """They would wait for one another's locks."""
+    _, outputs = together
+    for out in outputs[1:]:
+        status, said = json.loads(out[-1])["pretrain"]
+        assert status == 2 and "pretrain runs in one process" in said
+
+
 def test_multi_worker_fit_is_for_tensorflow():
     with (
         pytest.raises(keras_fusion.FusionError, match="Received: 'jax'. On JAX use"),
