@@ -9,7 +9,7 @@ from experiments.harness.study import Case
 from keras_fusion.analysis.plotting import methods
 
 DRAWN = 6  # grown settings in a picture, those with the most seeds first
-OFFSET = 0.004  # between dots, in shares of the budget
+OFFSET = 0.013  # between dots, in shares of the budget: as wide as they are
 # Dots nearer than this, in shares of the FLOPs and in nats, lie on each other.
 BESIDE, NEAR = 0.014, 0.005
 Settings = dict[str, list[dict]]  # the runs of each setting, by its name
@@ -27,7 +27,8 @@ def draw(settings: Settings, scratch: list[dict], path: Path) -> None:
 
     grown = [name for name, runs in settings.items() if analysis.is_grown(runs)]
     grown.sort(key=lambda name: (-len(settings[name]), _lowest(settings[name])))
-    names = [n for n in ("scratch", "small alone", *grown[:DRAWN]) if n in settings]
+    drawn = grown[:DRAWN]
+    names = [n for n in ("scratch", "small alone", *drawn) if n in settings]
     figure = Figure(figsize=(9, 5.2), dpi=120, layout="constrained")
     axes, ends = figure.subplots(), []
     for number, (name, style) in enumerate(methods.styles(names).items()):
@@ -36,8 +37,9 @@ def draw(settings: Settings, scratch: list[dict], path: Path) -> None:
         axes.plot(*analysis.curve(runs), color=colour, linewidth=1.2, alpha=0.6)
         points = [end for run in runs for end in analysis.ends(run)]
         ends += [loss for _, loss in points]
-        # Settings that end after as many FLOPs stand beside each other.
-        shift = OFFSET * (number - len(names) / 2)
+        # Growths that end after as many FLOPs stand beside each other.
+        place = number - (len(names) - len(drawn)) - (len(drawn) - 1) / 2
+        shift = OFFSET * place if name in drawn else 0.0
         places = [(spent + shift, loss) for spent, loss in points]
         style = style | {"linestyle": "none", "ms": 5, "label": name}
         axes.plot(*zip(*places, strict=True), **style)
@@ -52,7 +54,7 @@ def draw(settings: Settings, scratch: list[dict], path: Path) -> None:
     axes.legend(frameon=False)
     # Runs that are trained many at a time have no other losses along their way.
     axes.set_title(
-        "Dots: validation loss of finished runs. "
+        "Dots, side by side: validation loss of finished runs. "
         "Lines: at constant rate, of validation or training batches.",
         fontsize=10,
     )
