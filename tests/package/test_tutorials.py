@@ -45,7 +45,7 @@ def test_notebook_is_in_order(path):
 
 def test_all_notebooks_are_listed():
     listed = (FOLDER / "README.md").read_text(encoding="utf-8")
-    assert len(NOTEBOOKS) == 6
+    assert len(NOTEBOOKS) == 7
     missing = [path.name for path in NOTEBOOKS if f"({path.name})" not in listed]
     assert not missing, f"tutorials/README.md does not list {missing}."
 
