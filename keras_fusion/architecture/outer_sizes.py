@@ -71,6 +71,7 @@ def of_vocabulary(model: keras.Model, only: Sequence[str] | None) -> list[Holder
     if only is not None:
         return _named(model, [*tables, *heads(model)], only, _VOCABULARY)
     found = _of_one_size(model, tables, _VOCABULARY)
+    _check_heads(model, found[0].size)
     return [*found, *(h for h in heads(model) if h.size == found[0].size)]
 
 
@@ -80,15 +81,38 @@ def of_classes(model: keras.Model, only: Sequence[str] | None) -> list[Holder]:
     Args:
         model: the model.
         only: names of layers or of keys of their configs, or patterns of such; by default
-            the heads.
+            the head, if there is one.
 
     Raises:
-        FusionError: if there are none, or if they are of several sizes.
+        FusionError: if there is none, or if there are several.
     """
     found = [*_with_keys(model, CLASS_KEYS), *heads(model)]
     if only is not None:
         return _named(model, found, only, _CLASSES)
+    if len({id(holder.layer) for holder in found}) > 1:
+        listed = ", ".join(holder.text for holder in found)
+        raise FusionError(
+            f"Model {model.name!r} has several heads: {listed}. Say by `only` which of "
+            "them get new classes."
+        )
     return _of_one_size(model, found, _CLASSES)
+
+
+def _check_heads(model: keras.Model, size: int) -> None:
+    """Checks that no layer makes as many outputs without telling it.
+
+    Raises:
+        FusionError: naming the layer.
+    """
+    for layer in _last_layers(model):
+        shape = getattr(getattr(layer, "output", None), "shape", None) or (None,)
+        if shape[-1] == size and not (_as_head(layer) or _is_table(layer)):
+            raise FusionError(
+                f"{type(layer).__name__} {layer.name!r} makes {size} outputs, as many as "
+                "the vocabulary has tokens, and its config does not tell their number, so "
+                "that it would stay. End in a layer that does: Dense acts on the last axis "
+                "without a TimeDistributed. Or name by `only` what is to grow."
+            )
 
 
 def _of_one_size(model: keras.Model, found: list[Holder], what: str) -> list[Holder]:
@@ -169,11 +193,8 @@ def _last_layers(model: Any) -> Iterator[keras.Layer]:
 
 def _as_head(layer: keras.Layer) -> list[Holder]:
     """The layer as a head; nothing for one that is a table or a model of a class."""
-    keys = (*VOCABULARY_KEYS, *CLASS_KEYS)
-    if isinstance(layer, keras.layers.Embedding) or set(keys) & set(
-        whole_numbers(layer)
-    ):
-        return []  # A table that is its own head, or a class that says it by a key.
+    if _is_table(layer):
+        return []
     rule = rules.find(layer)
     key = "output_shape" if isinstance(layer, keras.layers.EinsumDense) else None
     key = key or (rule.output_width if rule is not None else None)
@@ -182,3 +203,10 @@ def _as_head(layer: keras.Layer) -> list[Holder]:
     if not isinstance(key, str) or not isinstance(size, int):
         return []
     return [Holder(layer, key, size)]
+
+
+def _is_table(layer: keras.Layer) -> bool:
+    """Whether a layer is a table that is its own head, or says its size by a key."""
+    keys = {*VOCABULARY_KEYS, *CLASS_KEYS}
+    is_table = isinstance(layer, keras.layers.Embedding)
+    return is_table or bool(keys & set(whole_numbers(layer)))

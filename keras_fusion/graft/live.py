@@ -6,7 +6,9 @@ become the fused model's. So every reference to it stays valid.
 """
 
 import contextlib
+import gc
 import warnings
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -51,11 +53,11 @@ def grafted(
     owners = [live, *optimizers.family(optimizers.optimizer_of(live))]
     before = [dict(instance_attributes(owner)) for owner in owners]
     attached = [attachments.remembered(owner) for owner in owners]
-    variables = {id(v) for v in live.variables}
+    variables, parts = {id(v) for v in live.variables}, private.parts_of(live)
     try:
         _swap(live, fused, optimizer, adapt_weights)
         yield
-        _tell_others(live, variables)
+        _tell_others(live, parts, variables)
         _let_go(before[0])
     except BaseException:
         for owner, state, put_back in zip(owners, before, attached, strict=True):
@@ -91,16 +93,26 @@ def _swap(
         ) from error
 
 
-def _tell_others(live: keras.Model, before: set[int]) -> None:
+def _tell_others(live: keras.Model, parts: set[int], before: set[int]) -> None:
     """Lets other models that hold the live one see what it has become.
 
-    Their compiled functions would go on with its variables from before the growth.
+    Their compiled functions would go on with its variables from before the growth. Models
+    that have some of its layers, without holding it, cannot follow it.
 
     Args:
         live: the model that has grown.
+        parts: the ids of its layers before the growth, and of what they hold.
         before: the ids of its variables before the growth.
     """
-    for holder in private.forget_compiled_by_others(live):
+    holders, sharing = [], []
+    for other in private.others(live):
+        if any(layer is live for layer in other._flatten_layers()):
+            holders.append(other)
+        elif id(other) not in parts and private.has_any(other, before):
+            sharing.append(weakref.ref(other))
+        del other
+    private.forget_compiled(holders)
+    for holder in holders:
         optimizer = getattr(holder, "optimizer", None)
         if optimizer is None or before.isdisjoint(optimizers.trained_ids(optimizer)):
             continue
@@ -108,6 +120,15 @@ def _tell_others(live: keras.Model, before: set[int]) -> None:
             f"Model {holder.name!r} holds {live.name!r}, which has grown, and its "
             "optimizer trains the variables from before. Call "
             f"{holder.name}.compile(...) anew before you train it.",
+            stacklevel=2,
+        )
+    if sharing:
+        gc.collect()  # Models hold themselves, also those that nobody uses any more.
+    for other in filter(None, (ref() for ref in sharing)):
+        warnings.warn(
+            f"Model {other.name!r} shares layers with {live.name!r}, which has grown, and "
+            "keeps the small ones, which are not trained any further. Make it anew from "
+            f"the layers that {live.name!r} has now.",
             stacklevel=2,
         )
 

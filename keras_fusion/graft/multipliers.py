@@ -33,6 +33,14 @@ class ScaledSteps:
             self._step(*map(list, zip(*pairs, strict=True)), learning_rate * multiplier)
 
 
+def bind(optimizer: keras.optimizers.Optimizer) -> None:
+    """Lets multipliers that were given to an optimizer's twin act on itself."""
+    multipliers = of(optimizer)
+    if multipliers:
+        scaled = ScaledSteps(optimizer, multipliers)
+        instance_attributes(optimizer)["_backend_update_step"] = scaled
+
+
 def of(optimizer: keras.optimizers.Optimizer) -> Mapping[int, float]:
     """The multipliers of an optimizer, by the ids of its variables."""
     step = instance_attributes(optimizer).get("_backend_update_step")

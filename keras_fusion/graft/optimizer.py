@@ -295,9 +295,12 @@ def _in_order(
     targets = {id(source): target for source, target in pairs}
     if len(targets) == len(pairs):
         return [targets[id(v)] for v in _trainables(live)]
-    trained = {id(v) for v in _trainables(live)}
-    trained = {id(target) for source, target in pairs if id(source) in trained}
-    return [v for v in fused.trainable_variables if id(v) in trained]
+    known = {id(v) for v in _trainables(live)}
+    trained = {id(target): target for source, target in pairs if id(source) in known}
+    ordered = [v for v in fused.trainable_variables if id(v) in trained]
+    # The slots of what has been frozen since stay, too.
+    frozen = trained.keys() - {id(v) for v in ordered}
+    return ordered + [v for key, v in trained.items() if key in frozen]
 
 
 def _leaves_of(model: keras.Model, count: int) -> Sequence[Optimizer | None]:
@@ -326,7 +329,14 @@ def take_over(live: Optimizer, fresh: Optimizer) -> None:
     kept = ("inner_optimizer", "_inner_optimizers", "_optimizer_map")
     for mine, new in zip(family(live), family(fresh), strict=True):
         own = instance_attributes(mine)
-        names = {*kept, *twins.names_of_run(mine, new)}
+        names = {*kept, *twins.names_of_run(mine, new), *_methods_of(new)}
         held = {name: own[name] for name in names if name in own}
         own.update(instance_attributes(new))
         own.update(held)
+        rates.bind(mine)
+
+
+def _methods_of(optimizer: Optimizer) -> set[str]:
+    """The attributes that an optimizer's constructor has bound to the object itself."""
+    own = instance_attributes(optimizer).items()
+    return {name for name, v in own if getattr(v, "__self__", None) is optimizer}

@@ -23,6 +23,8 @@ from keras_fusion.models.private.attributes import attributes, is_bookkeeping
 _OWN = ("name", "trainable", "dtype", "seed", "rate", "stddev", "noise_shape")
 # Of a position embedding, say; the parents' own may differ.
 _WIDTH = re.compile(r"(dim|heads|units|filters)$")
+# Of Keras's layers, in no config.
+_OPTIONS = {"autocast", "_remat_mode"}
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), np.generic)
 
 
@@ -108,6 +110,7 @@ def hand_on(old: keras.Layer, new: keras.Layer) -> None:
     Raises:
         FusionError: naming the layer, if that does not work.
     """
+    _set_again(old, new)
     kept = of(old)
     there = _safely(of, new) if kept else None
     if not kept or (there is not None and there.equals(kept)):
@@ -124,6 +127,29 @@ def hand_on(old: keras.Layer, new: keras.Layer) -> None:
             f"What {type(old).__name__} {old.name!r} was adapted to cannot be handed on "
             f"({error}). Give the layer a config that holds it."
         ) from error
+
+
+def _set_again(old: keras.Layer, new: keras.Layer) -> None:
+    """Sets options of a layer that were set after it was made, or that no config tells.
+
+    They are plain attributes in which the new layer is as its config makes it, and the old
+    one is not: a coefficient that a callback anneals, `autocast`, a rematerialization.
+    """
+    if isinstance(old, keras.Model):
+        return  # see `graft.own_state`
+    made = _safely(lambda layer: type(layer).from_config(layer.get_config()), old)
+    if made is None:
+        return
+    usual = {name for name, _ in attributes(keras.Layer())} - _OPTIONS
+    own, made, new_own = (dict(attributes(layer)) for layer in (old, made, new))
+    for name in (own.keys() & made.keys() & new_own.keys()) - usual:
+        values = own[name], made[name], new_own[name]
+        if is_bookkeeping(name) or not (
+            name in _OPTIONS or all(map(_is_plain, values))
+        ):
+            continue
+        if _equal(values[1], values[2]) and not _equal(values[0], values[1]):
+            setattr(new, name, copy.deepcopy(values[0]))
 
 
 def _arrays(layer: keras.Layer) -> dict[str, Any]:

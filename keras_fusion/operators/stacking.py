@@ -1,9 +1,11 @@
 """The layout of a growth in depth: which old block each new one is a copy of."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import keras
+import numpy as np
 
 from keras_fusion.architecture import depth
 from keras_fusion.architecture.parents import check_parent
@@ -111,10 +113,18 @@ def _with_identities(plan):
     candidates = [plan.layouts[i].target for i in sorted(new.values())]
     with plan.assumed():
         zeroed = depth.quiet(plan.parents[0], plan.fused, candidates)
-    zeroed = frozenset(new[id(variable)] for variable in zeroed)
-    return dataclasses.replace(
-        plan, filler=dataclasses.replace(plan.filler, zeroed=zeroed)
+    places = {new[id(variable)] for variable in zeroed}
+    layouts = (
+        dataclasses.replace(layout, initial=_zeros_of(layout))
+        if i in places
+        else layout
+        for i, layout in enumerate(plan.layouts)
     )
+    return dataclasses.replace(plan, layouts=tuple(layouts))
+
+
+def _zeros_of(layout):
+    return functools.partial(np.zeros, tuple(layout.target.shape), "float32")
 
 
 @register_operator(

@@ -192,6 +192,8 @@ class GrowModel(keras.callbacks.Callback):
         self._growths.draw_seed()
         if self.record is None:
             warn_of_keras_backup()
+        if self.learning_rate_factor != 1 and self._may_grow:
+            ramps.warn_of_schedulers()
         if not self.epoch_count.continues(self.model):
             self.schedule.reset()
         self._checked = self._begun = self._stepped = False

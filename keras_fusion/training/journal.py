@@ -292,6 +292,8 @@ class Journal:
         Raises:
             FusionError: if a change gives another model than in the run.
         """
+        begun = [e.change.ramps for e in entries[:done] if e.change.kind == GROWTH]
+        ramps.resume(model, [growth for growth in begun if growth is not None])
         for entry in entries[done:]:
             if entry.change.kind == STOCK_NORMS:
                 prepared = swap.prepare_stock_norms(model)
@@ -300,8 +302,6 @@ class Journal:
             elif entry.author is not None:
                 entry.author.grow_again(entry.change)
         self.entries = entries
-        begun = [e.change.ramps for e in entries[:done] if e.change.kind == GROWTH]
-        ramps.resume(model, [growth for growth in begun if growth is not None])
         for author in authors:
             author.resume(self.changes_of(author))
 

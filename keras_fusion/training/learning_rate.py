@@ -57,8 +57,10 @@ class Ramp:
         if self.betas is not None:
             fresh = _correction(self.betas, done + 1.0)
             value = value * fresh / _correction(self.betas, done + 1.0 + self.start)
-        # Its end is exact: a run that was killed and resumed begins without the ramp.
-        return ops.where(done >= self._length, self.factor, value)
+        # A step count from before the growth is that of another run's state. The end is
+        # exact, so that it makes no difference whether a ramp that is over is dropped.
+        within = ops.logical_and(done >= 0.0, done < self._length)
+        return ops.where(within, value, self.factor)
 
     @property
     def _length(self) -> int:
@@ -194,12 +196,12 @@ class RampedRate:
         self._apply, self._rate = optimizer.apply, optimizer._get_current_learning_rate
         # The replicas of a distribution strategy are within one update at a time.
         self._updates = 0
-        attributes = instance_attributes(optimizer)
-        attributes["apply"] = self.apply
-        attributes["_get_current_learning_rate"] = self.rate
 
     def add(self, ramp: Ramp) -> None:
         """Adds the ramp of a growth; those of several growths multiply."""
+        attributes = instance_attributes(self._optimizer)
+        attributes["apply"] = self.apply
+        attributes["_get_current_learning_rate"] = self.rate
         if ramp.betas is not None:  # see `ramped`
             old = map(_without_correction, self.ramps)
             self.ramps = [r for r in old if not r.is_trivial]
@@ -216,7 +218,8 @@ class RampedRate:
     def rate(self) -> Any:
         """The learning rate of the update, or the variable outside of one."""
         rate: Any = self._rate()
-        if self._updates:
+        # A schedule that has been set meanwhile is taken as it is.
+        if self._updates and isinstance(self._optimizer._learning_rate, keras.Variable):
             for ramp in self.ramps:
                 rate = ops.multiply(rate, ramp(self._optimizer.iterations))
         return rate

@@ -12,6 +12,7 @@ from typing import Any
 import keras
 
 from keras_fusion import graft
+from keras_fusion.errors import FusionError
 from keras_fusion.layout.parent_blocks import Blocks
 from keras_fusion.models import private, processes, progress
 from keras_fusion.training import journal, ramps, swap
@@ -74,6 +75,7 @@ def check(model: keras.Model, options: Options, seed: int) -> None:
     Raises:
         FusionError: naming what cannot work.
     """
+    _check_states(model)
     swap.check(
         model,
         options.operator,
@@ -83,6 +85,22 @@ def check(model: keras.Model, options: Options, seed: int) -> None:
         tolerance=options.tolerance,
     )
     check_rates(model, options)
+
+
+def _check_states(model: keras.Model) -> None:
+    """Checks that no layer has a state that goes on from batch to batch.
+
+    Raises:
+        FusionError: naming the layer.
+    """
+    for layer in model._flatten_layers():
+        if isinstance(layer, keras.layers.RNN) and layer.stateful:
+            raise FusionError(
+                f"{type(layer).__name__} {layer.name!r} is stateful: what it remembers of "
+                "the batches before cannot be carried into a bigger layer in the middle of "
+                "fit(). Grow between two calls, with keras_fusion.grow, after its "
+                "reset_state()."
+            )
 
 
 def check_rates(model: keras.Model, options: Options) -> None:

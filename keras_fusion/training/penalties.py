@@ -22,7 +22,8 @@ def warn_of_change(model: keras.Model, fused: keras.Model) -> None:
         fused: the grown model, whose values are in its variables.
     """
     before, after = of_weights(model), of_weights(fused)
-    if not math.isclose(before, after, rel_tol=_NOTABLE):
+    known = math.isfinite(before) and math.isfinite(after)
+    if known and not math.isclose(before, after, rel_tol=_NOTABLE):
         warnings.warn(
             f"The regularizers of {model.name!r} penalize its weights by {before:.3g} "
             f"before the growth and by {after:.3g} after it: the outputs stay, the loss "

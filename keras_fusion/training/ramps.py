@@ -119,6 +119,18 @@ def of_growth(
     ]
 
 
+def warn_of_schedulers() -> None:
+    """Warns of callbacks of Keras's that set the learning rate in each epoch."""
+    for callback in private.callbacks_of_fit():
+        if isinstance(callback, keras.callbacks.LearningRateScheduler):
+            warnings.warn(
+                "LearningRateScheduler sets the learning rate at each epoch's begin, and "
+                "undoes `learning_rate_factor` unless its function multiplies the rate "
+                "that it is given. A schedule in the optimizer keeps the factor.",
+                stacklevel=3,
+            )
+
+
 def start(model: keras.Model, ramps: list[Ramp]) -> None:
     """Puts the learning rates of a model that has just grown on ramps.
 

@@ -159,7 +159,6 @@ def _measured(
 ) -> probe.Difference:
     """Fills the bigger model, and verifies its function."""
     planned.fill()
-    penalties.warn_of_change(model, planned.fused)
     return verify(planned, samples.sample(model), tolerance=tolerance)
 
 
@@ -195,6 +194,7 @@ def prepare(
         with private.scope(model), probe.given(_probe(operator, inputs)):
             planned = operator.plan(model, seed)
             difference = _measured(planned, model, tolerance)
+            penalties.warn_of_change(model, planned.fused)
             optimizer = graft.grown_optimizer(planned, optimizer_state, multipliers)
     except FusionError:
         raise

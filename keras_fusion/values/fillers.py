@@ -327,19 +327,15 @@ class StackingFiller(Filler):
     Args:
         seed: int. Seed of the new blocks' seeds.
         new: indices of the layouts of new blocks.
-        zeroed: indices of the layouts that start at zero.
     """
 
     seed: int = 0
     new: frozenset[int] = frozenset()
-    zeroed: frozenset[int] = frozenset()
 
     def value(
         self, index: int, layout: VariableLayout, arrays: Sequence[np.ndarray]
     ) -> np.ndarray:
         """The value of the block that this one is a copy of, or an initial one."""
-        if index in self.zeroed:
-            return np.zeros_like(arrays[0])
         if index in self.new and layout.is_seed:
             # The seed of a dropout: two layers must not draw the same masks.
             rng = np.random.default_rng([self.seed, index])

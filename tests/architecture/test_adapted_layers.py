@@ -6,6 +6,7 @@ import pytest
 from keras import layers
 from models import numpy
 
+import keras_fusion
 from keras_fusion import DeepFusion, FusionError, fuse
 
 RNG = np.random.default_rng(0)
@@ -140,3 +141,68 @@ def test_adapted_model_trains_on():
     model.fit(X, X, batch_size=8, epochs=2, verbose=0, callbacks=[grow])
     boundaries = model.layers[1].bin_boundaries
     assert boundaries == discretization(X).bin_boundaries and len(grow.events) == 1
+
+
+# Options that were set after a layer was made, or that no config tells.
+
+
+@keras.saving.register_keras_serializable("adapted")
+class Annealed(layers.Dense):
+    """A dense layer with a penalty whose weight a callback changes."""
+
+    def __init__(self, units, beta=1.0, **options):
+        super().__init__(units, **options)
+        self.beta, self.share = beta, 1.0 / units
+
+    def call(self, x):
+        self.add_loss(self.beta * keras.ops.mean(keras.ops.square(x)))
+        return super().call(x)
+
+    def get_config(self):
+        return {**super().get_config(), "beta": 1.0}
+
+
+keras_fusion.register(
+    Annealed,
+    widths=("units",),
+    output_width="units",
+    roles={"kernel": ("in", "out"), "bias": ("out",)},
+)
+
+
+def with_layer(make):
+    inputs = keras.Input((4,))
+    return keras.Model(inputs, layers.Dense(1)(make()(layers.Dense(8)(inputs))))
+
+
+@pytest.mark.core
+def test_what_a_callback_has_set_on_a_layer_stays():
+    model = with_layer(lambda: Annealed(8))
+    model.layers[2].beta = 0.25
+    model.compile("adam", "mse")
+    keras_fusion.grow(model, 2, verbose=0)
+    assert model.layers[2].beta == 0.25
+    assert model.layers[2].share == 1 / 16
+
+
+@pytest.mark.core
+def test_options_that_no_config_tells_stay():
+    with keras.RematScope(mode="full"):
+        model = with_layer(lambda: layers.Dense(8, autocast=False))
+    grown = fuse(model, factor=2)
+    modes = [layer._remat_mode and layer._remat_mode.mode for layer in grown.layers]
+    assert modes[1:] == ["full"] * 3
+    assert [layer.autocast for layer in grown.layers[1:]] == [True, False, True]
+
+
+def test_a_choice_of_attention_kernels_stays():
+    inputs = keras.Input((4, 8))
+    attention = layers.MultiHeadAttention(2, 4)
+    attention._flash_attention = False
+    model = keras.Model(inputs, layers.Dense(1)(attention(inputs, inputs)))
+    (grown,) = (
+        layer
+        for layer in fuse(model, factor=2).layers
+        if isinstance(layer, layers.MultiHeadAttention)
+    )
+    assert grown._flash_attention is False

@@ -1,5 +1,7 @@
 """State that is none of the model's weights outlives a growth, and the errors after it."""
 
+import warnings
+
 import keras
 import numpy as np
 import pytest
@@ -228,3 +230,46 @@ def test_outer_model_that_trains_is_told_to_compile():
         inner.fit(X, Y, verbose=0, callbacks=[DeepFusion(at_step=1, verbose=0)])
     compiled(outer).fit(X, Y, verbose=0)
     assert inner.layers[0].units == 16
+
+
+def functional():
+    inputs = keras.Input((4,))
+    x = layers.Dense(8, "relu")(inputs)
+    return keras.Model(inputs, layers.Dense(1)(x))
+
+
+def nested():
+    inputs = keras.Input((4,))
+    inner = keras.Sequential([keras.Input((4,)), layers.Dense(8)])
+    return keras.Model(inputs, layers.Dense(1)(inner(inputs)))
+
+
+def features_of(model):
+    """A model of the user's own over the layers of another."""
+    return keras.Model(model.inputs, model.layers[-2].output, name="features")
+
+
+def head_of(model):
+    inputs = keras.Input((8,))
+    return keras.Model(inputs, model.layers[-1](inputs), name="head")
+
+
+def test_models_that_share_layers_are_told_that_they_stay_behind():
+    model = compiled(functional())
+    beside = [features_of(model), head_of(model)]
+    with pytest.warns(UserWarning, match="shares layers with") as said:
+        model.fit(X, Y, verbose=0, callbacks=[DeepFusion(at_step=1, verbose=0)])
+    told = [str(w.message) for w in said if "shares layers" in str(w.message)]
+    assert sorted(text.split("'")[1] for text in told) == ["features", "head"]
+    assert [len(m.trainable_variables) for m in beside] == [2, 2]
+
+
+@pytest.mark.parametrize("made", [net, functional, nested])
+def test_of_models_that_nobody_uses_nothing_is_told(made):
+    """Those of Keras's and of this package's own, and those that are dropped."""
+    model = compiled(made())
+    features_of(model)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "Model .* shares layers")
+        model.fit(X, Y, verbose=0, callbacks=[DeepFusion(at_step=1, verbose=0)])
+    assert model.count_params() > 60

@@ -222,3 +222,64 @@ def test_blocks_of_another_shape_are_refused():
         keras_fusion.StructureError, match=r"\(4, 5\).*cannot be stacked"
     ):
         DepthStacking().plan(Uneven(2))
+
+
+def residual(blocks=2):
+    keras.utils.set_random_seed(0)
+    x = inputs = keras.Input((6,))
+    for i in range(blocks):
+        h = layers.Dense(12, "gelu", name=f"up{i}")(x)
+        x = x + layers.Dense(6, name=f"down{i}")(h)
+    return keras.Model(inputs, layers.Dense(1)(x))
+
+
+def points():
+    x = np.random.default_rng(0).standard_normal((64, 6)).astype("float32")
+    return x, (x[:, :1] * x[:, 1:2]).astype("float32")
+
+
+@pytest.mark.core
+def test_the_average_of_identities_is_an_identity():
+    """Averaged weights keep the function as the weights do."""
+    (x, y), model = points(), residual()
+    model.compile(keras.optimizers.Adam(1e-2, use_ema=True, ema_momentum=0.9), "mse")
+    for _ in range(5):
+        model.train_on_batch(x, y)
+
+    def averaged():
+        if hasattr(model, "jax_state_sync"):
+            model.jax_state_sync()
+        own = [numpy(v) for v in model.trainable_variables]
+        optimizer = model.optimizer
+        averages = optimizer._model_variables_moving_average
+        for variable, value in zip(
+            optimizer._trainable_variables, averages, strict=True
+        ):
+            variable.assign(value)
+        found = outputs(model, x)
+        for variable, value in zip(model.trainable_variables, own, strict=True):
+            variable.assign(value)
+        return found
+
+    before = averaged()
+    keras_fusion.grow(model, DepthStacking(identity=True), verbose=0)
+    np.testing.assert_allclose(averaged(), before, rtol=1e-5, atol=1e-6)
+    model.train_on_batch(x, y)
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("identity", [False, True])
+def test_layers_frozen_since_the_optimizer_was_built(identity):
+    (x, y), model = points(), residual()
+    model.compile(keras.optimizers.Adam(1e-2), "mse")
+    model.fit(x, y, verbose=0)
+    model.get_layer("up0").trainable = False
+    model.compile(model.optimizer, "mse")
+    keras_fusion.grow(model, DepthStacking(identity=identity), verbose=0)
+    frozen = [layer for layer in model.layers if not layer.trainable]
+    before = [numpy(v).copy() for layer in frozen for v in layer.weights]
+    model.fit(x, y, verbose=0)
+    after = [numpy(v) for layer in frozen for v in layer.weights]
+    assert len(frozen) == 2
+    for a, b in zip(before, after, strict=True):
+        np.testing.assert_array_equal(a, b)

@@ -239,6 +239,53 @@ def test_tables_of_several_sizes_must_be_named():
     assert alone.output_shape[-1] == 20
 
 
+def tagger(head):
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((4,), dtype="int32")
+    x = layers.LSTM(8, return_sequences=True)(layers.Embedding(10, 8)(inputs))
+    return keras.Model(inputs, head(x))
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        layers.TimeDistributed(layers.Dense(10)),
+        layers.Bidirectional(layers.LSTM(5, return_sequences=True)),
+        layers.BatchNormalization(),
+    ],
+    ids=lambda head: type(head).__name__,
+)
+def test_a_head_whose_size_nobody_tells_is_refused(head):
+    head = type(head).from_config(head.get_config())
+    if isinstance(head, layers.BatchNormalization):
+        made, head = head, lambda x: made(layers.Dense(10)(x))
+    with pytest.raises(
+        FusionError, match="makes 10 outputs, as many as the vocabulary"
+    ):
+        keras_fusion.grow(tagger(head), VocabularyGrowth(12), verbose=0)
+    wider = tagger(layers.Dense(10))
+    keras_fusion.grow(wider, VocabularyGrowth(12), verbose=0)
+    assert wider.output_shape == (None, 4, 12)
+
+
+def two_heads():
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((5,))
+    x = layers.Dense(8, "gelu")(inputs)
+    sick = layers.Dense(1, "sigmoid", name="sick")(x)
+    return keras.Model(inputs, {"sick": sick, "age": layers.Dense(1, name="age")(x)})
+
+
+def test_several_heads_must_be_named():
+    """A regression may have as many outputs as there are classes."""
+    model = two_heads()
+    with pytest.raises(FusionError, match="several heads: .*'sick'.*Say by `only`"):
+        keras_fusion.grow(model, ClassGrowth(3), verbose=0)
+    keras_fusion.grow(model, ClassGrowth(3, only="sick"), verbose=0)
+    made = model(features(2))
+    assert {name: made[name].shape[-1] for name in made} == {"sick": 3, "age": 1}
+
+
 def normalized(by_all):
     keras.utils.set_random_seed(0)
     inputs = keras.Input((5,))

@@ -147,8 +147,9 @@ def test_frozen_layers_regularizers_and_constraints():
     x = regular(frozen(inputs))
     model = keras.Model(inputs, layers.Dense(1)(x))
     before = numpy(frozen.kernel)
-    with pytest.warns(UserWarning, match="penalize its weights by"):
+    with pytest.warns(UserWarning, match="penalize its weights by") as said:
         fit(model)
+    assert len([w for w in said if "penalize" in str(w.message)]) == 1
     after = numpy(model.layers[1].kernel)
     np.testing.assert_array_equal(after, np.concatenate([before, before], axis=1))
     norms = np.linalg.norm(numpy(model.layers[2].kernel), axis=0)

@@ -146,16 +146,61 @@ def test_correction_is_needed():
 
 @pytest.mark.parametrize("betas", [None, (0.9, 0.99), (0.0, 0.99)])
 def test_a_ramp_ends_where_it_is_over(betas):
-    """A run that is resumed has no ramp that is over; the other one is as exact."""
+    """Before the growth, as after it has ended, the rate is that of the ramp's end."""
     ramp = Ramp(0.5, rewarmup_steps=4, start=10, betas=betas)
     (last,) = (i for i in range(1000) if ramp.is_over(i + 1) and not ramp.is_over(i))
-    assert float(numpy(ramp(last + 1))) == float(numpy(ramp(10000))) == 0.5
+    for step in (0, 9, last + 1, 10000):
+        assert float(numpy(ramp(step))) == 0.5
     assert float(numpy(ramp(last))) == pytest.approx(0.5, rel=0.011)
     tensor = keras.ops.convert_to_tensor(12)
     assert float(numpy(ramp(tensor))) == float(numpy(ramp(12)))
     if betas is None:
         factors = [float(numpy(ramp(i))) for i in range(10, 15)]
         assert factors == [0.125, 0.25, 0.375, 0.5, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("make", "every"),
+    [
+        (lambda sgd: keras.optimizers.LossScaleOptimizer(sgd(0.1)), 1),
+        (lambda sgd: sgd(0.1, gradient_accumulation_steps=2), 2),
+    ],
+)
+def test_ramps_of_optimizers_in_wrappers_and_over_batches(make, every):
+    grow = DeepFusion(at_step=1, rewarmup_steps=2, seed=0, verbose=0)
+    fit(make(keras.optimizers.SGD), grow, rates := Rates(), epochs=3)
+    steps = np.reshape(rates.values, (-1, every))
+    assert np.abs(steps[:, :-1]).max(initial=0.0) < 1e-6
+    np.testing.assert_allclose(steps[:4, -1], [0.1, 0.05, 0.1, 0.1], rtol=1e-3)
+
+
+@pytest.mark.parametrize("multipliers", [None, "width"])
+def test_ramps_of_an_optimizer_with_an_update_of_its_own(multipliers):
+    """Its constructor puts an `apply` in place, and its update reads the rate itself."""
+
+    class Own(keras.optimizers.SGD):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            self.apply = super().apply
+
+        def update_step(self, gradient, variable, learning_rate):
+            super().update_step(gradient, variable, self.learning_rate)
+
+    Own.__name__ = "SGD"  # whose multipliers are known
+    options = {"rewarmup_steps": 2, "learning_rate_multipliers": multipliers}
+    grow = DeepFusion(at_step=[2, 4], seed=0, verbose=0, **options)
+    fit(Own(0.1), grow, rates := Rates())
+    expected = [0.1, 0.1, 0.05, 0.1, 0.05, 0.1, 0.1, 0.1]
+    np.testing.assert_allclose(rates.values, expected, rtol=1e-3)
+
+
+def test_a_state_of_another_run_has_no_ramp():
+    """Weights that are loaded without a count of steps, and a count that begins anew."""
+    grow = DeepFusion(at_step=3, rewarmup_steps=9, seed=0, verbose=0)
+    model = fit(keras.optimizers.SGD(0.1), grow, epochs=1)
+    model.optimizer.iterations.assign(0)
+    train(model, rates := Rates(), epochs=1)
+    np.testing.assert_allclose(rates.values[:3], 0.1, rtol=1e-3)
 
 
 @pytest.mark.tensorflow
@@ -170,6 +215,16 @@ def test_a_factor_that_cannot_be_measured():
         model = fit(keras.optimizers.SGD(0.1), grow)
     assert len(grow.events) == 1
     assert float(numpy(model.optimizer.learning_rate)) == pytest.approx(0.1)
+
+
+@pytest.mark.tensorflow
+def test_a_callback_that_undoes_the_factor_is_named():
+    scheduler = keras.callbacks.LearningRateScheduler(lambda epoch: 0.1)
+    grow = DeepFusion(at_step=3, learning_rate_factor=0.5, seed=0, verbose=0)
+    with pytest.warns(
+        UserWarning, match="LearningRateScheduler sets the learning rate"
+    ):
+        fit(keras.optimizers.SGD(0.1), grow, scheduler)
 
 
 def test_a_ramp_belongs_to_the_optimizer():

@@ -129,3 +129,20 @@ def test_uncompiled_partner_is_fine_for_reset():
     )
     live.fit(x, y, batch_size=8, callbacks=[grow], verbose=0)
     assert live.backbone.hidden_dim == 16
+
+
+def test_a_stateful_layer_is_refused_before_the_first_step():
+    inputs = keras.Input(batch_shape=(4, 3, 5))
+    model = keras.Model(inputs, keras.layers.LSTM(8, stateful=True)(inputs))
+    model.compile("sgd", "mse")
+    seen = []
+    count = keras.callbacks.LambdaCallback(on_train_batch_end=lambda *_: seen.append(1))
+    with pytest.raises(FusionError, match="LSTM 'lstm.*' is stateful: what it remem"):
+        model.fit(
+            np.ones((8, 3, 5)),
+            np.ones((8, 8)),
+            batch_size=4,
+            verbose=0,
+            callbacks=[DeepFusion(at_step=1), count],
+        )
+    assert seen == []

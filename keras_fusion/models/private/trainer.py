@@ -4,9 +4,11 @@ import contextlib
 import gc
 import sys
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable
 
 import keras
+
+from keras_fusion.models.private.attributes import attributes
 
 # What a step of training on JAX takes and returns, under Keras's names.
 _JAX_STATE = (
@@ -35,28 +37,41 @@ def renew(model: keras.Model) -> None:
         model._jax_state = dict(zip(_JAX_STATE, values, strict=True))
 
 
-def forget_compiled_by_others(model: keras.Model) -> list[keras.Model]:
-    """Drops the compiled functions of the models that hold a model, and returns these.
+def others(model: keras.Model) -> list[keras.Model]:
+    """All other models. Nothing in a layer tells who holds it."""
+    return [
+        thing
+        for thing in gc.get_objects()
+        if issubclass(type(thing), keras.Model)
+        and thing is not model
+        and "_layers" in vars(thing)  # else its constructor has not run
+    ]
+
+
+def forget_compiled(holders: Iterable[keras.Model]) -> None:
+    """Drops the compiled functions of models that hold a model that has changed.
 
     TensorFlow compiles a function together with the variables that it reads, so that
     such a function goes on with those that the model had before.
     """
-    holders = list(_holders(model))
     for holder in holders:
         for name in _COMPILED:
-            setattr(holder, name, None)
-    return holders
+            if vars(holder).get(name) is not None:
+                setattr(holder, name, None)
 
 
-def _holders(model: keras.Model) -> Iterator[keras.Model]:
-    """Yields the models that have compiled functions and hold a model in them."""
-    # Nothing in a layer tells who holds it.
-    for thing in gc.get_objects():
-        if not issubclass(type(thing), keras.Model) or thing is model:
-            continue
-        has_any = any(vars(thing).get(name) is not None for name in _COMPILED)
-        if has_any and any(layer is model for layer in thing._flatten_layers()):
-            yield thing
+def parts_of(model: keras.Model) -> set[int]:
+    """The ids of a model's layers, and of the models that are their attributes."""
+    layers = model._flatten_layers()
+    held = [value for layer in layers for _, value in attributes(layer)]
+    return {id(part) for part in (*layers, *held)}
+
+
+def has_any(model: keras.Model, variables: set[int]) -> bool:
+    """Whether a model has trainable variables of some ids."""
+    layers = model._flatten_layers()
+    own = (v for layer in layers for v in layer._trainable_variables)
+    return any(id(variable) in variables for variable in own)
 
 
 def scope(model: keras.Model) -> contextlib.AbstractContextManager:
