@@ -17,6 +17,7 @@ import numpy as np
 
 from keras_fusion.errors import FusionError, shortened
 from keras_fusion.models import rules, tree
+from keras_fusion.models.private import deferral
 from keras_fusion.models.private.attributes import attributes, is_bookkeeping
 
 # Options of a build, or of training alone.
@@ -137,7 +138,8 @@ def _set_again(old: keras.Layer, new: keras.Layer) -> None:
     """
     if isinstance(old, keras.Model):
         return  # see `graft.own_state`
-    made = _safely(lambda layer: type(layer).from_config(layer.get_config()), old)
+    with deferral.without_values():  # nor a draw from the global generators
+        made = _safely(lambda layer: type(layer).from_config(layer.get_config()), old)
     if made is None:
         return
     usual = {name for name, _ in attributes(keras.Layer())} - _OPTIONS

@@ -238,6 +238,12 @@ def functional():
     return keras.Model(inputs, layers.Dense(1)(x))
 
 
+def added():
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(8)])
+    model.add(layers.Dense(1))
+    return model
+
+
 def nested():
     inputs = keras.Input((4,))
     inner = keras.Sequential([keras.Input((4,)), layers.Dense(8)])
@@ -264,7 +270,7 @@ def test_models_that_share_layers_are_told_that_they_stay_behind():
     assert [len(m.trainable_variables) for m in beside] == [2, 2]
 
 
-@pytest.mark.parametrize("made", [net, functional, nested])
+@pytest.mark.parametrize("made", [net, added, functional, nested])
 def test_of_models_that_nobody_uses_nothing_is_told(made):
     """Those of Keras's and of this package's own, and those that are dropped."""
     model = compiled(made())

@@ -64,7 +64,9 @@ def parts_of(model: keras.Model) -> set[int]:
     """The ids of a model's layers, and of the models that are their attributes."""
     layers = model._flatten_layers()
     held = [value for layer in layers for _, value in attributes(layer)]
-    return {id(part) for part in (*layers, *held)}
+    # A Sequential tracks each functional model that it has been, layer by layer.
+    tracked = [x for layer in layers for x in layer._tracker.config["layers"][1]]
+    return {id(part) for part in (*layers, *held, *tracked)}
 
 
 def has_any(model: keras.Model, variables: set[int]) -> bool:
