@@ -108,7 +108,7 @@ def _tell_others(live: keras.Model, parts: set[int], before: set[int]) -> None:
     for other in private.others(live):
         if any(layer is live for layer in other._flatten_layers()):
             holders.append(other)
-        elif id(other) not in parts and private.has_any(other, before):
+        elif not parts & private.identity(other) and private.has_any(other, before):
             sharing.append(weakref.ref(other))
         del other
     private.forget_compiled(holders)

@@ -61,12 +61,17 @@ def forget_compiled(holders: Iterable[keras.Model]) -> None:
 
 
 def parts_of(model: keras.Model) -> set[int]:
-    """The ids of a model's layers, and of the models that are their attributes."""
+    """The ids of a model's layers, and of what they hold, their trackers among it."""
     layers = model._flatten_layers()
     held = [value for layer in layers for _, value in attributes(layer)]
     # A Sequential tracks each functional model that it has been, layer by layer.
     tracked = [x for layer in layers for x in layer._tracker.config["layers"][1]]
     return {id(part) for part in (*layers, *held, *tracked)}
+
+
+def identity(model: keras.Model) -> set[int]:
+    """The ids of a model and of its tracker, which its views (`views.as_class`) share."""
+    return {id(model), id(model._tracker)}
 
 
 def has_any(model: keras.Model, variables: set[int]) -> bool:
