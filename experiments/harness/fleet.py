@@ -28,6 +28,10 @@ CHUNK = 128  # steps in one call
 FEWER = 4  # a call for this fraction of the lanes is compiled, too
 VALIDATION_ROWS = 256  # in a batch, at most
 
+# Making a model of a class of keras-hub's sets the bases of the class anew, which no other
+# thread may be looking an attribute up in.
+_ALONE = threading.Lock()
+
 
 class State(NamedTuple):
     """What training changes: three tuples of arrays.
@@ -112,14 +116,14 @@ class Fleet:
 
     def __init__(self, task: Task, size: Size, lanes: int, text: Text):
         self.task, self.size, self.lanes, self.text = task, size, lanes, text
-        self.model = task.compiled(size, 0, 1e-3)
-        self.model.optimizer.build(self.model.trainable_variables)
+        with _ALONE:
+            self.model = task.compiled(size, 0, 1e-3)
+            self.model.optimizer.build(self.model.trainable_variables)
         self.stretches: list[Stretch | None] = [None] * lanes
         self.waiting: list[tuple[Any, Stretch]] = []
         self._lane = np.zeros((lanes, 8), "float32")
         self._states = None
         self._run: dict[int, Any] = {}
-        self._tracing = threading.Lock()
         self.seconds, self.steps = 0.0, 0
 
     def _count(self, wanted):
@@ -192,7 +196,7 @@ class Fleet:
         """Compiles the program, which takes most of a minute; for a thread."""
         one, states = self.shapes(), self._stacked()
         self._compile_call(self.lanes)
-        with self._tracing:
+        with _ALONE:
             validate = jax.jit(self._validation_loss)
             validate = validate.lower(one.trainable, one.others)
         self._validate = validate.compile()
@@ -216,7 +220,7 @@ class Fleet:
         shape = CHUNK, count, self.task.settings.batch_size
         starts = jax.ShapeDtypeStruct(shape, "int32")
         chunk = jax.jit(self._chunk, donate_argnums=0)
-        with self._tracing:  # A step sets the optimizer's settings while it is traced.
+        with _ALONE:  # A step sets the optimizer's settings while it is traced.
             lowered = chunk.lower(self._stacked(), places, lanes, starts)
         self._run[count] = lowered.compile()
 
