@@ -18,14 +18,16 @@ import numpy as np
 from keras_fusion.errors import FusionError, shortened
 from keras_fusion.models import rules, tree
 from keras_fusion.models.private import deferral
-from keras_fusion.models.private.attributes import attributes, is_bookkeeping
+from keras_fusion.models.private.attributes import (
+    OPTIONS,
+    attributes,
+    is_bookkeeping,
+)
 
 # Options of a build, or of training alone.
 _OWN = ("name", "trainable", "dtype", "seed", "rate", "stddev", "noise_shape")
 # Of a position embedding, say; the parents' own may differ.
 _WIDTH = re.compile(r"(dim|heads|units|filters)$")
-# Of Keras's layers, in no config.
-_OPTIONS = {"autocast", "_remat_mode"}
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), np.generic)
 
 
@@ -142,13 +144,11 @@ def _set_again(old: keras.Layer, new: keras.Layer) -> None:
         made = _safely(lambda layer: type(layer).from_config(layer.get_config()), old)
     if made is None:
         return
-    usual = {name for name, _ in attributes(keras.Layer())} - _OPTIONS
+    usual = {name for name, _ in attributes(keras.Layer())} - OPTIONS
     own, made, new_own = (dict(attributes(layer)) for layer in (old, made, new))
     for name in (own.keys() & made.keys() & new_own.keys()) - usual:
         values = own[name], made[name], new_own[name]
-        if is_bookkeeping(name) or not (
-            name in _OPTIONS or all(map(_is_plain, values))
-        ):
+        if is_bookkeeping(name) or not (name in OPTIONS or all(map(_is_plain, values))):
             continue
         if _equal(values[1], values[2]) and not _equal(values[0], values[1]):
             setattr(new, name, copy.deepcopy(values[0]))

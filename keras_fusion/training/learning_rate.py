@@ -9,8 +9,9 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_fusion import graft
+from keras_fusion.models import private
 from keras_fusion.models.names import helpful
-from keras_fusion.models.private.attributes import instance_attributes
 
 Schedule = keras.optimizers.schedules.LearningRateSchedule
 
@@ -193,15 +194,13 @@ class RampedRate:
     def __init__(self, optimizer: keras.optimizers.Optimizer):
         self.ramps: list[Ramp] = []
         self._optimizer = optimizer
-        self._apply, self._rate = optimizer.apply, optimizer._get_current_learning_rate
+        self._apply, self._rate = private.update_of(optimizer)
         # The replicas of a distribution strategy are within one update at a time.
         self._updates = 0
 
     def add(self, ramp: Ramp) -> None:
         """Adds the ramp of a growth; those of several growths multiply."""
-        attributes = instance_attributes(self._optimizer)
-        attributes["apply"] = self.apply
-        attributes["_get_current_learning_rate"] = self.rate
+        private.replace_update(self._optimizer, self.apply, self.rate)
         if ramp.betas is not None:  # see `ramped`
             old = map(_without_correction, self.ramps)
             self.ramps = [r for r in old if not r.is_trivial]
@@ -219,7 +218,7 @@ class RampedRate:
         """The learning rate of the update, or the variable outside of one."""
         rate: Any = self._rate()
         # A schedule that has been set meanwhile is taken as it is.
-        if self._updates and isinstance(self._optimizer._learning_rate, keras.Variable):
+        if self._updates and graft.schedule_of(self._optimizer) is None:
             for ramp in self.ramps:
                 rate = ops.multiply(rate, ramp(self._optimizer.iterations))
         return rate

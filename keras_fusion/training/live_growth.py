@@ -93,7 +93,7 @@ def _check_states(model: keras.Model) -> None:
     Raises:
         FusionError: naming the layer.
     """
-    for layer in model._flatten_layers():
+    for layer in private.layers_of(model):
         if isinstance(layer, keras.layers.RNN) and layer.stateful:
             raise FusionError(
                 f"{type(layer).__name__} {layer.name!r} is stateful: what it remembers of "

@@ -35,12 +35,14 @@ from keras_fusion.models.private.trainer import (
     forget_compiled,
     has_any,
     identity,
+    layers_of,
     others,
     parts_of,
     scope,
     start_at_epoch,
     sync,
 )
+from keras_fusion.models.private.updates import replace_update, update_of
 
 __all__ = [
     "add_variable",
@@ -64,6 +66,7 @@ __all__ = [
     "initial_value",
     "is_optional",
     "keep_names",
+    "layers_of",
     "load_safely",
     "loads_by_itself",
     "mark",
@@ -72,11 +75,13 @@ __all__ = [
     "parameters_of",
     "parts_of",
     "remove_variable",
+    "replace_update",
     "scope",
     "seed_states",
     "start_at_epoch",
     "sync",
     "track_again",
+    "update_of",
     "use_class",
     "without_values",
 ]

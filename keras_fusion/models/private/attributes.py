@@ -9,6 +9,9 @@ import keras
 # The norm in keras-hub's `MaskedLMHead` that comes before its readout.
 MASKED_LM_NORM = "_intermediate_layer_norm"
 
+# Options of Keras's layers that no config holds.
+OPTIONS = frozenset({"autocast", "_remat_mode"})
+
 # TensorFlow's bookkeeping, which holds the same layers once more.
 _BOOKKEEPING = re.compile("_self_(tracked_trackables$|unconditional_)")
 

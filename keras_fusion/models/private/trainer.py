@@ -60,6 +60,11 @@ def forget_compiled(holders: Iterable[keras.Model]) -> None:
                 setattr(holder, name, None)
 
 
+def layers_of(model: keras.Model) -> list[keras.Layer]:
+    """A model and all layers in it, at any depth."""
+    return model._flatten_layers()
+
+
 def parts_of(model: keras.Model) -> set[int]:
     """The ids of a model's layers, and of what they hold, their trackers among it."""
     layers = model._flatten_layers()
