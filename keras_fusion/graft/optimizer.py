@@ -299,8 +299,8 @@ def _in_order(
     trained = {id(target): target for source, target in pairs if id(source) in known}
     ordered = [v for v in fused.trainable_variables if id(v) in trained]
     # The slots of what has been frozen since stay, too.
-    frozen = trained.keys() - {id(v) for v in ordered}
-    return ordered + [v for key, v in trained.items() if key in frozen]
+    listed = {id(v) for v in ordered}
+    return ordered + [v for v in trained.values() if id(v) not in listed]
 
 
 def _leaves_of(model: keras.Model, count: int) -> Sequence[Optimizer | None]:

@@ -6,6 +6,7 @@ part of what the layer computes, so a bigger model's layer gets it too.
 
 import copy
 import dataclasses
+import functools
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -140,18 +141,31 @@ def _set_again(old: keras.Layer, new: keras.Layer) -> None:
     """
     if isinstance(old, keras.Model):
         return  # see `graft.own_state`
+    own, grown = dict(attributes(old)), dict(attributes(new))
+    names = {
+        name
+        for name in (own.keys() & grown.keys()) - (_names_of_keras() - OPTIONS)
+        if not is_bookkeeping(name)
+        and (name in OPTIONS or (_is_plain(own[name]) and _is_plain(grown[name])))
+        and not _equal(own[name], grown[name])
+    }
+    config = (_safely(lambda layer: layer.get_config(), old) if names else None) or {}
+    keys = {name: name.lstrip("_") for name in names}
+    told = {n for n, k in keys.items() if k in config and _equal(config[k], own[n])}
+    if names == told:
+        return  # As for nearly all layers: a twin would be made in vain.
     with deferral.without_values():  # nor a draw from the global generators
-        made = _safely(lambda layer: type(layer).from_config(layer.get_config()), old)
-    if made is None:
-        return
-    usual = {name for name, _ in attributes(keras.Layer())} - OPTIONS
-    own, made, new_own = (dict(attributes(layer)) for layer in (old, made, new))
-    for name in (own.keys() & made.keys() & new_own.keys()) - usual:
-        values = own[name], made[name], new_own[name]
-        if is_bookkeeping(name) or not (name in OPTIONS or all(map(_is_plain, values))):
-            continue
-        if _equal(values[1], values[2]) and not _equal(values[0], values[1]):
-            setattr(new, name, copy.deepcopy(values[0]))
+        made = _safely(lambda layer: type(layer).from_config(config), old)
+    made = {} if made is None else dict(attributes(made))
+    for name in (names - told) & made.keys():
+        if _equal(made[name], grown[name]):
+            setattr(new, name, copy.deepcopy(own[name]))
+
+
+@functools.cache
+def _names_of_keras() -> frozenset[str]:
+    """The attributes that any layer has."""
+    return frozenset(name for name, _ in attributes(keras.Layer(name="layer")))
 
 
 def _arrays(layer: keras.Layer) -> dict[str, Any]:
@@ -188,7 +202,7 @@ def _values(layer: keras.Layer) -> dict[str, Any]:
     twin = _safely(_twin, layer)
     if twin is None:
         return {}
-    usual = {name for name, _ in attributes(keras.Layer())}
+    usual = _names_of_keras()
     made = dict(attributes(twin))
     return {
         name: value
