@@ -1,8 +1,27 @@
-"""A tiny study, and a text for it."""
+"""A tiny study, a text for it, and courses whose FLOPs are known."""
 
 import re
 
 from repository import ROOT
+
+from experiments.harness.study import Budget, Course, Model, Size, Text
+
+SMALL, LARGE = Size(8, 1), Size(16, 1)
+STEPS = 500
+
+
+def cost(size):
+    """FLOPs of a step."""
+    return {SMALL: 70, LARGE: 230}[size]
+
+
+def course(*growths, size=SMALL, clock="flops", **options):
+    """From `size` to LARGE, with the budget of STEPS steps of LARGE."""
+    model = Model("decoder", {"name": "Adam"})
+    budget = Budget(LARGE, STEPS, clock=clock)
+    text = Text("somewhere")
+    return Course("x", size, 1e-3, text, model, budget, growths, **options)
+
 
 TINY = """
 title = "A tiny study"
