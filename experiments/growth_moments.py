@@ -58,6 +58,8 @@ def draw(results: dict[str, Any], path: Path) -> None:
         style["linestyle"] = "none"
         right.plot([predicted(results, run) for run in own], losses, **style)
     _draw_rivals(left, results)
+    left.set_title("By the moment of the growth")
+    right.set_title("By the prediction of backward error analysis")
     left.set_xlabel("FLOPs before the growth (share of the budget)")
     left.set_ylabel("final validation loss (nats per token)")
     right.xaxis.get_major_locator().set_params(numticks=7)
@@ -87,12 +89,12 @@ def _draw_rivals(axes: Any, results: dict[str, Any]) -> None:
             continue
         share = _share(results, step)
         axes.axvline(
-            share, color=figure.GREY, linestyle=dashes, label=f"growth of {name}"
+            share, color=figure.GREY, linestyle=dashes, label=f"moment chosen by {name}"
         )
         own = [run["loss"] for run in results["runs"].values() if run["step"] == step]
         if own:
             axes.plot(share, min(own), **STAR)
-    axes.plot([], [], label="ends of those two", **STAR)
+    axes.plot([], [], label="best run of a chosen moment", **STAR)
 
 
 def _share(results: dict[str, Any], step: int) -> float:

@@ -9,7 +9,7 @@ from experiments.harness.study import Case
 from keras_fusion.analysis.plotting import methods
 
 DRAWN = 6  # grown settings in a picture, those with the most seeds first
-OFFSET = 0.013  # between dots, in shares of the budget: as wide as they are
+OFFSET = 0.013  # between dots, in shares of the longest run: as wide as they are
 # Dots nearer than this, in shares of the FLOPs and in nats, lie on each other.
 BESIDE, NEAR = 0.014, 0.005
 Settings = dict[str, list[dict]]  # the runs of each setting, by its name
@@ -31,27 +31,25 @@ def draw(settings: Settings, scratch: list[dict], path: Path) -> None:
     names = [n for n in ("scratch", "small alone", *drawn) if n in settings]
     figure = Figure(figsize=(9, 5.2), dpi=120, layout="constrained")
     axes, ends = figure.subplots(), []
-    for number, (name, style) in enumerate(methods.styles(names).items()):
+    shifts = _side_by_side(drawn, [run for name in names for run in settings[name]])
+    for name, style in methods.styles(names).items():
         runs = settings[name]
         colour = style["color"]
         axes.plot(*analysis.curve(runs), color=colour, linewidth=1.2, alpha=0.6)
         points = [end for run in runs for end in analysis.ends(run)]
         ends += [loss for _, loss in points]
-        # Growths that end after as many FLOPs stand beside each other.
-        place = number - (len(names) - len(drawn)) - (len(drawn) - 1) / 2
-        shift = OFFSET * place if name in drawn else 0.0
-        places = [(spent + shift, loss) for spent, loss in points]
+        places = [(spent + shifts.get(name, 0.0), loss) for spent, loss in points]
         style = style | {"linestyle": "none", "ms": 5, "label": name}
         axes.plot(*zip(*places, strict=True), **style)
     spread = max(ends) - min(ends)
     axes.set_ylim(min(ends) - 0.1 * spread, max(ends) + 1.0 * spread)
     lowest = min(analysis.final(run) for run in scratch)
-    axes.axhline(lowest, color="#000000", lw=0.6, ls=":")
+    axes.axhline(lowest, color="#000000", lw=0.6, ls=":", label="scratch, best end")
     axes.set_xlabel("FLOPs, the parents' included (share of the run from scratch)")
     axes.set_ylabel("loss (nats per token)")
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, fontsize=9, loc="upper right")
     # Runs that are trained many at a time have no other losses along their way.
     axes.set_title(
         "Dots, side by side: validation loss of finished runs. "
@@ -59,6 +57,19 @@ def draw(settings: Settings, scratch: list[dict], path: Path) -> None:
         fontsize=10,
     )
     figure.savefig(path)
+
+
+def _side_by_side(names, runs):
+    """Shifts of settings that may end after as many FLOPs, so that each is seen.
+
+    None has the shift zero, at which the settings stand that are not grown.
+    """
+    longest = max(spent for run in runs for spent, _ in analysis.ends(run))
+    left = len(names) // 2
+    places = [*range(-left, 0), *range(1, len(names) - left + 1)]
+    return {
+        n: OFFSET * max(longest, 1.0) * p for n, p in zip(names, places, strict=True)
+    }
 
 
 def _lowest(runs):

@@ -32,7 +32,7 @@ _METHODS = (
     (r"staged", SKY),
     (r"^(M |L )?(from )?scratch", BLACK),
     (r"small|^S\b|layers? alone", GREY),
-    (r"two|fused|parents", BLUE),  # distinct parents
+    (r"two|fused|parents|norms$|annealed", BLUE),  # distinct parents
     (r"parent", SKY),
 )
 _OTHER = ORANGE
