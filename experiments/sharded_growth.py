@@ -1,17 +1,23 @@
 """Counts the bytes on each device while a sharded model grows.
 
 python -m experiments.sharded_growth [--width 1024] [--output PATH.json]
+python -m experiments.sharded_growth --times --width 4096 --layers 2   # two ways to fill
 
 Eight simulated CPU devices, `keras.distribution.ModelParallel`, Adam's slots included.
 Seen after every value that is put on a device and some hundred times a second between:
-all live arrays, a buffer that several of them share counted once. Space that a compiled
-function needs for a moment is not seen.
+all live arrays, a buffer that several of them share counted once. What the programs of the
+growth need for themselves is what their compiler says.
+
+`--times` grows twice by values made on the devices, then twice by values made in the host's
+memory, and compares the seconds; the first time includes compiling.
 """
 
 import argparse
+import gc
 import json
 import os
 import threading
+import time
 from pathlib import Path
 
 if __name__ == "__main__":  # Tests import it, with an environment of their own.
@@ -23,6 +29,9 @@ import keras
 import numpy as np
 
 import keras_fusion
+from keras_fusion import graft
+from keras_fusion.models import shards
+from keras_fusion.values import device_programs
 
 DEVICES, LAYERS = 8, 4
 RESULTS = Path(__file__).with_name("results") / "sharded_growth.json"
@@ -32,7 +41,7 @@ class Watch:
     """The most bytes that were alive on one device during a growth, as its watcher."""
 
     def __init__(self):
-        self.most = self.largest = 0
+        self.most = self.largest = self.temporary = 0
         self._stop = threading.Event()
 
     def look(self):
@@ -68,13 +77,26 @@ class Watch:
             self.look()
             return array
 
+        self._program = device_programs.program
+        device_programs.program = self._watched_program
         keras.Variable._direct_assign = watched_put
         jax.make_array_from_callback = watched_make
         self._thread = threading.Thread(target=self._look_often)
         self._thread.start()
 
+    def _watched_program(self, rule):
+        function = self._program(rule)
+
+        def call(arguments):
+            memory = function.lower(arguments).compile().memory_analysis()
+            self.temporary = max(self.temporary, memory.temp_size_in_bytes)
+            return function(arguments)
+
+        return call
+
     def after_growth(self, callback):
         """Ends counting."""
+        device_programs.program = self._program
         self._stop.set()
         self._thread.join()
         keras.Variable._direct_assign = self._put
@@ -89,11 +111,11 @@ def distribution():
     return keras.distribution.ModelParallel(layout_map=layouts, batch_dim_name="batch")
 
 
-def network(width):
+def network(width, layers=LAYERS):
     """A network in which hidden kernels dominate."""
     inputs = keras.Input((16,))
     x = keras.layers.Dense(width, name="first")(inputs)
-    for i in range(LAYERS):
+    for i in range(layers):
         h = keras.layers.LayerNormalization()(x)
         h = keras.layers.Dense(width, activation="gelu", name=f"hidden_{i}")(h)
         x = keras.layers.Add()([x, h])
@@ -132,10 +154,39 @@ def measure(width):
         "most_bytes_during_growth": watch.most,
         "predicted_bytes": {"before": before, "during": during, "after": after},
         "ratio": round(watch.most / share(model), 3),
+        "temporary_bytes_of_a_program": watch.temporary,
         "largest_kernel_bytes": max(4 * int(np.prod(v.shape)) for v in kernels),
         "largest_on_one_device_bytes": watch.largest,
         "sharding": sorted({str(v.value.sharding.spec) for v in kernels}),
     }
+
+
+def times(width, layers):
+    """Grows by values made on the devices and in the host's memory; the seconds of each."""
+    seconds = {"devices": [], "host": []}
+    for name, own in seconds.items():
+        for _ in range(2):
+            with distribution().scope(), shards.used(name == "devices"):
+                keras.utils.set_random_seed(0)
+                model = network(width, layers)
+                model.optimizer.build(model.trainable_variables)
+                plan = keras_fusion.FusionOperator(off_diagonal="paired").plan(model, 0)
+                start = time.perf_counter()
+                optimizer = graft.grown_optimizer(filled(plan), "carry", False)
+                values = [*plan.fused.variables, *optimizer.variables]
+                jax.block_until_ready([v.value for v in values])
+                own.append(round(time.perf_counter() - start, 2))
+            parameters = plan.fused.count_params()
+            del model, plan, optimizer, values
+            gc.collect()
+    ratio = round(seconds["devices"][1] / seconds["host"][1], 2)
+    return {"parameters": parameters, "seconds": seconds, "devices_over_host": ratio}
+
+
+def filled(plan):
+    """The plan, after it has been filled."""
+    plan.fill()
+    return plan
 
 
 def main():
@@ -143,7 +194,12 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--width", type=int, default=1024)
     parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument("--times", action="store_true")
+    parser.add_argument("--layers", type=int, default=LAYERS)
     options = parser.parse_args()
+    if options.times:
+        print(json.dumps(times(options.width, options.layers)))
+        return
     result = measure(options.width)
     options.output.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result))

@@ -3,7 +3,8 @@
 python -m pip install libtpu==0.0.52            # the TPU compiler, for JAX 0.10
 python -m experiments.tpu                       # compiles what is missing
 python -m experiments.tpu --pairs T5-S --pods v5e:4x4
-python -m experiments.tpu --page docs/distribution.md   # puts the table into the page
+python -m experiments.tpu --growths              # compiles the growths themselves
+python -m experiments.tpu --page docs/distribution.md   # puts the tables into the page
 
 The step is that of `fit` on the JAX backend: mixed bfloat16, Adafactor, the state
 donated. Compiled are a small model, what a growth of its width makes of it, and a model
@@ -26,13 +27,14 @@ if __name__ == "__main__":  # Tests import it, with an environment of their own.
 
 import keras
 
-from experiments.tpu import models, tables
+from experiments.tpu import growing, models, tables
 from experiments.tpu.compiling import Step, devices
 from keras_fusion import graft
 
 PODS = {"v5e:4x4": (4, 4), "v5e:16x16": (16, 16)}
 SHARDINGS = ("DataParallel", "ModelParallel")
 RESULTS = Path(__file__).parents[1] / "results" / "tpu_steps.json"
+GROWTHS = RESULTS.with_name("tpu_growths.json")
 
 
 def distribution(name: str, pod: str) -> Any:
@@ -68,6 +70,13 @@ def layout_map(mesh: Any) -> Any:
     return layouts
 
 
+def placed(model: keras.Model, chosen: Any) -> keras.Model:
+    """Gives a model's variables the shardings that a distribution has for their paths."""
+    for variable in model.variables:
+        variable._layout = chosen.get_variable_layout(variable)
+    return model
+
+
 def steps(pair: models.Pair, pod: str, sharding: str) -> Iterator[tuple[str, Step]]:
     """Yields `(name, step)` of the models of a pair: small, grown, and native."""
     rows = pair.rows(PODS[pod][0] if sharding == "ModelParallel" else devices(pod).size)
@@ -78,9 +87,7 @@ def steps(pair: models.Pair, pod: str, sharding: str) -> Iterator[tuple[str, Ste
         (f"{pair.small}, grown", growth.fused),
         (pair.large, pair.untrained("large")),
     ):
-        for variable in model.variables:
-            variable._layout = chosen.get_variable_layout(variable)
-        model = models.compiled(model, pair, rows)
+        model = models.compiled(placed(model, chosen), pair, rows)
         with chosen.scope():  # As `keras_fusion.preview` tells them.
             if model is growth.fused:
                 predicted = graft.device_bytes(small, growth)[-1]
@@ -108,8 +115,31 @@ def measure(pairs: list[models.Pair], pods: list[str], path: Path) -> None:
                     print(key, json.dumps(result), flush=True)
 
 
+def measure_growths(pairs: list[models.Pair], pods: list[str], path: Path) -> None:
+    """Compiles the growths that the file of results lacks."""
+    results = json.loads(path.read_text()) if path.exists() else {}
+    for pod in pods:
+        for pair in pairs:
+            for sharding in SHARDINGS:
+                key = f"{pair.small} to {pair.large} | {sharding} | {pod}"
+                if key in results:
+                    continue
+                results[key] = grown(pair, pod, sharding)
+                path.write_text(json.dumps(results, indent=1) + "\n")
+                print(key, json.dumps(results[key]), flush=True)
+
+
+def grown(pair: models.Pair, pod: str, sharding: str) -> dict[str, Any]:
+    """The figures of the growth of a pair's small model, see `growing.figures`."""
+    small, chosen = pair.untrained("small"), distribution(sharding, pod)
+    growth = pair.growth(small)
+    for model in (small, growth.fused):
+        models.compiled(placed(model, chosen), pair, pair.rows(devices(pod).size))
+    return growing.figures(growth, chosen)
+
+
 def main() -> None:
-    """Compiles, and writes the table."""
+    """Compiles, and writes the tables."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -117,13 +147,19 @@ def main() -> None:
     parser.add_argument("--pairs", nargs="*", choices=known, default=list(known))
     parser.add_argument("--pods", nargs="*", choices=PODS, default=list(PODS))
     parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--growths", nargs="?", type=Path, const=GROWTHS)
     parser.add_argument("--page", type=Path)
     options = parser.parse_args()
     if options.page:
         tables.insert(json.loads(options.results.read_text()), options.page)
+        tables.insert_growths(json.loads(GROWTHS.read_text()), options.page)
         return
     keras.config.set_dtype_policy("mixed_bfloat16")
-    measure([known[name] for name in options.pairs], options.pods, options.results)
+    pairs = [known[name] for name in options.pairs]
+    if options.growths:
+        measure_growths(pairs, options.pods, options.growths)
+    else:
+        measure(pairs, options.pods, options.results)
 
 
 if __name__ == "__main__":

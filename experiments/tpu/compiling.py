@@ -109,8 +109,8 @@ class Step:
             "temporaries": memory.temp_size_in_bytes,
             "peak": memory.argument_size_in_bytes + kept + memory.temp_size_in_bytes,
             "flops": _cost(done)["flops"],
-            "collectives": _collectives(text),
-            "host_transfers": _host_transfers(text, memory),
+            "collectives": collectives(text),
+            "host_transfers": host_transfers(text, memory),
             "seconds": round(time.monotonic() - start, 1),
         }
 
@@ -125,7 +125,7 @@ def _cost(done: Any) -> dict[str, float]:
     return cost[0] if isinstance(cost, list) else cost
 
 
-def _collectives(text: str) -> dict[str, int]:
+def collectives(text: str) -> dict[str, int]:
     """How often the compiled program talks to other devices, by kind."""
     kinds = "|".join(COLLECTIVES)
     # The start of an asynchronous one counts, its end does not.
@@ -133,7 +133,7 @@ def _collectives(text: str) -> dict[str, int]:
     return dict(sorted(collections.Counter(found).items()))
 
 
-def _host_transfers(text: str, memory: Any) -> int:
+def host_transfers(text: str, memory: Any) -> int:
     """Operations of the compiled program that reach the host, or its memory."""
     operations = re.findall(r"= .*? (infeed|outfeed|send|recv)(?:-start)?\(", text)
     held = (

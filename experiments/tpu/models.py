@@ -11,6 +11,7 @@ from keras_fusion.models import private
 from keras_fusion.t5 import model as t5
 from keras_fusion.t5 import recipe
 from keras_fusion.t5.tree import Node
+from keras_fusion.values.fillers import FusionFiller
 
 # Tokens that a T5 of the paper's recipe writes for 512 that it reads.
 TARGET_LENGTH = 114
@@ -42,8 +43,10 @@ class Pair:
             return self.build(size)
 
     def growth(self, small: keras.Model) -> keras_fusion.Plan:
-        """The growth in width of the small model, laid out; no variable has a value."""
-        return keras_fusion.lay_out(small, factor=2)
+        """The self-fusion of the small model, laid out; no variable has a value."""
+        plan = keras_fusion.lay_out(small, factor=2)
+        filler = FusionFiller(off_diagonal="paired", noise_scale=0.25)
+        return dataclasses.replace(plan, filler=filler)
 
 
 def compiled(model: keras.Model, pair: Pair, rows: int) -> keras.Model:

@@ -1,4 +1,4 @@
-"""The table of compiled training steps, for docs/distribution.md."""
+"""The tables of compiled training steps and growths, for docs/distribution.md."""
 
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,36 @@ HEAD = (
     "collectives",
     "host transfers",
 )
+
+
+GROWTH_HEAD = (
+    "growth",
+    "sharding",
+    "pod",
+    "small state, MiB",
+    "grown state, MiB",
+    "temporaries, MiB",
+    "peak / grown state",
+    "programs",
+    "made on devices",
+    "host transfers",
+)
+
+
+def insert_growths(results: dict[str, dict[str, Any]], page: Path) -> None:
+    """Puts the table of growths between its marks of a page."""
+    rows = [
+        (
+            *key.split(" | "),
+            *(f"{found[n] / 2**20:,.1f}" for n in ("small", "grown", "temporaries")),
+            f"{found['ratio']:.3f}",
+            found["programs"],
+            f"{found['devices']} of {found['devices'] + found['host']}",
+            found["host_transfers"],
+        )
+        for key, found in results.items()
+    ]
+    markdown.insert(markdown.table(GROWTH_HEAD, rows), page, "tpu-growths")
 
 
 def insert(results: dict[str, dict[str, Any]], page: Path) -> None:

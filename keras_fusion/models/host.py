@@ -178,6 +178,11 @@ def unchanging() -> keras.StatelessScope:
     return keras.StatelessScope(state_mapping=list(_assumptions().values()))
 
 
+def is_assumed(variable: keras.Variable) -> bool:
+    """Whether a variable reads as another value than it has."""
+    return id(variable) in _assumptions()
+
+
 def _assumptions() -> Assumptions:
     return _ASSUMED.get() or {}
 

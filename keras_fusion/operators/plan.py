@@ -18,6 +18,7 @@ from keras_fusion.layout.variables import VariableLayout
 from keras_fusion.models import adapted, host, private, progress, tree
 from keras_fusion.models.names import helpful
 from keras_fusion.operators import earlier_weights
+from keras_fusion.values import on_devices
 from keras_fusion.values.fillers import Filler, FusionFiller, WidthFiller
 
 
@@ -79,8 +80,9 @@ class Plan:
 
     def fill(self) -> keras.Model:
         """Writes the weights of the bigger model, variable by variable, and returns it."""
-        for target, value in self._filled():
-            host.write(target, value)
+        for index, layout in self._steps():
+            if not on_devices.fill(self.filler, index, layout):
+                host.write(layout.target, self._read_value(index, layout))
         for _, layer in tree.walk(self.fused):
             # A Normalization computes with values made of its weights; other layers
             # would make their state anew of data that they do not have.
@@ -94,12 +96,17 @@ class Plan:
 
     def _filled(self):
         """Yields each variable of the bigger model with its value."""
+        for index, layout in self._steps():
+            yield layout.target, self._read_value(index, layout)
+
+    def _steps(self):
         what = f"filling {self.fused.name!r}"
-        for index, layout in progress.steps(self.layouts, what, lambda x: x.address):
-            # Once for copies of one model, whose arrays so stay one array.
-            read = {id(v): host.read(v) for v in layout.sources}
-            arrays = [read[id(v)] for v in layout.sources]
-            yield layout.target, self.values(index, arrays)
+        return progress.steps(self.layouts, what, lambda x: x.address)
+
+    def _read_value(self, index: int, layout: VariableLayout) -> np.ndarray:
+        # Once for copies of one model, whose arrays so stay one array.
+        read = {id(v): host.read(v) for v in layout.sources}
+        return self.values(index, [read[id(v)] for v in layout.sources])
 
     def weights_adapter(self) -> Callable[[list], list]:
         """Makes the function that grows any weights of the first parent.
@@ -356,7 +363,7 @@ def _with_initial(layout, initializers, seed):
     if initializer is None:  # A model that was built elsewhere has values.
         value = np.array(host.read(target))
         return dataclasses.replace(layout, initial=lambda: value)
-    shape, dtype = tuple(target.shape), target.dtype
-    return dataclasses.replace(
-        layout, initial=lambda: private.initial_value(initializer, shape, dtype, seed)
+    initial = private.Initial(
+        initializer, tuple(target.shape), target.dtype, tuple(seed)
     )
+    return dataclasses.replace(layout, initial=initial)

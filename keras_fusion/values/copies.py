@@ -10,13 +10,16 @@ Like `fuse`, this is NumPy on one variable at a time, independent of layers.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
 from keras_fusion.layout.axes import NOTHING, Axis, CopiedAxis
+from keras_fusion.values import reductions
+from keras_fusion.values.noise import Noise
 
 
-def _sources(axes: Sequence[Axis]) -> list[np.ndarray | None]:
+def sources_of(axes: Sequence[Axis]) -> list[Any]:
     """The sources of each axis's positions; `None` for an axis that did not grow."""
     return [axis.sources if isinstance(axis, CopiedAxis) else None for axis in axes]
 
@@ -132,36 +135,69 @@ def copy_array(
         Array of shape `tuple(axis.size for axis in axes)`, zero where there is no source.
     """
     array = np.asarray(array, np.promote_types(array.dtype, "float32"))
-    rng, sources = rng or np.random.default_rng(), _sources(axes)
-    deviation = noise_scale * float(np.std(array)) if noise_scale else 0.0
-    result, share = array, 1.0
-    for dimension, (axis, source) in enumerate(zip(axes, sources, strict=True)):
-        if source is None:
-            continue
-        result = np.take(result, source, axis=dimension)
-        if axis.role == "in" or split_outputs:
-            even = not spread or split_outputs
-            own = shares(source) if even else uneven_shares(source, spread, rng)
+    rng, result = rng or np.random.default_rng(), array
+    factors = influence(axes, split_outputs=split_outputs, spread=spread, rng=rng)
+    for dimension, (source, own) in enumerate(
+        zip(sources_of(axes), factors, strict=True)
+    ):
+        if source is not None:
+            result = np.take(result, source, axis=dimension)
+        if own is not None:
             result = result * along(own, dimension, array.ndim).astype(array.dtype)
-            share = float(np.mean(own))
-    inputs = [
-        (dimension, source)
-        for dimension, (axis, source) in enumerate(zip(axes, sources, strict=True))
-        if axis.role == "in" and source is not None
-    ]
-    if deviation and inputs:
-        dimension, source = inputs[0]
-        result = result + _cancelling(result, source, dimension, deviation * share, rng)
+    dimension = first_input(axes)
+    if noise_scale and dimension is not None:
+        size = noise_scale * reductions.deviation([array]) * mean_influence(factors)
+        if size:
+            result = result + _cancelling(Noise(rng, size), result, axes, dimension)
     for _, place in empty_positions(axes):
         result[place] = 0.0
     return result
+
+
+def influence(
+    axes: Sequence[Axis],
+    *,
+    split_outputs: bool,
+    spread: float,
+    rng: np.random.Generator,
+) -> list[np.ndarray | None]:
+    """The shares of influence along each axis; `None` where copies share nothing.
+
+    Args:
+        axes: the axes of the widened variable.
+        split_outputs: see `copy_array`.
+        spread: see `copy_array`.
+        rng: `numpy.random.Generator` for the shares.
+    """
+    found: list[np.ndarray | None] = []
+    for axis, source in zip(axes, sources_of(axes), strict=True):
+        if source is None or not (axis.role == "in" or split_outputs):
+            found.append(None)
+        elif not spread or split_outputs:
+            found.append(shares(source))
+        else:
+            found.append(uneven_shares(source, spread, rng))
+    return found
+
+
+def mean_influence(factors: Sequence[np.ndarray | None]) -> float:
+    """The mean share along the last axis that has shares, relative to which noise is."""
+    means = [float(np.mean(own)) for own in factors if own is not None]
+    return means[-1] if means else 1.0
+
+
+def first_input(axes: Sequence[Axis]) -> int | None:
+    """The first dimension whose inputs have copies, over which noise cancels."""
+    pairs = enumerate(zip(axes, sources_of(axes), strict=True))
+    found = (i for i, (axis, s) in pairs if axis.role == "in" and s is not None)
+    return next(found, None)
 
 
 def empty_positions(axes: Sequence[Axis]) -> list[tuple[int, tuple]]:
     """Positions without a source: `(dimension, index)` for each dimension that has some."""
     return [
         (dimension, (slice(None),) * dimension + (source == NOTHING,))
-        for dimension, source in enumerate(_sources(axes))
+        for dimension, source in enumerate(sources_of(axes))
         if source is not None and (source == NOTHING).any()
     ]
 
@@ -195,7 +231,8 @@ def filled(
             result[place] = fresh[place]
         elif axis.role == "out" and mean_outputs:
             used = np.setdiff1d(np.arange(axis.size), axis.unused())
-            result[place] = result.take(used, dimension).mean(dimension, keepdims=True)
+            used = result.take(used, dimension)
+            result[place] = reductions.mean_along(used, dimension)
     return result
 
 
@@ -204,21 +241,35 @@ def along(values: np.ndarray, dimension: int, rank: int) -> np.ndarray:
     return values.reshape([-1 if i == dimension else 1 for i in range(rank)])
 
 
+def members(sources: np.ndarray) -> np.ndarray:
+    """The positions of all copies of each position's unit.
+
+    Args:
+        sources: array of shape `(new,)`.
+
+    Returns:
+        Array of shape `(new, most copies)`; `NOTHING` behind the last copy, and for
+        positions without a source.
+    """
+    groups = [np.flatnonzero(sources == unit) for unit in range(int(sources.max()) + 1)]
+    most = max(map(len, groups))
+    rows = [np.pad(g, (0, most - len(g)), constant_values=NOTHING) for g in groups]
+    rows.append(np.full(most, NOTHING))
+    return np.array(rows)[sources]
+
+
 def _cancelling(
-    like: np.ndarray,
-    sources: np.ndarray,
-    dimension: int,
-    deviation: float,
-    rng: np.random.Generator,
+    noise: Noise, like: np.ndarray, axes: Sequence[Axis], dimension: int
 ) -> np.ndarray:
     """Noise that sums to zero over the copies of each input."""
-    drawn = (deviation * rng.standard_normal(like.shape)).astype(like.dtype)
-    order = np.argsort(sources, kind="stable")
-    starts = np.flatnonzero(np.diff(sources[order], prepend=NOTHING - 1))
-    sums = np.add.reduceat(drawn.take(order, dimension), starts, dimension)
-    rank = np.searchsorted(sources[order][starts], sources)
-    share = along(shares(sources), dimension, like.ndim).astype(like.dtype)
-    return drawn - sums.take(rank, dimension) * share
+    source = sources_of(axes)[dimension]
+    drawn = noise.block(like.shape).astype(like.dtype, copy=False)
+    total = np.zeros_like(drawn)
+    for copy in members(source).T:
+        part = np.take(drawn, copy, axis=dimension)
+        total += np.where(along(copy == NOTHING, dimension, like.ndim), 0, part)
+    share = along(shares(source), dimension, like.ndim).astype(like.dtype)
+    return drawn - total * share
 
 
 def copy_slot(
@@ -246,17 +297,41 @@ def copy_slot(
         Array of shape `tuple(axis.size for axis in axes)`.
     """
     result = slot
-    pairs = zip(axes, _sources(axes), strict=True)
-    for dimension, (axis, source) in enumerate(pairs):
-        if source is None:
+    for dimension, source in enumerate(sources_of(axes)):
+        if source is not None:
+            result = np.take(result, source, axis=dimension)
+    # New entries get an average value: zeros under an old step count mean huge steps.
+    places = empty_positions(axes)
+    mean = reductions.mean(slot) if places else 0.0
+    for _, place in places:
+        result[place] = mean
+    own = gradient_shares(axes, slot.shape, degree, split_outputs)
+    for dimension, factors in enumerate(own):
+        if factors is not None:
+            factors = along(factors, dimension, slot.ndim)
+            result = result * factors.astype(result.dtype)
+    return (result * result.dtype.type(factor)).astype(slot.dtype)
+
+
+def gradient_shares(
+    axes: Sequence[Axis], shape: Sequence[int], degree: float, split_outputs: bool
+) -> list[np.ndarray | None]:
+    """How the slots of copies differ from the mean, by their shares of the gradient.
+
+    Args:
+        axes: the axes of the widened slot.
+        shape: the shape of the old slot.
+        degree: float. The power of the gradient that the slot scales with.
+        split_outputs: see `copy_slot`.
+
+    Returns:
+        For each axis one factor per position, or `None`.
+    """
+    found: list[np.ndarray | None] = []
+    for axis, source, old in zip(axes, sources_of(axes), shape, strict=True):
+        if source is None or axis.role != "out" or split_outputs:
+            found.append(None)
             continue
-        # New entries get an average value: zeros under an old step count mean huge steps.
-        mean = result.mean(axis=dimension, keepdims=True)
-        result = np.take(result, source, axis=dimension)
-        empty = along(source == NOTHING, dimension, slot.ndim)
-        result = np.where(empty, mean, result)
-        if axis.role == "out" and not split_outputs:
-            own = np.where(source == NOTHING, np.mean(shares(source)), shares(source))
-            relative = (own * len(source) / slot.shape[dimension]) ** degree
-            result = result * along(relative, dimension, slot.ndim)
-    return (result * factor).astype(slot.dtype)
+        own = np.where(source == NOTHING, np.mean(shares(source)), shares(source))
+        found.append((own * len(source) / old) ** degree)
+    return found

@@ -271,7 +271,7 @@ class CopiesFiller(WidthFiller):
         split = layout.before_tied_readout
         array = _corrected(arrays[0], self.corrections.get((index, 0)))
         value = copy_array(
-            (array + layout.offset) * self._scale(layout),
+            (array + layout.offset) * self.scale_of(layout),
             layout.axes,
             split_outputs=split,
             spread=self.spread,
@@ -290,7 +290,8 @@ class CopiesFiller(WidthFiller):
             mean_outputs=index in self.mean_outputs,
         )
 
-    def _scale(self, layout: VariableLayout) -> float:
+    def scale_of(self, layout: VariableLayout) -> float:
+        """The factor on the parent's value."""
         return layout.scales[0] * (layout.copies if layout.before_tied_readout else 1.0)
 
     def moment(
@@ -315,7 +316,7 @@ class CopiesFiller(WidthFiller):
         """The difference for the copied units."""
         split = layout.before_tied_readout
         distance = copy_array(arrays[0], layout.axes, split_outputs=split)
-        return distance * self._scale(layout)
+        return distance * self.scale_of(layout)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,9 @@ activations; an activation that did not grow is their mean.*
 import functools
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+import operator
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -26,11 +28,11 @@ from keras_fusion.layout.axes import (
 )
 from keras_fusion.models.host import ALIGNMENT
 from keras_fusion.models.renamed import renamed
+from keras_fusion.values import reductions
 from keras_fusion.values.noise import Noise
+from keras_fusion.values.reductions import CHUNK
 
 OFF_DIAGONALS = ("zeros", "random", "paired")
-# Entries of noise that are made and added at a time: they stay in the processor's cache.
-CHUNK = 2**16
 
 
 def _working(array: np.ndarray) -> np.ndarray:
@@ -141,7 +143,7 @@ def fuse_arrays(
     if mean_outputs and "out" not in fresh_roles:
         _fill_with_mean(result, axes[-1])
     if off_diagonal != "zeros" and count > 1:
-        noise = Noise(rng, noise_scale * share * _deviation(arrays))
+        noise = Noise(rng, noise_scale * share * deviation(arrays))
         fill = _break_symmetry if off_diagonal == "paired" else _fill_off_diagonal
         fill(result, axes, count, noise)
     return result
@@ -183,20 +185,12 @@ def _fill_with_mean(result: np.ndarray, last: Axis) -> None:
     """Sets new features of the last axis to the mean of the old ones."""
     if last.role == "out" and last.blocks is not None:
         used = result[..., np.concatenate(last.blocks)]
-        result[..., last.unused()] = used.mean(axis=-1, keepdims=True)
+        result[..., last.unused()] = reductions.mean_along(used, used.ndim - 1)
 
 
-def _deviation(arrays: Sequence[np.ndarray]) -> float:
-    """Standard deviation of all entries together."""
-    arrays = [a.ravel() for a in (arrays[:1] if are_one(arrays) else arrays)]
-    count = sum(a.size for a in arrays)
-    mean = sum(float(a.sum()) for a in arrays) / count
-    chunks = (a[i : i + CHUNK] - a.dtype.type(mean) for a, i in _chunked(arrays))
-    return (sum(float(np.dot(c, c)) for c in chunks) / count) ** 0.5
-
-
-def _chunked(arrays: Sequence[np.ndarray]) -> Iterator[tuple[np.ndarray, int]]:
-    return ((a, i) for a in arrays for i in range(0, a.size, CHUNK))
+def deviation(arrays: Sequence[np.ndarray]) -> float:
+    """Standard deviation of all entries of K arrays together."""
+    return reductions.deviation(arrays[:1] if are_one(arrays) else arrays)
 
 
 def _fill_new(
@@ -216,12 +210,11 @@ def _fill_off_diagonal(
     """Adds noise to the blocks from one parent's inputs to another's outputs."""
     if not has_off_diagonal(axes):
         return
-    for out_parent in range(count):
-        for parent in range(count):
-            if parent != out_parent:
-                index = block_index(axes, parent, out_parent)
-                for rows in _pieces(result, index):
-                    _add(result, index, rows, noise.like(result[index][rows]))
+    for out_parent, parent in itertools.permutations(range(count), 2):
+        index = block_index(axes, parent, out_parent)
+        shape, number = result[index].shape, count * out_parent + parent
+        for rows in _pieces(result, index):
+            _add(result, index, rows, noise.block(shape, number=number, part=rows))
 
 
 def _break_symmetry(
@@ -237,29 +230,35 @@ def _break_symmetry(
         ]
         for parent in range(count)
     ]
-    first = result[blocks[0][0]]
+    shape, draws = result[blocks[0][0]].shape, 1 if count == 2 else count
     for rows in _pieces(result, *itertools.chain(*blocks)):
-        balanced = _balanced(noise, first[rows], count)
-        for indices, added in zip(blocks, balanced, strict=True):
+        drawn = [noise.block(shape, number=k, part=rows) for k in range(draws)]
+        for indices, added in zip(blocks, balanced(drawn, count), strict=True):
             for index in indices:
                 _add(result, index, rows, added)
 
 
-def _balanced(noise: Noise, block: np.ndarray, count: int) -> list[np.ndarray]:
-    """One noise per parent, of the noise's own deviation, with the sum zero."""
+def balanced(
+    noises: Sequence[Any], count: int, product: Any = np.multiply
+) -> list[Any]:
+    """One noise per parent, of the noise's own deviation, with the sum zero.
+
+    Args:
+        noises: list of one noise for two parents, or one per parent.
+        count: int. Number of parents.
+        product: function that multiplies.
+    """
     if count == 2:
-        one = noise.like(block)
-        return [one, -one]
-    noises = [noise.like(block) for _ in range(count)]
-    mean = functools.reduce(np.add, noises) / count
+        return [noises[0], -noises[0]]
+    mean = product(functools.reduce(operator.add, noises), np.float32(1 / count))
     # Restores the standard deviation, which subtracting the mean reduces.
-    widened = block.dtype.type((count / (count - 1)) ** 0.5)
-    return [(one - mean) * widened for one in noises]
+    widened = np.float32((count / (count - 1)) ** 0.5)
+    return [product(one - mean, widened) for one in noises]
 
 
 def _pieces(result: np.ndarray, *indices: Index) -> list[slice]:
     """Slices of the first axis, of about `CHUNK` entries if all the blocks are views."""
-    if not all(map(is_view, indices)):
+    if not all(map(is_view, indices)) or result.ndim < 2:
         return [slice(None)]
     block = result[indices[0]]
     step = max(1, CHUNK * len(block) // max(1, block.size))
@@ -307,7 +306,7 @@ def fuse_slot(
     result = _zeros([axis.size for axis in axes], slots[0].dtype)
     if second_moment and any(axis.unused().size for axis in axes):
         # New entries get an average value: zeros under an old step count mean huge steps.
-        result += np.mean([slot.mean() for slot in slots]) * factor
+        result += average(slots) * factor
     for out_parent in range(count):
         for parent in range(count):
             if parent == out_parent or copies:
@@ -322,6 +321,12 @@ def fuse_slot(
             else:
                 result[index] = value * factor
     return result
+
+
+def average(slots: Sequence[np.ndarray]) -> float:
+    """The mean of the means of K slots."""
+    slots = slots[:1] if are_one(slots) else slots
+    return sum(map(reductions.mean, slots)) / len(slots)
 
 
 def _rank_one(

@@ -15,6 +15,7 @@ import numpy as np
 from keras_fusion.errors import FusionError
 from keras_fusion.layout.variables import VariableLayout
 from keras_fusion.models import host, progress
+from keras_fusion.values import on_devices
 from keras_fusion.values.fillers import Filler
 from keras_fusion.values.slots import Slot, rules_of
 
@@ -87,6 +88,10 @@ def transfer(
                 if dual:
                     done[name] = _numpy(target)
                 continue
+            if not dual and _on_devices(
+                parents, name, where, rule, item, target, filler, copies
+            ):
+                continue
             read = _reader()
             value = fused_slot(
                 rule,
@@ -105,6 +110,25 @@ def transfer(
             host.write(target, value)
             if dual:
                 done[name] = value
+
+
+def _on_devices(
+    parents: Sequence[State],
+    name: str,
+    where: Sequence[int | None],
+    rule: Slot,
+    item: VariableLayout,
+    target: keras.Variable,
+    filler: Filler,
+    copies: bool,
+) -> bool:
+    """Fills a slot where it lies, if that goes."""
+    sources = []
+    for parent, place in zip(parents, where, strict=True):
+        if place is None or name not in parent.lists:
+            return False
+        sources.append(parent.lists[name][place])
+    return on_devices.fill_slot(filler, rule, item, sources, target, copies)
 
 
 def _numpy(variable: keras.Variable) -> np.ndarray:

@@ -125,7 +125,7 @@ def test_blocks_side_by_side_are_views():
 
 
 def test_noise_is_normal_and_has_the_spectrum_of_normal_noise():
-    noise = Noise(np.random.default_rng(0), 2.0).like(np.zeros((600, 800), "float32"))
+    noise = Noise(np.random.default_rng(0), 2.0).block((600, 800))
     assert abs(noise.mean()) < 0.02 and abs(noise.std() - 2.0) < 0.02
     kurtosis = np.mean((noise / noise.std()) ** 4)
     assert abs(kurtosis - 3.0) < 0.1
@@ -136,12 +136,25 @@ def test_noise_is_normal_and_has_the_spectrum_of_normal_noise():
 
 
 def test_noise_of_different_seeds_is_uncorrelated_and_of_one_seed_the_same():
-    like = np.zeros((300, 400), "float32")
-    first, other = (Noise(np.random.default_rng(s), 1.0).like(like) for s in (0, 1))
+    shape = (300, 400)
+    first, other = (Noise(np.random.default_rng(s), 1.0).block(shape) for s in (0, 1))
     assert abs(np.corrcoef(first.ravel(), other.ravel())[0, 1]) < 0.02
     again = Noise(np.random.default_rng(0), 1.0)
-    np.testing.assert_array_equal(first, again.like(like))
-    assert abs(np.corrcoef(first.ravel(), again.like(like).ravel())[0, 1]) < 0.02
+    np.testing.assert_array_equal(first, again.block(shape))
+    second = again.block(shape, number=1)
+    assert abs(np.corrcoef(first.ravel(), second.ravel())[0, 1]) < 0.02
+
+
+@pytest.mark.parametrize("shape", [(40, 100), (40, 3), (7, 5, 64), (4, 3, 2, 9), (70,)])
+def test_parts_of_noise_make_the_whole(shape):
+    noise = Noise([1, 2], 0.5)
+    whole = noise.block(shape)
+    assert whole.shape == shape and whole.dtype == "float32"
+    if len(shape) > 1:
+        parts = [
+            noise.block(shape, part=slice(i, i + 3)) for i in range(0, shape[0], 3)
+        ]
+        np.testing.assert_array_equal(np.concatenate(parts), whole)
 
 
 # Builds and memory.

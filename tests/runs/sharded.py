@@ -132,7 +132,7 @@ def main():
         "model_parallel": model,
         "operators": by_other_operators(),
         "refused": refused(),
-        "memory": sharded_growth.measure(width=256),
+        "memory": sharded_growth.measure(width=512),
     }
     print(json.dumps(reports))
 

@@ -5,9 +5,9 @@ from keras_fusion.models.private.attributes import is_optional
 from keras_fusion.models.private.checkpoints import forget
 from keras_fusion.models.private.configs import graph_config
 from keras_fusion.models.private.deferral import (
+    Initial,
     adopt_shardings,
     give_values,
-    initial_value,
     without_values,
 )
 from keras_fusion.models.private.exchange import (
@@ -63,7 +63,7 @@ __all__ = [
     "has_any",
     "identity",
     "in_float32",
-    "initial_value",
+    "Initial",
     "is_optional",
     "keep_names",
     "layers_of",

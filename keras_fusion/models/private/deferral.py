@@ -9,9 +9,10 @@ get the shardings of those that they grow from, and their values one by one.
 
 import contextlib
 import contextvars
+import dataclasses
 import functools
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import keras
@@ -40,7 +41,7 @@ def without_values() -> Iterator[dict[int, Initializer]]:
 
     Yields:
         Dict from the id of each variable created here to its initializer, for
-        `initial_value`.
+        `Initial`.
     """
     initializers: dict[int, Initializer] = {}
     states = random.getstate(), np.random.get_state()
@@ -54,30 +55,111 @@ def without_values() -> Iterator[dict[int, Initializer]]:
             np.random.set_state(states[1])
 
 
-def initial_value(
-    initializer: Initializer, shape: tuple[int, ...], dtype: str, seed: Sequence[int]
-) -> np.ndarray:
-    """Draws the initial value of a variable from a given seed.
+@dataclasses.dataclass(frozen=True)
+class Initial:
+    """The initial value of a variable, drawn from a given seed: the same each time.
 
     Args:
         initializer: the variable's initializer, whose own seed is not used.
         shape: tuple of ints. The variable's shape.
         dtype: string. Its dtype.
-        seed: ints.
-
-    Returns:
-        Array of that shape.
+        seed: tuple of ints.
     """
-    if isinstance(initializer, keras.initializers.Initializer):
+
+    initializer: Initializer
+    shape: tuple[int, ...]
+    dtype: str
+    seed: tuple[int, ...]
+
+    def __call__(self) -> np.ndarray:
+        """Draws it in the host's memory."""
+        if self.is_known:
+            return host.host(self.on(None))
+        return host.host(self._seeded(self._number)(self.shape, dtype=self.dtype))
+
+    @property
+    def is_known(self) -> bool:
+        """Whether devices can draw it: an initializer of Keras's own, on JAX."""
+        own = type(self.initializer).__module__.startswith("keras.src.initializers.")
+        return own and keras.config.backend() == "jax" and self._is_plain
+
+    @property
+    def _number(self) -> int:
+        (number,) = np.random.SeedSequence(self.seed).generate_state(1)
+        return int(number >> 1)
+
+    @property
+    def _is_plain(self) -> bool:
+        kinds = (int, float, str, tuple, list, type(None))
+        config = self._config()
+        plain = [n == "seed" or isinstance(v, kinds) for n, v in config.items()]
+        known = "seed" in config or "constant" in type(self.initializer).__module__
+        return known and all(plain)
+
+    def _config(self) -> dict[str, Any]:
+        if not isinstance(self.initializer, keras.initializers.Initializer):
+            return {}
         try:
-            config = initializer.get_config()
+            return self.initializer.get_config()
         except NotImplementedError:
-            config = {}
-        if "seed" in config:
-            (number,) = np.random.SeedSequence(seed).generate_state(1)
-            config["seed"] = int(number >> 1)
-            initializer = type(initializer).from_config(config)
-    return host.host(initializer(shape, dtype=dtype))
+            return {}
+
+    def _seeded(self, seed: Any) -> Initializer:
+        config = self._config()
+        if "seed" not in config:
+            return self.initializer
+        return type(self.initializer).from_config(config | {"seed": seed})
+
+    def on(self, sharding: Any) -> Any:
+        """Draws it on devices, each its own part; to the same bit wherever that is.
+
+        Args:
+            sharding: `jax.sharding.Sharding`, or `None` for the default device.
+        """
+        config = sorted(
+            (name, tuple(value) if isinstance(value, list) else value)
+            for name, value in self._config().items()
+            if name != "seed"
+        )
+        kind, draws = type(self.initializer), "seed" in self._config()
+        draw = _drawing(kind, tuple(config), draws, self.shape, self.dtype, sharding)
+        return draw(np.array([self._number, 0], "uint32"))
+
+
+@functools.lru_cache(maxsize=256)
+def _drawing(
+    kind: type,
+    config: tuple,
+    draws: bool,
+    shape: tuple[int, ...],
+    dtype: str,
+    sharding: Any,
+) -> Callable[[Any], Any]:
+    """The compiled program that draws the values of an initializer."""
+    import jax
+
+    def draw(state: Any) -> Any:
+        seed = {"seed": _Given(state)} if draws else {}
+        initializer = kind(**dict(config), **seed)
+        return initializer(shape, dtype=dtype)
+
+    return jax.jit(draw, out_shardings=sharding)
+
+
+class _Given(keras.random.SeedGenerator):
+    """A generator whose next seed is a given one."""
+
+    def __init__(self, state: Any):
+        self._given = state
+
+    def next(self, ordered: bool = True) -> Any:
+        """The given seed."""
+        return self._given
+
+
+def has_value(variable: keras.Variable) -> bool:
+    """Whether a variable has storage; see `without_values`."""
+    return variable._value is not None
 
 
 def give_values(variables: Iterable[keras.Variable]) -> None:
