@@ -55,13 +55,21 @@ def distribution(name: str, pod: str) -> Any:
 
 
 def layout_map(mesh: Any) -> Any:
-    """Kernels and tables over both axes: heads and hidden units over `model`."""
+    """Kernels and tables over both axes: heads and hidden units over `model`.
+
+    Where the pod has more devices than the models have heads, each head is split; a
+    vocabulary of 32,100 tokens is split by its features alone.
+    """
     into, out_of = ("batch", "model"), ("model", "batch")
+    is_wide = mesh.shape[1] > 8
+    heads = ("batch", None, "model") if is_wide else ("batch", "model", None)
     layouts = keras.distribution.LayoutMap(mesh)
-    layouts[".*token_embedding/(reverse_)?embeddings"] = out_of
+    table = (None, "model") if is_wide else out_of
+    layouts[".*token_embedding/embeddings"] = table
+    layouts[".*token_embedding/reverse_embeddings"] = table[::-1] if is_wide else out_of
     # Patterns of whole paths. In keras-hub's Llama, attention kernels have axes of heads.
-    layouts[".*attention.*(query|key|value).kernel"] = ("batch", "model", None)
-    layouts[".*attention_output.kernel"] = ("model", None, "batch")
+    layouts[".*attention.*(query|key|value).kernel"] = heads
+    layouts[".*attention_output.kernel"] = (*heads[1:], "batch")
     layouts[".*feedforward_(intermediate|gate)_dense.kernel"] = into
     layouts[".*feedforward_output_dense.kernel"] = out_of
     # keras-hub's T5.

@@ -91,13 +91,15 @@ class Step:
         Returns:
             Dict: bytes on one device (`arguments`, `outputs`, `temporaries`, `peak`),
             `flops` of one device, the `collectives` by kind, `host_transfers`, and the
-            `seconds` that compiling took. If a device has not the memory: `error`.
+            `seconds` that compiling took. If a device has too little memory, or the
+            compiler fails: `error`.
         """
         start = time.monotonic()
         try:
             done = self.lowered.compile()
         except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
+            # A device has too little memory, or the compiler has a fault.
+            if not str(error).startswith(("RESOURCE_EXHAUSTED", "INTERNAL")):
                 raise
             return {"error": str(error).splitlines()[0]}
         memory: Any = done.memory_analysis()

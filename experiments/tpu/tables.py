@@ -64,7 +64,9 @@ def _cells(result):
     known = result.get("predicted")  # Rows of an earlier version lack it.
     predicted = "" if known is None else f"{known / 2**20:,.0f}"
     if "error" in result:
-        return (predicted, "does not fit", "", "", "", "", "")
+        is_fault = result["error"].startswith("INTERNAL")
+        why = "the compiler fails" if is_fault else "does not fit"
+        return (predicted, why, "", "", "", "", "")
     collectives = ", ".join(f"{n} {kind}" for kind, n in result["collectives"].items())
     return (
         predicted,

@@ -1,8 +1,8 @@
 """Reads and writes values variable by variable, over devices and processes.
 
 Under a `keras.distribution` (JAX) a variable may be sharded: each device holds a part. No
-device must ever hold the whole of it during a growth, so values are read into the host's
-memory and written from there, shard by shard.
+device must ever hold the whole of it during a growth. What devices do not make themselves
+(`shards`) is read into the host's memory and written from there, shard by shard.
 """
 
 import contextlib

@@ -251,11 +251,15 @@ def members(sources: np.ndarray) -> np.ndarray:
         Array of shape `(new, most copies)`; `NOTHING` behind the last copy, and for
         positions without a source.
     """
-    groups = [np.flatnonzero(sources == unit) for unit in range(int(sources.max()) + 1)]
-    most = max(map(len, groups))
-    rows = [np.pad(g, (0, most - len(g)), constant_values=NOTHING) for g in groups]
-    rows.append(np.full(most, NOTHING))
-    return np.array(rows)[sources]
+    order = np.argsort(sources, kind="stable")
+    counts = np.bincount(sources + 1)  # of positions without a source first
+    starts = np.cumsum(counts) - counts
+    unit = sources[order] + 1
+    table = np.full((len(counts), max(1, counts[1:].max(initial=0))), NOTHING)
+    known = unit > 0
+    place = (np.arange(len(sources)) - starts[unit])[known]
+    table[unit[known], place] = order[known]
+    return table[sources + 1]
 
 
 def _cancelling(

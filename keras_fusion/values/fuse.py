@@ -233,6 +233,7 @@ def _break_symmetry(
     shape, draws = result[blocks[0][0]].shape, 1 if count == 2 else count
     for rows in _pieces(result, *itertools.chain(*blocks)):
         drawn = [noise.block(shape, number=k, part=rows) for k in range(draws)]
+        drawn = [one.astype(result.dtype, copy=False) for one in drawn]
         for indices, added in zip(blocks, balanced(drawn, count), strict=True):
             for index in indices:
                 _add(result, index, rows, added)
@@ -250,9 +251,10 @@ def balanced(
     """
     if count == 2:
         return [noises[0], -noises[0]]
-    mean = product(functools.reduce(operator.add, noises), np.float32(1 / count))
+    exactly = noises[0].dtype.type
+    mean = product(functools.reduce(operator.add, noises), exactly(1 / count))
     # Restores the standard deviation, which subtracting the mean reduces.
-    widened = np.float32((count / (count - 1)) ** 0.5)
+    widened = exactly((count / (count - 1)) ** 0.5)
     return [product(one - mean, widened) for one in noises]
 
 
