@@ -27,6 +27,8 @@ ENVIRONMENT = {
     # There is no TPU that two processes could fight for.
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
+# What a compilation gets that fails with collectives which overlap in memory.
+WITHOUT_FUSION = {"xla_tpu_enable_async_collective_fusion": "false"}
 # Bytes. The memory of one v5e chip.
 CHIP_BYTES = 16 * 2**30
 
@@ -91,15 +93,14 @@ class Step:
         Returns:
             Dict: bytes on one device (`arguments`, `outputs`, `temporaries`, `peak`),
             `flops` of one device, the `collectives` by kind, `host_transfers`, and the
-            `seconds` that compiling took. If a device has too little memory, or the
-            compiler fails: `error`.
+            `seconds` that compiling took, and the compiler's `options` if it needed some.
+            If a device has not the memory: `error`.
         """
         start = time.monotonic()
         try:
-            done = self.lowered.compile()
+            done, options = self._compiled()
         except jax.errors.JaxRuntimeError as error:
-            # A device has too little memory, or the compiler has a fault.
-            if not str(error).startswith(("RESOURCE_EXHAUSTED", "INTERNAL")):
+            if not str(error).startswith("RESOURCE_EXHAUSTED"):
                 raise
             return {"error": str(error).splitlines()[0]}
         memory: Any = done.memory_analysis()
@@ -114,7 +115,18 @@ class Step:
             "collectives": collectives(text),
             "host_transfers": host_transfers(text, memory),
             "seconds": round(time.monotonic() - start, 1),
+            **options,
         }
+
+    def _compiled(self) -> tuple[Any, dict[str, Any]]:
+        """The compiled step, and the options that it needed."""
+        try:
+            return self.lowered.compile(), {}
+        except jax.errors.JaxRuntimeError as error:
+            # A fault of libtpu 0.0.52 with many devices.
+            if not ("INTERNAL" in str(error) and "async-collective" in str(error)):
+                raise
+        return self.lowered.compile(WITHOUT_FUSION), {"options": WITHOUT_FUSION}
 
 
 def _struct(like: Any, layout: Any) -> jax.ShapeDtypeStruct:

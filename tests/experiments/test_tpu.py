@@ -72,3 +72,16 @@ def test_a_grown_step_is_the_native_step(pod, sharding, tmp_path):
     found["predicted"] = native.predicted
     text = tables.table({f"large | {sharding} | {pod}": found})
     assert f"| large | {sharding} | {pod} |" in text
+
+
+@pytest.mark.core
+def test_a_growth_is_made_by_the_devices_of_the_pod(pod, tmp_path):
+    found = command.grown(PAIR, pod, "ModelParallel")
+    assert found["host_transfers"] == 0 and found["devices"] > 0
+    assert found["collectives"]["all-gather"] > 0
+    # Beside the two models there is little.
+    assert found["temporaries"] < 0.2 * found["grown"]
+    page = tmp_path / "page.md"
+    page.write_text("<!-- tpu-growths begin -->\n<!-- tpu-growths end -->\n")
+    tables.insert_growths({f"small to large | ModelParallel | {pod}": found}, page)
+    assert f"| small to large | ModelParallel | {pod} |" in page.read_text()
