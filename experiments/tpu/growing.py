@@ -43,7 +43,7 @@ def figures(growth: keras_fusion.Plan, distribution: Any) -> dict[str, Any]:
         for call, variable in _calls(growth):
             if len(variable.shape) > 1:
                 count[call is not None] += 1
-            if call is not None:
+            if isinstance(call, Call):
                 calls[call.rule] = call
     compiled = [one for call in calls.values() for one in _compiled(call)]
     memory: list[Any] = [one.memory_analysis() for one in compiled]
@@ -62,7 +62,7 @@ def figures(growth: keras_fusion.Plan, distribution: Any) -> dict[str, Any]:
     }
 
 
-def _calls(growth: keras_fusion.Plan) -> Iterator[tuple[Call | None, keras.Variable]]:
+def _calls(growth: keras_fusion.Plan) -> Iterator[tuple[Any, keras.Variable]]:
     """How devices make each variable and slot, and the variable."""
     small, fused = growth.parents[0], growth.fused
     old, new = (graft.read_state(model.optimizer) for model in (small, fused))

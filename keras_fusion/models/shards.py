@@ -25,7 +25,7 @@ _USED: contextvars.ContextVar[bool | None] = contextvars.ContextVar(
 
 def are_used() -> bool:
     """Whether values should be made on the devices: where the host is another place."""
-    if keras.config.backend() != "jax":
+    if keras.config.backend() != "jax" or not _can_map():
         return False
     if (chosen := _USED.get()) is not None:
         return chosen
@@ -33,7 +33,16 @@ def are_used() -> bool:
         return True
     import jax
 
-    return jax.default_backend() != "cpu"
+    # Where there are several, their arrays may lie as the user wishes.
+    return jax.default_backend() != "cpu" and jax.device_count() == 1
+
+
+def _can_map() -> bool:
+    """Whether JAX maps functions over devices here: not in a mesh of another kind."""
+    import jax
+
+    mesh = getattr(jax.sharding, "get_abstract_mesh", None)
+    return hasattr(jax, "shard_map") and mesh is not None and mesh().empty
 
 
 @contextlib.contextmanager
@@ -111,6 +120,11 @@ class Split:
         return self.shape[axis] // self.parts(axis)
 
     @property
+    def devices(self) -> int:
+        """Over how many devices the array is split."""
+        return math.prod(map(self.parts, range(len(self.shape))))
+
+    @property
     def entries(self) -> int:
         """The number of entries on one device."""
         return math.prod(map(self.local, range(len(self.shape))))
@@ -131,7 +145,7 @@ def _names(entry: Any) -> tuple[str, ...]:
 def split_of(variable: keras.Variable) -> Split | None:
     """The split that a variable's value has, or will have."""
     if not deferral.has_value(variable):
-        return _split_by_name(variable)
+        return _split_by_name(variable) if host.is_distributed() else None
     return Split.of(variable.value.sharding, variable.shape)
 
 
@@ -192,22 +206,28 @@ class Pieces:
 
     @classmethod
     def of(cls, split: Split, axis: int, entries: int) -> "Pieces":
-        """Pieces of at most so many entries, of all devices together, if that goes."""
-        local = split.local(axis)
-        whole = math.prod(split.shape)
-        wanted = max(1, local * entries // max(1, whole))
-        return cls(split, axis, _divisor(local, wanted))
+        """Pieces of so many entries, of all devices together, or a little more."""
+        local, whole = split.local(axis), math.prod(split.shape)
+        count = min(local, -(-whole // max(1, entries)))
+        return cls(split, axis, -(-local // max(1, count)))
 
     @property
     def count(self) -> int:
-        """The number of pieces."""
-        return self.split.local(self.axis) // self.size
+        """The number of pieces. The last one overlaps with the one before."""
+        return -(-self.split.local(self.axis) // self.size)
+
+    def start(self, number: Any) -> Any:
+        """Where a piece begins in the part of the device that holds it."""
+        import jax.numpy as jnp
+
+        last = self.split.local(self.axis) - self.size
+        return jnp.minimum(number * self.size, last)
 
     def piece(self, part: Any, number: Any) -> Any:
         """A piece of all devices' parts, which has the whole of all other axes."""
         import jax
 
-        start = number * self.size
+        start = self.start(number)
         piece = jax.lax.dynamic_slice_in_dim(part, start, self.size, self.axis)
         for axis, names in enumerate(self.split.names):
             if names:
@@ -218,7 +238,7 @@ class Pieces:
         """The indices of a piece along the axis in the whole array."""
         import jax.numpy as jnp
 
-        own = number * self.size + jnp.arange(self.size, dtype="int32")
+        own = self.start(number) + jnp.arange(self.size, dtype="int32")
         local = self.split.local(self.axis)
         starts = local * jnp.arange(self.split.parts(self.axis), dtype="int32")
         return (starts[:, None] + own).reshape(-1)
@@ -227,12 +247,8 @@ class Pieces:
         """The piece that holds each index of the whole array, and its place in it."""
         local = self.split.local(self.axis)
         holder, own = indices // local, indices % local
-        return own // self.size, holder * self.size + own % self.size
-
-
-def _divisor(number: int, most: int) -> int:
-    """The largest divisor that is at most so large."""
-    return next(d for d in range(min(most, number), 0, -1) if number % d == 0)
+        number = own // self.size
+        return number, holder * self.size + own - self.start(number)
 
 
 def taken(split: Split, part: Any, indices: Sequence[Any], entries: int) -> Any:

@@ -301,17 +301,17 @@ def copy_slot(
         Array of shape `tuple(axis.size for axis in axes)`.
     """
     result = slot
-    for dimension, source in enumerate(sources_of(axes)):
-        if source is not None:
-            result = np.take(result, source, axis=dimension)
-    # New entries get an average value: zeros under an old step count mean huge steps.
-    places = empty_positions(axes)
-    mean = reductions.mean(slot) if places else 0.0
-    for _, place in places:
-        result[place] = mean
     own = gradient_shares(axes, slot.shape, degree, split_outputs)
-    for dimension, factors in enumerate(own):
-        if factors is not None:
+    for dimension, source in enumerate(sources_of(axes)):
+        if source is None:
+            continue
+        # New entries get an average value: zeros under an old step count mean huge steps.
+        empty = source == NOTHING
+        mean = reductions.mean_along(result, dimension) if empty.any() else None
+        result = np.take(result, source, axis=dimension)
+        if mean is not None:
+            result = np.where(along(empty, dimension, slot.ndim), mean, result)
+        if (factors := own[dimension]) is not None:
             factors = along(factors, dimension, slot.ndim)
             result = result * factors.astype(result.dtype)
     return (result * result.dtype.type(factor)).astype(slot.dtype)

@@ -21,6 +21,7 @@ from keras_fusion.values.fuse import balanced
 
 # The part of the variable that a device receives of the old one at a time.
 _PIECE = 8
+LEAST_ENTRIES = 2**14
 # Numbers that programs compute with, and what they are where a rule needs none.
 _NUMBERS = {
     "shift": 0.0,
@@ -66,7 +67,7 @@ class Rule:
     @property
     def entries(self) -> int:
         """The most entries of the old variable that a device receives at a time."""
-        return max(2**14, self.new.entries // _PIECE)
+        return max(LEAST_ENTRIES, self.new.entries // _PIECE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +115,7 @@ def arguments_of(rule: Rule, old: Any, values: Mapping[str, Any]) -> dict[str, A
     }
 
 
-@functools.lru_cache(maxsize=256)
+@functools.lru_cache(maxsize=64)
 def program(rule: Rule) -> Callable[[dict[str, Any]], Any]:
     """The compiled program of a rule."""
     import jax
@@ -135,13 +136,13 @@ def program(rule: Rule) -> Callable[[dict[str, Any]], Any]:
 
 
 def _part_of(rule: Rule, given: dict[str, Any]) -> Any:
-    """One device's part of a variable, made chunk by chunk, in place."""
+    """One device's part of a variable, made chunk by chunk."""
     import jax
     import jax.numpy as jnp
 
     old, new = rule.old, rule.new
     axis = new.longest_axis(LONG)
-    chunks = shards.Pieces.of(new, axis, new.parts(axis) * rule.entries)
+    chunks = shards.Pieces.of(new, axis, new.devices * rule.entries)
     region = shards.region(new)
     cut = functools.partial(jax.lax.dynamic_slice_in_dim, slice_size=chunks.size)
 
@@ -153,27 +154,26 @@ def _part_of(rule: Rule, given: dict[str, Any]) -> Any:
     is_moved = old != new or any(v is not None for v in given["sources"])
     is_far = is_moved and any(old.names)  # Other devices hold what this one needs.
     if is_far:
-        made = shards.taken(old, given["old"], places(region), rule.entries)
+        moved = shards.taken(old, given["old"], places(region), rule.entries)
     else:
-        made = jnp.zeros([len(own) for own in region], given["old"].dtype)
+        moved = given["old"]
 
     def make(number, made):
-        start, own = number * chunks.size, list(region)
+        start, own = chunks.start(number), list(region)
         own[axis] = cut(region[axis], start)
         found = places(own)
-        if is_far:
-            values = cut(made, start, axis=axis)
-        elif is_moved:
-            values = shards.taken(old, given["old"], found, rule.entries)
+        if is_moved and not is_far:
+            values = shards.taken(old, moved, found, rule.entries)
         else:
-            values = cut(given["old"], start, axis=axis)
+            values = cut(moved, start, axis=axis)
         fresh = (
             None if given["fresh"] is None else cut(given["fresh"], start, axis=axis)
         )
         values = _Part(rule, given, own, found).value(values, fresh)
         return jax.lax.dynamic_update_slice_in_dim(made, values, start, axis)
 
-    return jax.lax.fori_loop(0, chunks.count, make, made)
+    empty = jnp.zeros([len(own) for own in region], rule.dtype)
+    return jax.lax.fori_loop(0, chunks.count, make, empty)
 
 
 class _Part:

@@ -85,7 +85,7 @@ def _total(
     return float(summing(split, entries)(arguments))
 
 
-@functools.lru_cache(maxsize=256)
+@functools.lru_cache(maxsize=64)
 def summing(split: Split, entries: int) -> Callable[[dict[str, Any]], Any]:
     """The compiled program that sums a variable's entries, or squared distances."""
     import jax

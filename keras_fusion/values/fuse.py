@@ -269,6 +269,7 @@ def _pieces(result: np.ndarray, *indices: Index) -> list[slice]:
 
 def _add(result: np.ndarray, index: Index, rows: slice, added: np.ndarray) -> None:
     """Adds to some rows of a block; to all rows if the block is not a view."""
+    added = added.astype(result.dtype, copy=False)
     if is_view(index):
         result[index][rows] += added
     else:

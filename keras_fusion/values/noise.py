@@ -35,8 +35,8 @@ def key_of(seed: Seed) -> np.ndarray:
     Returns:
         Array of two numbers of 32 bits.
     """
-    if isinstance(seed, np.random.Generator):
-        return seed.integers(0, 2**32, 2, dtype=np.uint32)
+    if not isinstance(seed, (int, list, tuple, type(None))):
+        return np.random.default_rng(seed).integers(0, 2**32, 2, dtype=np.uint32)
     return np.random.SeedSequence(seed).generate_state(2)
 
 
@@ -106,7 +106,7 @@ class Noise:
         windows = np.lib.stride_tricks.sliding_window_view(table(), length)
         noise = windows[numbers & np.uint32(TABLE - 1)]
         noise *= signed(numbers, self.deviation)[..., None]
-        noise = noise.reshape(len(rows), -1)[:, :columns]
+        noise = noise.reshape(len(rows), len(stretches) * length)[:, :columns]
         return noise.reshape(
             *([stop - start] if len(shape) > 1 else []), *shape[1:] or shape
         )

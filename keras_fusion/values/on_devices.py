@@ -99,7 +99,7 @@ def planned_slot(
     sources: Sequence[keras.Variable],
     target: keras.Variable,
     is_copies: bool,
-) -> Call | None:
+) -> Made | None:
     """How devices make one slot, see `fill_slot`; `None` if only the host can."""
     if slot.of_weights or slot.start or not is_copies:
         return None
@@ -115,8 +115,12 @@ def planned_slot(
         split = layout.before_tied_readout
         return _copied_slot(rule, axes, sources[0], factor, slot.power, split)
     if type(filler) is StackingFiller:
-        zero = layout.initial is not None and not slot.positive
-        return Call(rule, sources[0], {"scale": 0.0 if zero else 1.0})
+        if layout.initial is None or slot.positive:
+            return Call(rule, sources[0], {})
+        zeros = deferral.Initial(
+            keras.initializers.Zeros(), rule.new.shape, rule.dtype, (0,)
+        )
+        return lambda: zeros.on(rule.new.sharding)
     return None
 
 
@@ -135,6 +139,8 @@ def _rule(
         return None
     if len(set(layout.scales)) > 1 or host.is_assumed(first):
         return None
+    if target.dtype != "float32" and (layout.scales[0] != 1.0 or layout.offset):
+        return None  # NumPy would round on the way.
     if any(axis.grown and not axis.is_disjoint for axis in axes):
         return None
     old = shards.split_of(first)
@@ -252,14 +258,14 @@ def _copied_slot(
     factor: float,
     degree: float,
     split_outputs: bool,
-) -> Call:
-    values: dict[str, Any] = {
+) -> Call | None:
+    if any(axis.unused().size for axis in axes):
+        return None  # Each new entry gets the mean of its row or column.
+    values = {
         "sources": [_positions(axis) for axis in axes],
         "factors": copies.gradient_shares(axes, source.shape, degree, split_outputs),
         "share": factor,
     }
-    if any(axis.unused().size for axis in axes):
-        values["empty"] = mean(rule.old, rule.entries, source)
     return Call(rule, source, values)
 
 

@@ -16,6 +16,7 @@ from jax.experimental import multihost_utils
 
 import keras_fusion
 from experiments import runs_of_processes
+from keras_fusion.models import shards
 from keras_fusion.t5 import __main__ as command_line
 
 OUTPUT, PORT, COUNT, RANK = sys.argv[1], *map(int, sys.argv[2:])
@@ -57,7 +58,8 @@ def train(distribution):
     if distribution.num_model_replicas > 1:
         x, y, batch_size = own_part(x), own_part(y), BATCH // COUNT
     options = {"batch_size": batch_size, "shuffle": False, "verbose": 0}
-    model.fit(x, y, callbacks=[grow], **options)
+    with shards.used(True):  # The devices of all processes make their parts.
+        model.fit(x, y, callbacks=[grow], **options)
     weights = [
         multihost_utils.process_allgather(v.value, tiled=True) for v in model.weights
     ]

@@ -36,16 +36,22 @@ MADE = {"Adam": 60, "Adafactor": 56, "Muon": 49}
 @pytest.fixture(scope="module")
 def reports():
     """What `runs/made_on_devices.py` has seen, by case."""
-    flags = "--xla_force_host_platform_device_count=8"
-    return result(start("made_on_devices.py", json.dumps(CASES), XLA_FLAGS=flags))
+    environment = {
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        # The suite compiles without; what they do to products must not be seen.
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "0",
+    }
+    return result(start("made_on_devices.py", json.dumps(CASES), **environment))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=", ".join)
 def test_eight_devices_make_what_the_host_makes(reports, case):
     report = reports[", ".join(case)]
-    assert report["different"] == []
-    assert report["made"] >= MADE[case[1]] and report["split"] >= 28
+    assert report["different"] == [] and report["split"] >= 28
+    # The slots of new units that LEMON leaves without a source are the host's.
+    few = case[0] == "Lemon half"
+    assert report["made"] >= (20 if few else MADE[case[1]])
 
 
 WIDTHS = st.tuples(st.integers(2, 9), st.integers(2, 9), st.integers(2, 70))

@@ -90,11 +90,12 @@ class Initial:
 
     @property
     def _is_plain(self) -> bool:
-        kinds = (int, float, str, tuple, list, type(None))
-        config = self._config()
-        plain = [n == "seed" or isinstance(v, kinds) for n, v in config.items()]
-        known = "seed" in config or "constant" in type(self.initializer).__module__
-        return known and all(plain)
+        config, kind = self._config(), type(self.initializer)
+        # Devices would each hold the whole of an orthogonal matrix.
+        known = "seed" in config or "constant" in kind.__module__
+        if not known or "Orthogonal" in kind.__name__:
+            return False
+        return all(n == "seed" or _is_plain(v) for n, v in config.items())
 
     def _config(self) -> dict[str, Any]:
         if not isinstance(self.initializer, keras.initializers.Initializer):
@@ -126,7 +127,14 @@ class Initial:
         return draw(np.array([self._number, 0], "uint32"))
 
 
-@functools.lru_cache(maxsize=256)
+def _is_plain(value: Any) -> bool:
+    """Whether an option is a scalar, or a list of scalars."""
+    scalars = (int, float, str, type(None))
+    values = value if isinstance(value, (list, tuple)) else [value]
+    return all(isinstance(item, scalars) for item in values)
+
+
+@functools.lru_cache(maxsize=64)
 def _drawing(
     kind: type,
     config: tuple,
