@@ -105,7 +105,9 @@ def test_shards_may_lie_in_other_processes(together):
     _, outputs = together
     report = json.loads(outputs[1][-1])["model"]
     assert report["specs"]["sequential/dense/kernel"] == "P(None, 'model')"
-    assert report["specs"]["sequential/dense_1/kernel"] == "P('model', None)"
+    # JAX leaves a last `None` out.
+    split = {"P('model', None)", "P('model',)"}
+    assert report["specs"]["sequential/dense_1/kernel"] in split
     assert not any(report["whole"])
 
 
