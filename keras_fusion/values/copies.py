@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from keras_fusion.layout.axes import NOTHING, Axis, CopiedAxis
+from keras_fusion.models.shards import along
 from keras_fusion.values import reductions
 from keras_fusion.values.noise import Noise
 
@@ -234,11 +235,6 @@ def filled(
             used = result.take(used, dimension)
             result[place] = reductions.mean_along(used, dimension)
     return result
-
-
-def along(values: np.ndarray, dimension: int, rank: int) -> np.ndarray:
-    """A vector reshaped to broadcast along one dimension of arrays of a rank."""
-    return values.reshape([-1 if i == dimension else 1 for i in range(rank)])
 
 
 def members(sources: np.ndarray) -> np.ndarray:

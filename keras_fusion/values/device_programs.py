@@ -17,7 +17,7 @@ from keras_fusion.models import shards
 from keras_fusion.models.shards import Split, along
 from keras_fusion.values import noise
 from keras_fusion.values.device_statistics import LONG, Statistic, products
-from keras_fusion.values.fuse import balanced
+from keras_fusion.values.fuse import balanced, drawn_for
 
 # The part of the variable that a device receives of the old one at a time.
 _PIECE = 8
@@ -297,8 +297,8 @@ class _Part:
         import jax.numpy as jnp
 
         count, shape = self.rule.count, self.rule.old.shape
-        number = 1 if count == 2 else count
-        drawn = [self._noise(self.places, shape, k) for k in range(number)]
+        noises = range(drawn_for(count))
+        drawn = [self._noise(self.places, shape, k) for k in noises]
         chosen: Any = 0.0
         for k, one in enumerate(balanced(drawn, count, self.product)):
             chosen = jnp.where(inputs == k, one, chosen)

@@ -143,7 +143,7 @@ def fuse_arrays(
     if mean_outputs and "out" not in fresh_roles:
         _fill_with_mean(result, axes[-1])
     if off_diagonal != "zeros" and count > 1:
-        noise = Noise(rng, noise_scale * share * deviation(arrays))
+        noise = Noise(rng, noise_scale * share * _deviation(arrays))
         fill = _break_symmetry if off_diagonal == "paired" else _fill_off_diagonal
         fill(result, axes, count, noise)
     return result
@@ -188,7 +188,7 @@ def _fill_with_mean(result: np.ndarray, last: Axis) -> None:
         result[..., last.unused()] = reductions.mean_along(used, used.ndim - 1)
 
 
-def deviation(arrays: Sequence[np.ndarray]) -> float:
+def _deviation(arrays: Sequence[np.ndarray]) -> float:
     """Standard deviation of all entries of K arrays together."""
     return reductions.deviation(arrays[:1] if are_one(arrays) else arrays)
 
@@ -230,7 +230,7 @@ def _break_symmetry(
         ]
         for parent in range(count)
     ]
-    shape, draws = result[blocks[0][0]].shape, 1 if count == 2 else count
+    shape, draws = result[blocks[0][0]].shape, drawn_for(count)
     for rows in _pieces(result, *itertools.chain(*blocks)):
         drawn = [noise.block(shape, number=k, part=rows) for k in range(draws)]
         drawn = [one.astype(result.dtype, copy=False) for one in drawn]
@@ -239,13 +239,18 @@ def _break_symmetry(
                 _add(result, index, rows, added)
 
 
+def drawn_for(count: int) -> int:
+    """How many noises `balanced` needs for so many parents."""
+    return 1 if count == 2 else count
+
+
 def balanced(
     noises: Sequence[Any], count: int, product: Any = np.multiply
 ) -> list[Any]:
     """One noise per parent, of the noise's own deviation, with the sum zero.
 
     Args:
-        noises: list of one noise for two parents, or one per parent.
+        noises: list of `drawn_for(count)` noises.
         count: int. Number of parents.
         product: function that multiplies.
     """
@@ -309,7 +314,7 @@ def fuse_slot(
     result = _zeros([axis.size for axis in axes], slots[0].dtype)
     if second_moment and any(axis.unused().size for axis in axes):
         # New entries get an average value: zeros under an old step count mean huge steps.
-        result += average(slots) * factor
+        result += _average(slots) * factor
     for out_parent in range(count):
         for parent in range(count):
             if parent == out_parent or copies:
@@ -326,7 +331,7 @@ def fuse_slot(
     return result
 
 
-def average(slots: Sequence[np.ndarray]) -> float:
+def _average(slots: Sequence[np.ndarray]) -> float:
     """The mean of the means of K slots."""
     slots = slots[:1] if are_one(slots) else slots
     return sum(map(reductions.mean, slots)) / len(slots)

@@ -43,11 +43,7 @@ def fill(filler: Any, index: int, layout: VariableLayout) -> bool:
     Returns:
         Whether it could be done here; if not, nothing has been done.
     """
-    found = planned(filler, index, layout)
-    if found is None:
-        return False
-    layout.target.assign(found())
-    return True
+    return _assign(layout.target, planned(filler, index, layout))
 
 
 def planned(filler: Any, index: int, layout: VariableLayout) -> Made | None:
@@ -85,10 +81,15 @@ def fill_slot(
     Returns:
         Whether it could be done here; if not, nothing has been done.
     """
-    found = planned_slot(filler, slot, layout, sources, target, is_copies)
-    if found is None:
+    made = planned_slot(filler, slot, layout, sources, target, is_copies)
+    return _assign(target, made)
+
+
+def _assign(target: keras.Variable, made: Made | None) -> bool:
+    """Gives a variable the value that devices make; whether they can."""
+    if made is None:
         return False
-    target.assign(found())
+    target.assign(made())
     return True
 
 

@@ -20,6 +20,8 @@ NUMBERS = {
     "steps": 40,
     "seeds": 1,
 }
+# Changes for a text of one short sentence, see `write_texts`.
+SMALL = {"vocabulary_size": 50, "byte_fallback": False, "input_length": 20}
 
 
 def write_recipe(path, **changes):

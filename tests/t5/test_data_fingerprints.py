@@ -4,15 +4,13 @@ import shutil
 
 import pytest
 from filelock import FileLock, Timeout
-from t5_stores import write_recipe, write_texts
+from t5_stores import SMALL, write_recipe, write_texts
 
 from keras_fusion.errors import FusionError
 from keras_fusion.t5 import __main__ as command_line
 from keras_fusion.t5 import corpus, data, documents, fingerprint, token_files
 from keras_fusion.t5 import recipe as recipes
 from keras_fusion.t5.store import Store
-
-SMALL = {"vocabulary_size": 50, "byte_fallback": False, "input_length": 20}
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
-from t5_stores import begin, figures, finished_store, write_recipe, write_texts
+from t5_stores import SMALL, begin, figures, finished_store, write_recipe, write_texts
 
 from keras_fusion.errors import FusionError
 from keras_fusion.t5 import __main__ as command_line
@@ -14,8 +14,6 @@ from keras_fusion.t5 import data, fingerprint, forest, records
 from keras_fusion.t5 import recipe as recipes
 from keras_fusion.t5.store import Store
 from keras_fusion.t5.tree import parse
-
-SMALL = {"vocabulary_size": 50, "byte_fallback": False, "input_length": 20}
 
 
 @pytest.fixture
