@@ -7,9 +7,10 @@ device must ever hold the whole of it during a growth. What devices do not make 
 
 import contextlib
 import contextvars
+import functools
 import hashlib
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import keras
@@ -88,25 +89,29 @@ def _gathered(value: Any) -> np.ndarray:
 
 def _pieces(value: Any) -> Iterator[tuple[tuple[slice, ...], Any]]:
     """Yields a value of several processes piece by piece, each on all devices."""
-    import jax
-
     spec = (*value.sharding.spec, *[None] * value.ndim)[: value.ndim]
     # Along a sharded axis XLA would gather everything before it slices.
     axis = spec.index(None) if None in spec else 0
     size = value.shape[axis]
     rows = max(1, min(size, PIECE_BYTES * size // max(1, value.nbytes)))
-    everywhere = jax.sharding.NamedSharding(
-        value.sharding.mesh, jax.sharding.PartitionSpec()
-    )
-    cut = jax.jit(
-        lambda x, start: jax.lax.dynamic_slice_in_dim(x, start, rows, axis),
-        out_shardings=everywhere,
-    )
+    cut = _cut(value.sharding.mesh, axis, rows)
     for start in range(0, size, rows):
         start = min(start, size - rows)
         index = [slice(None)] * value.ndim
         index[axis] = slice(start, start + rows)
         yield tuple(index), cut(value, start)
+
+
+@functools.lru_cache(maxsize=64)
+def _cut(mesh: Any, axis: int, rows: int) -> Callable[[Any, int], Any]:
+    """A compiled function that brings so many rows of a value to all devices."""
+    import jax
+
+    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    return jax.jit(
+        lambda x, start: jax.lax.dynamic_slice_in_dim(x, start, rows, axis),
+        out_shardings=everywhere,
+    )
 
 
 def write(variable: keras.Variable, value: np.ndarray) -> None:

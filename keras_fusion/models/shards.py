@@ -1,7 +1,4 @@
-"""How arrays lie over devices under JAX, and how a device gets what others hold.
-
-Everything that takes local parts runs inside `jax.shard_map`.
-"""
+"""How arrays lie over devices under JAX."""
 
 import contextlib
 import contextvars
@@ -120,18 +117,12 @@ class Split:
         return self.shape[axis] // self.parts(axis)
 
     @property
-    def devices(self) -> int:
-        """Over how many devices the array is split."""
-        return math.prod(map(self.parts, range(len(self.shape))))
-
-    @property
     def entries(self) -> int:
         """The number of entries on one device."""
         return math.prod(map(self.local, range(len(self.shape))))
 
-    def longest_axis(self, enough: int, before: int | None = None) -> int:
-        """The first axis that is long enough on a device, else the longest."""
-        axes = range(len(self.shape) if before is None else before)
+    def long_axis(self, enough: int, axes: Sequence[int]) -> int:
+        """The first of some axes that is long enough on a device, else the longest."""
         long = (axis for axis in axes if self.local(axis) >= enough)
         return next(long, max(axes, key=self.local))
 
@@ -177,9 +168,7 @@ def region(split: Split) -> list[Any]:
 
     found = []
     for axis, names in enumerate(split.names):
-        number: Any = 0
-        for name in names:
-            number = number * split.mesh.shape[name] + jax.lax.axis_index(name)
+        number = jax.lax.axis_index(names) if names else 0
         local = split.local(axis)
         found.append(number * local + jnp.arange(local, dtype="int32"))
     return found
@@ -191,101 +180,31 @@ def along(vector: Any, axis: int, rank: int) -> Any:
 
 
 @dataclasses.dataclass(frozen=True)
-class Pieces:
-    """Pieces of a split array, which go to all devices one after the other.
+class Chunks:
+    """Chunks of equal size of an axis, of which the last overlaps with the one before.
 
     Args:
-        split: the array's `Split`.
-        axis: int. The axis that is cut.
-        size: int. The length of a piece on the device that holds it.
+        length: int. The length of the axis.
+        size: int. The length of a chunk.
     """
 
-    split: Split
-    axis: int
+    length: int
     size: int
 
     @classmethod
-    def of(cls, split: Split, axis: int, entries: int) -> "Pieces":
-        """Pieces of so many entries, of all devices together, or a little more."""
-        local, whole = split.local(axis), math.prod(split.shape)
-        count = min(local, -(-whole // max(1, entries)))
-        return cls(split, axis, -(-local // max(1, count)))
+    def of(cls, split: Split, axis: int, entries: int) -> "Chunks":
+        """Chunks of a device's part along an axis, of about so many entries."""
+        length = split.local(axis)
+        count = min(length, -(-split.entries // max(1, entries)))
+        return cls(length, -(-length // max(1, count)))
 
     @property
     def count(self) -> int:
-        """The number of pieces. The last one overlaps with the one before."""
-        return -(-self.split.local(self.axis) // self.size)
+        """The number of chunks."""
+        return -(-self.length // self.size)
 
     def start(self, number: Any) -> Any:
-        """Where a piece begins in the part of the device that holds it."""
+        """Where a chunk begins."""
         import jax.numpy as jnp
 
-        last = self.split.local(self.axis) - self.size
-        return jnp.minimum(number * self.size, last)
-
-    def piece(self, part: Any, number: Any) -> Any:
-        """A piece of all devices' parts, which has the whole of all other axes."""
-        import jax
-
-        start = self.start(number)
-        piece = jax.lax.dynamic_slice_in_dim(part, start, self.size, self.axis)
-        for axis, names in enumerate(self.split.names):
-            if names:
-                piece = jax.lax.all_gather(piece, names, axis=axis, tiled=True)
-        return piece
-
-    def indices(self, number: Any) -> Any:
-        """The indices of a piece along the axis in the whole array."""
-        import jax.numpy as jnp
-
-        own = self.start(number) + jnp.arange(self.size, dtype="int32")
-        local = self.split.local(self.axis)
-        starts = local * jnp.arange(self.split.parts(self.axis), dtype="int32")
-        return (starts[:, None] + own).reshape(-1)
-
-    def places(self, indices: Any) -> tuple[Any, Any]:
-        """The piece that holds each index of the whole array, and its place in it."""
-        local = self.split.local(self.axis)
-        holder, own = indices // local, indices % local
-        number = own // self.size
-        return number, holder * self.size + own - self.start(number)
-
-
-def taken(split: Split, part: Any, indices: Sequence[Any], entries: int) -> Any:
-    """Entries of an array from wherever they lie.
-
-    Args:
-        split: the array's `Split`.
-        part: this device's part of it.
-        indices: for each axis a vector of indices of the whole array.
-        entries: int. The most entries that a device holds of it at a time.
-
-    Returns:
-        Array of shape `tuple(map(len, indices))`.
-    """
-    import jax
-    import jax.numpy as jnp
-
-    if not any(split.names):
-        return _taken(part, indices)
-    axis = max(range(len(split.shape)), key=split.local)
-    pieces = Pieces.of(split, axis, entries)
-    owner, place = pieces.places(indices[axis])
-    own = [place if i == axis else vector for i, vector in enumerate(indices)]
-
-    def add_piece(number, found):
-        piece = _taken(pieces.piece(part, number), own)
-        return jnp.where(along(owner == number, axis, len(indices)), piece, found)
-
-    empty = jnp.zeros([len(vector) for vector in indices], part.dtype)
-    return jax.lax.fori_loop(0, pieces.count, add_piece, empty)
-
-
-def _taken(array: Any, indices: Sequence[Any]) -> Any:
-    """Entries of an array that the device has; what makes it smaller is taken first."""
-    import jax.numpy as jnp
-
-    sizes = [len(vector) / n for vector, n in zip(indices, array.shape, strict=True)]
-    for axis in sorted(range(len(sizes)), key=sizes.__getitem__):
-        array = jnp.take(array, indices[axis], axis=axis, mode="clip")
-    return array
+        return jnp.minimum(number * self.size, self.length - self.size)

@@ -14,13 +14,14 @@ import keras
 import numpy as np
 
 from keras_fusion.models import shards
+from keras_fusion.models.part_exchange import Exchange
 from keras_fusion.models.shards import Split, along
 from keras_fusion.values import noise
 from keras_fusion.values.device_statistics import LONG, Statistic, products
 from keras_fusion.values.fuse import balanced, drawn_for
 
-# The part of the variable that a device receives of the old one at a time.
-_PIECE = 8
+# The number of chunks in which a device makes its part.
+_CHUNKS = 8
 LEAST_ENTRIES = 2**14
 # Numbers that programs compute with, and what they are where a rule needs none.
 _NUMBERS = {
@@ -46,6 +47,7 @@ class Rule:
         new: the `Split` of the grown one.
         dtype: string. The dtype of the grown one.
         roles: for each axis its role if it grew, else the empty string.
+        exchanges: for each axis what devices send each other along it.
         count: int. Number of copies that a fusion joins; 0 for copies of units.
         draws: `"paired"`, `"random"`, `"cancelling"` or the empty string.
         columns: int. The axis over which noise cancels.
@@ -58,6 +60,7 @@ class Rule:
     new: Split
     dtype: str
     roles: tuple[str, ...]
+    exchanges: tuple[Exchange | None, ...]
     count: int = 0
     draws: str = ""
     columns: int = 0
@@ -66,8 +69,34 @@ class Rule:
 
     @property
     def entries(self) -> int:
-        """The most entries of the old variable that a device receives at a time."""
-        return max(LEAST_ENTRIES, self.new.entries // _PIECE)
+        """About how many entries a device makes at a time; more are not held for it."""
+        most = max(LEAST_ENTRIES, self.new.entries // _CHUNKS)
+        return int(most / max([1.0, *map(self.received, self.others)]))
+
+    def received(self, axis: int) -> float:
+        """How much longer what a device receives along an axis is than what it makes."""
+        exchange = self.exchanges[axis]
+        return exchange.length / self.new.local(axis) if exchange else 0.0
+
+    def is_moved(self, axis: int) -> bool:
+        """Whether entries lie elsewhere along an axis than in the old variable."""
+        return bool(self.roles[axis]) or self.old.names[axis] != self.new.names[axis]
+
+    @property
+    def cut(self) -> int:
+        """The axis that is cut into chunks: if possible one along which little is sent."""
+        axes = range(len(self.exchanges))
+        least = min(map(self.received, axes))
+        axis = self.new.long_axis(LONG, [a for a in axes if self.received(a) == least])
+        is_enough = self.new.local(axis) >= _CHUNKS
+        return axis if is_enough else self.new.long_axis(LONG, axes)
+
+    @property
+    def others(self) -> list[int]:
+        """The other axes along which entries move, those that grow least first."""
+        axes = (axis for axis in range(len(self.roles)) if axis != self.cut)
+        moved = filter(self.is_moved, axes)
+        return sorted(moved, key=lambda i: self.new.local(i) / self.old.local(i))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,40 +169,51 @@ def _part_of(rule: Rule, given: dict[str, Any]) -> Any:
     import jax
     import jax.numpy as jnp
 
-    old, new = rule.old, rule.new
-    axis = new.longest_axis(LONG)
-    chunks = shards.Pieces.of(new, axis, new.devices * rule.entries)
-    region = shards.region(new)
+    new, axis = rule.new, rule.cut
+    chunks, region = shards.Chunks.of(new, axis, rule.entries), shards.region(new)
     cut = functools.partial(jax.lax.dynamic_slice_in_dim, slice_size=chunks.size)
-
-    def places(region):
-        vectors = zip(region, given["sources"], strict=True)
-        found = [own if v is None else jnp.take(v, own) for own, v in vectors]
-        return [jnp.maximum(own, 0) for own in found]
-
-    is_moved = old != new or any(v is not None for v in given["sources"])
-    is_far = is_moved and any(old.names)  # Other devices hold what this one needs.
-    if is_far:
-        moved = shards.taken(old, given["old"], places(region), rule.entries)
-    else:
-        moved = given["old"]
+    exchange = rule.exchanges[axis]
+    held = exchange.received(given["old"], axis) if exchange else given["old"]
 
     def make(number, made):
         start, own = chunks.start(number), list(region)
         own[axis] = cut(region[axis], start)
-        found = places(own)
-        if is_moved and not is_far:
-            values = shards.taken(old, moved, found, rule.entries)
+        places = _places(given["sources"], own)
+        if rule.is_moved(axis):
+            held_at = exchange.places(places[axis]) if exchange else places[axis]
+            values = jnp.take(held, held_at, axis=axis, mode="clip")
         else:
-            values = cut(moved, start, axis=axis)
+            values = cut(held, start, axis=axis)
+        values = _taken(rule, values, places)
         fresh = (
             None if given["fresh"] is None else cut(given["fresh"], start, axis=axis)
         )
-        values = _Part(rule, given, own, found).value(values, fresh)
+        values = _Part(rule, given, own, places).value(values, fresh)
         return jax.lax.dynamic_update_slice_in_dim(made, values, start, axis)
 
     empty = jnp.zeros([len(own) for own in region], rule.dtype)
     return jax.lax.fori_loop(0, chunks.count, make, empty)
+
+
+def _places(sources: Sequence[Any], region: Sequence[Any]) -> list[Any]:
+    """For each axis the places in the old variable; any for what is new."""
+    import jax.numpy as jnp
+
+    vectors = zip(region, sources, strict=True)
+    found = [own if v is None else jnp.take(v, own) for own, v in vectors]
+    return [jnp.maximum(own, 0) for own in found]
+
+
+def _taken(rule: Rule, values: Any, places: Sequence[Any]) -> Any:
+    """The entries at some places along all axes but the one that is cut."""
+    import jax.numpy as jnp
+
+    for axis in rule.others:
+        own = places[axis]
+        if exchange := rule.exchanges[axis]:
+            values, own = exchange.received(values, axis), exchange.places(own)
+        values = jnp.take(values, own, axis=axis, mode="clip")
+    return values
 
 
 class _Part:

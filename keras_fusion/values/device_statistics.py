@@ -13,7 +13,7 @@ from keras_fusion.models import shards
 from keras_fusion.models.shards import Split
 from keras_fusion.values import reductions
 
-# An axis of so many entries can be cut into enough pieces.
+# An axis of so many entries can be cut into enough chunks.
 LONG = 64
 
 
@@ -91,31 +91,44 @@ def summing(split: Split, entries: int) -> Callable[[dict[str, Any]], Any]:
     import jax
     import jax.numpy as jnp
 
-    axis = split.longest_axis(LONG, before=len(split.shape) - 1)
-    pieces = shards.Pieces.of(split, axis, entries)
+    last = len(split.shape) - 1
+    axis, devices = split.long_axis(LONG, range(last)), split.parts(last)
+    parts = reductions.parts_of(split.shape[-1])
+    is_own = parts % devices == 0  # Each device holds whole parts of rows.
+    names = [*split.names[:-1], split.names[-1] if is_own else ()]
+    own_parts = parts // devices if is_own else parts
+    chunks = shards.Chunks.of(split, axis, entries if is_own else entries // devices)
 
-    def part(given: dict[str, Any]) -> Any:
-        product = products(given["zero"])
+    def sums_of(given: dict[str, Any], number: Any) -> Any:
+        product, start = products(given["zero"]), chunks.start(number)
+        rows = jax.lax.dynamic_slice_in_dim(given["old"], start, chunks.size, axis)
+        if not is_own:
+            rows = jax.lax.all_gather(rows, split.names[-1], axis=last, tiled=True)
+        rows = product(rows.astype("float32") + given["shift"], given["scale"])
+        rows = rows - given["shift_back"]
+        if given["centre"] is not None:
+            rows = rows - given["centre"]
+            rows = product(rows, rows)
+        return reductions.row_sums(rows, own_parts)
 
-        def add_piece(number, sums):
-            piece = pieces.piece(given["old"], number).astype("float32")
-            piece = product(piece + given["shift"], given["scale"])
-            piece = piece - given["shift_back"]
-            if given["centre"] is not None:
-                piece = piece - given["centre"]
-                piece = product(piece, piece)
-            where = (slice(None),) * axis + (pieces.indices(number),)
-            return sums.at[where].set(reductions.row_sums(piece))
+    def total(given: dict[str, Any]) -> Any:
+        def add_chunk(number: Any, sums: Any) -> Any:
+            own, start = sums_of(given, number), chunks.start(number)
+            return jax.lax.dynamic_update_slice_in_dim(sums, own, start, axis)
 
-        sums = jnp.zeros(split.shape[:-1], "float32")
-        return reductions.of_rows(jax.lax.fori_loop(0, pieces.count, add_piece, sums))
+        empty = jnp.zeros([*map(split.local, range(last)), own_parts], "float32")
+        sums = jax.lax.fori_loop(0, chunks.count, add_chunk, empty)
+        for i, over in enumerate(names):
+            if over:
+                sums = jax.lax.all_gather(sums, over, axis=i, tiled=True)
+        return reductions.of_rows(sums)
 
     everywhere = jax.sharding.PartitionSpec()
-    names = ("zero", "shift", "scale", "shift_back", "centre")
-    specs = dict.fromkeys(names, everywhere) | {"old": split.spec}
+    numbers = ("zero", "shift", "scale", "shift_back", "centre")
+    specs = dict.fromkeys(numbers, everywhere) | {"old": split.spec}
     return jax.jit(
         jax.shard_map(
-            part,
+            total,
             mesh=split.mesh,
             in_specs=(specs,),
             out_specs=everywhere,

@@ -1,9 +1,9 @@
 """Grown values made on the devices that will hold them, without the host.
 
-Each device computes its own part of a variable from the old one, of which it receives a
-piece at a time; the noise is a function of the place. The result is the host's, bit for
-bit. What is not known here (distinct parents, corrections of matrices, fillers of one's
-own) is left to the host, and so are small variables.
+Each device computes its own part of a variable from the parts of the old one that it
+needs, which others send it; the noise is a function of the place. The result is the
+host's, bit for bit. What is not known here (distinct parents, corrections of matrices,
+fillers of one's own) is left to the host, and so are small variables.
 """
 
 import dataclasses
@@ -16,6 +16,7 @@ import numpy as np
 from keras_fusion.layout.axes import Axis, CopiedAxis, has_off_diagonal, is_readout
 from keras_fusion.layout.variables import VariableLayout
 from keras_fusion.models import host, shards
+from keras_fusion.models.part_exchange import Exchange
 from keras_fusion.models.private import deferral
 from keras_fusion.values import copies, noise
 from keras_fusion.values.device_programs import Call, Rule
@@ -148,8 +149,15 @@ def _rule(
     new = old and shards.split_to_be(target, old)
     if old is None or new is None or new.mesh != old.mesh:
         return None
-    roles = tuple((axis.role or "other") if axis.grown else "" for axis in axes)
-    return Rule(old, new, target.dtype, roles)
+    if any(own and own != to for own, to in zip(old.names, new.names, strict=True)):
+        return None  # `Exchange` sends along the axes of one split.
+    places = list(map(_positions, axes))
+    roles = tuple(
+        "" if own is None else axis.role or "other"
+        for own, axis in zip(places, axes, strict=True)
+    )
+    exchanges = tuple(Exchange.of(old, new, i, own) for i, own in enumerate(places))
+    return Rule(old, new, target.dtype, roles, exchanges)
 
 
 # What the fillers do, see there.

@@ -2,9 +2,11 @@
 
 The order of a sum decides its last bits. NumPy's depends on the processor, a compiler's on
 how an array is spread over devices. Here halves are added to each other until one entry is
-left: the order depends on nothing but the shape.
+left, long rows in up to 16 parts, which different devices may hold: the order depends on
+nothing but the shape.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,6 +14,8 @@ import numpy as np
 
 # Entries that are summed at a time: they stay in the processor's cache.
 CHUNK = 2**16
+# The most parts of a row, and the columns from which a row has parts.
+PARTS, _LONG = 16, 512
 
 
 def tree_sum(array: Any, axis: int) -> Any:
@@ -39,9 +43,15 @@ def tree_sum(array: Any, axis: int) -> Any:
     return array if rest is None else array + rest
 
 
-def row_sums(array: Any) -> Any:
-    """The sums over the last axis, of shape `array.shape[:-1]`."""
-    return tree_sum(array, array.ndim - 1)[..., 0]
+def parts_of(columns: int) -> int:
+    """In how many equal parts rows of a length are summed, one after the other."""
+    return math.gcd(columns, PARTS) if columns >= _LONG else 1
+
+
+def row_sums(array: Any, parts: int) -> Any:
+    """The sums of equal parts of the rows, of shape `(*array.shape[:-1], parts)`."""
+    rows = array.reshape(*array.shape[:-1], parts, -1)
+    return tree_sum(rows, rows.ndim - 1)[..., 0]
 
 
 def of_rows(sums: Any) -> Any:
@@ -59,9 +69,9 @@ def total(array: np.ndarray, centre: float | None = None) -> float:
     if not array.size:
         return 0.0
     rows = array.reshape(-1, array.shape[-1] if array.ndim else 1)
-    step = max(1, CHUNK // rows.shape[1])
+    step, parts = max(1, CHUNK // rows.shape[1]), parts_of(rows.shape[1])
     sums = [
-        row_sums(_squared(rows[i : i + step], centre))
+        row_sums(_squared(rows[i : i + step], centre), parts)
         for i in range(0, len(rows), step)
     ]
     return float(of_rows(np.concatenate(sums)))

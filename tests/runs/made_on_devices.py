@@ -1,18 +1,27 @@
 """A process that grows models on 8 simulated devices, on the devices and on the host.
 
-Prints, case by case, how many variables were made on the devices, how many of the grown
-ones are split, and which weights and slots differ from the host's, to the bit.
+Usage: python made_on_devices.py CASES [PORT COUNT RANK]; with a port it is one of several
+processes, which have the devices together. Prints, case by case, how many variables were
+made on the devices, how many of the grown ones are split, and which weights and slots
+differ from the host's, to the bit; and whether sums over split arrays do.
 """
 
 import json
 import sys
 
+import jax
 import keras
 import numpy as np
 
 import keras_fusion
+from experiments import runs_of_processes
 from keras_fusion.models import shards
-from keras_fusion.values import device_programs, on_devices
+from keras_fusion.values import (
+    device_programs,
+    device_statistics,
+    on_devices,
+    reductions,
+)
 
 WIDTH, HEADS, LENGTH, VOCABULARY = 16, 4, 6, 44
 
@@ -29,7 +38,9 @@ def layout_map(mesh):
 
 def distribution():
     """Kernels over both axes of the mesh, the embeddings the other way round."""
-    mesh = keras.distribution.DeviceMesh((4, 2), ("batch", "model"))
+    mesh = keras.distribution.DeviceMesh(
+        (jax.device_count() // 2, 2), ("batch", "model")
+    )
     return keras.distribution.ModelParallel(
         layout_map=layout_map(mesh), batch_dim_name="batch"
     )
@@ -70,6 +81,7 @@ OPERATORS = {
     "random": lambda: keras_fusion.FusionOperator(off_diagonal="random", seed=1),
     "half": lambda: keras_fusion.FusionOperator(factor=1.5, seed=1),
     "HyperCloning": lambda: keras_fusion.HyperCloning(noise_scale=0.1, seed=1),
+    "shuffled": lambda: keras_fusion.Net2Net(draw="random", exact=False, seed=1),
     "Lemon": lambda: keras_fusion.Lemon(seed=1),
     "Lemon half": lambda: keras_fusion.Lemon(factor=1.5, seed=1),
     "depth": lambda: keras_fusion.DepthStacking(),
@@ -109,7 +121,12 @@ def grown(operator, optimizer, on_the_devices):
         on_devices.fill, on_devices.fill_slot = own
     variables = [*model.variables, *model.optimizer.variables]
     split = sum(not v.value.is_fully_replicated for v in variables)
-    return [(v.path, np.asarray(v.value)) for v in variables], sum(made), split
+    return [(v.path, own_parts(v.value)) for v in variables], sum(made), split
+
+
+def own_parts(array):
+    """The parts of an array on this process's devices, one after the other."""
+    return np.concatenate([np.ravel(x.data) for x in array.addressable_shards])
 
 
 def compared(*case):
@@ -124,10 +141,34 @@ def compared(*case):
     return {"made": count, "split": split, "different": different}
 
 
+def sums():
+    """Deviations of split arrays with long rows: on the devices, and on the host."""
+    mesh, found = distribution().device_mesh.backend_mesh, []
+    rng = np.random.default_rng(0)
+    for shape in (16, 512), (32, 4, 544), (64, 1032):
+        array = rng.standard_normal(shape, "float32")
+        for ends in ("batch", "model"), ("model", None), (None, ("batch", "model")):
+            spec = (ends[0], *[None] * (len(shape) - 2), ends[1])
+            sharding = jax.sharding.NamedSharding(
+                mesh, jax.sharding.PartitionSpec(*spec)
+            )
+            variable = keras.Variable(array)
+            variable._value = jax.device_put(array, sharding)
+            split = shards.Split.of(sharding, shape)
+            own = device_statistics.deviation(split, 1000, variable, 0.0, 1.0, 0.0)
+            found.append([own.value(), float(reductions.deviation([array]))])
+    return found
+
+
 def main():
+    if len(sys.argv) > 2:
+        runs_of_processes.join(*map(int, sys.argv[2:]))
     device_programs.LEAST_ENTRIES = 50  # many pieces, of which the last ones overlap
     cases = json.loads(sys.argv[1])
-    print(json.dumps({", ".join(case): compared(*case) for case in cases}))
+    reports = {", ".join(case): compared(*case) for case in cases}
+    if len(sys.argv) == 2:
+        reports["sums"] = sums()
+    print(json.dumps(reports))
 
 
 if __name__ == "__main__":

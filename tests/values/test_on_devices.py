@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import functional
-from processes import result, start
+from processes import free_port, result, start
 
 import keras_fusion
 from keras_fusion.models import shards
@@ -19,29 +19,32 @@ pytestmark = [
     pytest.mark.core,
     pytest.mark.skipif(keras.config.backend() != "jax", reason="shards are JAX's"),
 ]
+FUSIONS = ("zeros", "paired", "three", "random", "half")
+OTHERS = ("HyperCloning", "shuffled", "Lemon", "depth", "chain")
 CASES = [
-    *((name, "Adam") for name in ("zeros", "paired", "three", "random", "half")),
-    *(
-        (name, "Adam")
-        for name in ("HyperCloning", "Lemon", "depth", "new depth", "chain")
-    ),
-    ("Lemon half", "Adafactor"),
-    *((name, "Adafactor") for name in ("paired", "HyperCloning")),
-    *((name, "Muon") for name in ("half", "Lemon", "depth")),
+    *((name, "Adam") for name in (*FUSIONS, *OTHERS)),
+    *((name, "Adafactor") for name in ("paired", "Lemon half")),
+    *((name, "Muon") for name in ("half", "depth")),
 ]
+TOGETHER = [("paired", "Adafactor")]
 # Variables and slots of two axes or more, all of which devices can make.
 MADE = {"Adam": 60, "Adafactor": 56, "Muon": 49}
 
 
-@pytest.fixture(scope="module")
-def reports():
-    """What `runs/made_on_devices.py` has seen, by case."""
+def started(devices, *arguments):
+    """The start of `runs/made_on_devices.py`."""
     environment = {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
         # The suite compiles without; what they do to products must not be seen.
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "0",
     }
-    return result(start("made_on_devices.py", json.dumps(CASES), **environment))
+    return start("made_on_devices.py", *arguments, **environment)
+
+
+@pytest.fixture(scope="module")
+def reports():
+    """What eight devices have made, by case."""
+    return result(started(8, json.dumps(CASES)))
 
 
 @pytest.mark.slow
@@ -52,6 +55,24 @@ def test_eight_devices_make_what_the_host_makes(reports, case):
     # The slots of new units that LEMON leaves without a source are the host's.
     few = case[0] == "Lemon half"
     assert report["made"] >= (20 if few else MADE[case[1]])
+
+
+@pytest.mark.slow
+def test_devices_sum_long_rows_as_the_host_does(reports):
+    assert len(reports["sums"]) == 9
+    for ours, hosts in reports["sums"]:
+        assert ours == hosts
+
+
+@pytest.mark.slow
+def test_devices_of_two_processes_make_what_the_host_makes():
+    port = free_port()
+    runs = [started(4, json.dumps(TOGETHER), port, 2, rank) for rank in range(2)]
+    for own in map(result, runs):
+        for case in TOGETHER:
+            report = own[", ".join(case)]
+            assert report["different"] == [] and report["split"] >= 28
+            assert report["made"] >= MADE[case[1]]
 
 
 WIDTHS = st.tuples(st.integers(2, 9), st.integers(2, 9), st.integers(2, 70))
