@@ -31,7 +31,7 @@ import numpy as np
 import keras_fusion
 from keras_fusion import graft
 from keras_fusion.models import shards
-from keras_fusion.values import device_programs
+from keras_fusion.values import device_programs, device_statistics
 
 DEVICES, LAYERS = 8, 4
 RESULTS = Path(__file__).with_name("results") / "sharded_growth.json"
@@ -77,26 +77,32 @@ class Watch:
             self.look()
             return array
 
-        self._program = device_programs.program
-        device_programs.program = self._watched_program
+        self._makers = device_programs.program, device_statistics.summing
+        device_programs.program = self._watched(device_programs.program)
+        device_statistics.summing = self._watched(device_statistics.summing)
         keras.Variable._direct_assign = watched_put
         jax.make_array_from_callback = watched_make
         self._thread = threading.Thread(target=self._look_often)
         self._thread.start()
 
-    def _watched_program(self, rule):
-        function = self._program(rule)
+    def _watched(self, maker):
+        """A maker of compiled programs, which looks at what each needs for itself."""
 
-        def call(arguments):
-            memory = function.lower(arguments).compile().memory_analysis()
-            self.temporary = max(self.temporary, memory.temp_size_in_bytes)
-            return function(arguments)
+        def make(*key):
+            function = maker(*key)
 
-        return call
+            def call(arguments):
+                memory = function.lower(arguments).compile().memory_analysis()
+                self.temporary = max(self.temporary, memory.temp_size_in_bytes)
+                return function(arguments)
+
+            return call
+
+        return make
 
     def after_growth(self, callback):
         """Ends counting."""
-        device_programs.program = self._program
+        device_programs.program, device_statistics.summing = self._makers
         self._stop.set()
         self._thread.join()
         keras.Variable._direct_assign = self._put

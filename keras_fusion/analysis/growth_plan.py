@@ -54,13 +54,14 @@ def plan_growth(
         flops: float. Training FLOPs of a run from scratch.
         parents: `ExistingParent` or a list of these: each is tried as the start of one
             growth, and the courses then start from none.
-        mixing: float, at most 1, or a pair of bounds. The share of the tokens lost by
-            the assumption above that count nevertheless: 0 for growth in width, where
-            the loss is all there is; above 0 for new blocks in depth, where the loss has
-            been measured to mix towards that of a run from scratch. Defaults to `0.0`.
+        mixing: float from -1 to 1, or a pair of bounds. The share of the tokens that the
+            assumption above writes off and that count after all: slightly below 0 for
+            growth in width (-0.24 for copies and -0.12 for new features in
+            docs/savings.md), above 0 for new blocks in depth, whose loss approaches that
+            of a run from scratch. Defaults to `0.0`.
         most_growths: int. Growths from scratch that are tried, 1 or 2. Defaults to 2.
         flops_per_token: function from a number of parameters to the training FLOPs of
-            one token. Defaults to 6 a parameter.
+            one token. Defaults to 6 per parameter.
 
     Returns:
         A `GrowthAdvice`; as a string, a sentence and a table.

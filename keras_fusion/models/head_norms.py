@@ -1,8 +1,9 @@
 """Norms of single heads, whose weights all heads share: each parent's heads keep theirs.
 
-A norm of queries or keys by head needs no statistic a parent. But its scale is one for all
-heads, and the parents' scales differ. The bigger model's is their mean; to it each
-parent's difference is added, which does not train, and goes with the blend.
+A per-head norm of queries or keys needs no statistic per parent. But all heads share one
+scale, and the parents' scales differ. The bigger model's scale is their mean, to which each
+parent's difference is added; the differences are not
+trained, and are faded out by the blend.
 """
 
 import functools

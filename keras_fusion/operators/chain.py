@@ -28,8 +28,8 @@ class Chain(GrowthOperator):
 
     Args:
         operators: list of operators, the first to act first.
-        probe: batch in the structure of the model's inputs, on which the growth is tried.
-            By default a small one is made up. A config does not hold it.
+        probe: batch in the structure of the model's inputs, on which the growth is
+            checked. By default a small random one is generated. Not part of the config.
 
     Raises:
         FusionError: for an empty list, or for what is no operator.

@@ -1,8 +1,8 @@
 """Which tensors inside a grown model hold which tensors of its parents.
 
-A layer's weights say it: the axes that are contracted with the layer's input tell where
-the parents' features lie in the input, and those that index the output where they lie in
-the output. What no weight tells is not compared.
+This follows from each layer's weights: the axes that are contracted with the layer's input
+show where the parents' features lie in the input, and those that index the output show
+where they lie in the output. Tensors that no weight describes are not compared.
 """
 
 import dataclasses

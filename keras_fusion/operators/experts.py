@@ -58,19 +58,19 @@ class ExpertGrowth(GrowthOperator):
     """Gives a mixture of experts more experts: copies, each with its router column.
 
     For keras-hub's mixtures (Mixtral, Qwen MoE, GPT-OSS), and classes whose configs have
-    the keys `num_experts` and `top_k`. A token that went to an expert goes to all its
-    copies, with a share of the weight each: `top_k` grows with the experts, and the
-    function stays. By noise in the experts' output kernels, whose sum over the copies is
-    zero, they part from the first step on.
+    the keys `num_experts` and `top_k`. A token that was routed to an expert is routed to
+    all its copies, which share its weight: `top_k` grows with the experts, and the
+    function is preserved. Noise in the experts' output kernels, which sums to zero over
+    the copies, makes them diverge from the first step on.
 
-    With a `top_k` of your own the router chooses among copies, so that the function
-    changes: the plan is then not exact, and the event tells by how much. Mind that
-    `router_noise` decides then which copy is chosen.
+    With another `top_k` the router chooses among copies, so the function changes: the
+    plan is then not exact, and the event reports by how much. In that case
+    `router_noise` decides which copy is chosen.
 
-    The optimizer's state is carried as if there had always been the copies: first moments
-    over `factor`, second moments over its square. Dense feed-forward blocks are not turned
-    into experts (upcycling): a live model's classes stay, and a dense block's class has
-    no experts.
+    The optimizer's state is carried as if the copies had always been there: first moments
+    divided by `factor`, second moments by its square. Dense feed-forward blocks are not
+    turned into experts (upcycling): a live model keeps its classes, and a dense block's
+    class has no experts.
 
     Args:
         factor: int of at least 2. How many times as many experts. Defaults to 2.
@@ -81,8 +81,8 @@ class ExpertGrowth(GrowthOperator):
         router_noise: float. The same for the router's columns. It shifts weights between
             the copies, so that the function changes a little. Defaults to 0.
         seed: int. Seed of the noise.
-        probe: batch in the structure of the model's inputs, on which the growth is tried.
-            By default a small one is made up. A config does not hold it.
+        probe: batch in the structure of the model's inputs, on which the growth is
+            checked. By default a small random one is generated. Not part of the config.
 
     Raises:
         FusionError: for arguments that cannot work; from `plan`, for a model without

@@ -44,13 +44,13 @@ def fuse(
     they are and share nothing with the result.
 
     Args:
-        parents: list of K built models of one architecture, whose widths may differ,
-            and whose depths may for plain functional models and classes that tell their
-            `depth` (see `register`); or one model, with `factor`.
-        factor: number above 1. Makes the one model `factor` times as wide: a whole one
-            fuses that many copies (self-fusion); of 1.5 the half, and of 2.5 what goes
-            beyond two copies, is new capacity, which starts without influence. Every
-            head count and width must stay whole.
+        parents: list of K built models of one architecture, whose widths may differ;
+            their depths may differ too for plain functional models and for classes that
+            declare their `depth` (see `register`). Or one model, with `factor`.
+        factor: number above 1. Makes the one model `factor` times as wide. An integer
+            fuses that many copies (self-fusion); what goes beyond whole copies (half a
+            copy for 1.5 and for 2.5) is new capacity, which starts without influence.
+            Every head count and width must stay an integer.
         into: model, or function without arguments that builds one. What to fuse into
             when the parents' classes have no config, or when the target is to be
             larger than the sum of the parents; with `norms="block"` that is exact. By
@@ -58,11 +58,11 @@ def fuse(
         off_diagonal: how the blocks that join one parent's inputs to another's outputs
             are filled. `"zeros"` keeps the parents apart. `"random"` draws noise, as in
             the paper's second setting; the outputs change a little. `"paired"`, for
-            self-fusion, adds to the copies' inputs noise whose sum over them is zero, so
-            that the outputs do not change but the copies part at the first step of
-            training. Copies that are kept apart by zeros get equal gradients and stay
-            equal; that gives a warning. Defaults to `"paired"` for one model, and to
-            `"zeros"` for distinct parents.
+            self-fusion, adds noise to the weights that read each copy; over the copies
+            the noise sums to zero, so that the outputs do not change, but the copies
+            diverge from the first training step on. With zeros, copies get equal
+            gradients and stay equal; that gives a warning. Defaults to `"paired"` for
+            one model, and to `"zeros"` for distinct parents.
         noise_scale: float. The noise's standard deviation relative to that of
             the kernel. Defaults to 0.25.
         norms: what becomes of the layer and RMS norms of distinct parents, whose one
@@ -75,9 +75,9 @@ def fuse(
             their weights. `"auto"` is `"block"`, and where that is not possible
             `"calibrated"`, with a warning that says where. Copies need neither. Defaults
             to `"auto"`.
-        probe: inputs in the structure of the model's, on which the fusion is tried and
-            measured, and the norms of `norms="calibrated"`. By default, but for those, a
-            small batch is made up.
+        probe: batch in the structure of the model's inputs, on which the fusion is
+            checked and, with `norms="calibrated"`, the norms are measured. By default a
+            small random batch is generated, except for `norms="calibrated"`.
         seed: int. Seed of the noise. Defaults to one drawn from NumPy's global
             generator, which `keras.utils.set_random_seed` governs.
         only: which widths of one model grow: `"feed_forward"`, the inner widths of
@@ -99,7 +99,7 @@ def fuse(
         FusionError: for arguments or models that cannot be fused; the message names
             the layer or argument, the value and the fix. Also if a fusion that should
             be exact (of copies, or of distinct parents without joint norms) changes the
-            function, or if that cannot be seen on any batch that is made up.
+            function, or if no generated batch can show whether it does.
 
     Example:
 

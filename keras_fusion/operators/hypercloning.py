@@ -30,12 +30,12 @@ class HyperCloning(GrowthOperator):
 
     Args:
         factor: int. How many times as wide the model becomes. Defaults to 2.
-        noise_scale: float. Deviation of the noise relative to the kernel's. It is taken off
-            again over the copies of each input, so that the function stays. Defaults
-            to 0, the paper's symmetric form.
+        noise_scale: float. Standard deviation of the noise relative to the kernel's. The
+            noise sums to zero over the copies of each input, so that the function is
+            preserved. Defaults to 0, the paper's symmetric form.
         seed: int. Seed of the noise.
-        probe: batch in the structure of the model's inputs, on which the growth is tried.
-            By default a small one is made up. A config does not hold it.
+        probe: batch in the structure of the model's inputs, on which the growth is
+            checked. By default a small random one is generated. Not part of the config.
 
     Raises:
         FusionError: for a factor that is not whole, or a negative noise.

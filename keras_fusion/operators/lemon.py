@@ -23,11 +23,11 @@ from keras_fusion.values import copies, new_capacity
 class Lemon(GrowthOperator):
     """Copies units with unequal splits, for any width that is whole.
 
-    Each unit is copied in its turn, and what goes out of it is split unevenly among the
-    copies, so that they are not alike. Where the features of a norm do not fill whole
-    copies, the rest is the mean of them (zero under RMS norms), which no norm of this
-    kind sees after its scale is corrected; so `factor=1.5` is exact in pre-norm networks.
-    Norms after the residual sum are refused but for whole factors.
+    Units are copied in turn, and the outgoing weights of each are split unevenly among its
+    copies, so that the copies differ. Where whole copies do not fill the features of a
+    norm, the rest are set to the mean of the features (to zero under RMS norms), which
+    does not affect such a norm once its scale is corrected; so `factor=1.5` is exact in
+    pre-norm networks. Post-norm networks are refused unless the factor is an integer.
 
     The optimizer's state is carried at the scale of the gradients. The paper trains on
     from the smaller model's weights alone (`optimizer_state="reset"`), with the bigger
@@ -43,8 +43,8 @@ class Lemon(GrowthOperator):
             cancels over the copies of each input. Splits by a number alone leave copies
             alike under Adam, which divides the gradient's scale away. Defaults to 0.01.
         seed: int. Seed of the splits and the noise.
-        probe: batch in the structure of the model's inputs, on which the growth is tried.
-            By default a small one is made up. A config does not hold it.
+        probe: batch in the structure of the model's inputs, on which the growth is
+            checked. By default a small random one is generated. Not part of the config.
 
     Raises:
         FusionError: for arguments out of range; in training, if the function would change.

@@ -42,12 +42,12 @@ class Net2Net(GrowthOperator):
             makes whole factors exact under norms, too. Defaults to `"balanced"`.
         exact: bool. Whether to refuse a growth that changes the function. Defaults to
             `True`.
-        noise_scale: float. Deviation of noise relative to the kernel's, by which the copies
-            part; it cancels over the copies of each input. Defaults to 0.01. The paper
-            adds noise as well where no dropout is used; that ours cancels is ours.
+        noise_scale: float. Standard deviation, relative to the kernel's, of the noise that
+            makes copies diverge; it cancels over the copies of each input. Defaults to
+            0.01. The paper too adds noise where no dropout is used; the cancelling is ours.
         seed: int. Seed of the draws and the noise.
-        probe: batch in the structure of the model's inputs, on which the growth is tried.
-            By default a small one is made up. A config does not hold it.
+        probe: batch in the structure of the model's inputs, on which the growth is
+            checked. By default a small random one is generated. Not part of the config.
 
     Raises:
         FusionError: for arguments that cannot work; in training, for a growth that

@@ -26,11 +26,11 @@ NORMS = ("joint", "block")
 class NewFeatures(GrowthOperator):
     """Adds random features beside the old ones, which keep their values.
 
-    Old features go on reading old ones alone. New ones read all, through weights whose
-    deviation is that of the old ones, smaller by the root of the larger fan-in, so that a
-    new feature is about as large as an old one. What does not grow (a head) reads them
-    with zeros; before a tied head, the last norm's scale for new features starts at zero.
-    New features are not copies, so there is no symmetry to break.
+    Old features continue to read only old ones. New ones read all, through weights whose
+    standard deviation is that of the old ones divided by the square root of the growth
+    in fan-in, so that a new feature is about as large as an old one. What does not grow
+    (a head) reads them with zero weights; before a tied head, the last norm's scale for
+    new features starts at zero. New features are not copies: no symmetry has to be broken.
 
     A norm over old and new features has another statistic than before. With
     `norms="block"` it has one for each part, and the function stays; `AnnealBlockNorms`
@@ -44,8 +44,8 @@ class NewFeatures(GrowthOperator):
         factor: number above 1. How many times as wide the model becomes; heads and
             widths must stay whole. Defaults to 2.
         norms: `"joint"` or `"block"`, see above. Defaults to `"joint"`.
-        probe: batch in the structure of the model's inputs, on which the growth is tried.
-            By default a small one is made up. A config does not hold it.
+        probe: batch in the structure of the model's inputs, on which the growth is
+            checked. By default a small random one is generated. Not part of the config.
 
     Raises:
         FusionError: for a factor that is not above 1 or unknown norms; by `plan`, with

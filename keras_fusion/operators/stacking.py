@@ -160,8 +160,8 @@ class DepthStacking(GrowthOperator):
         identity: bool. Whether the weights through which new blocks write to the stream
             start at zero. Defaults to `False`.
         new_blocks: `"copies"`, or `"random"` for initial values. Defaults to `"copies"`.
-        probe: batch in the structure of the model's inputs, on which the growth is tried.
-            By default a small one is made up. A config does not hold it.
+        probe: batch in the structure of the model's inputs, on which the growth is
+            checked. By default a small random one is generated. Not part of the config.
 
     Raises:
         FusionError: for a factor that is not whole, or an unknown order; in training, for a

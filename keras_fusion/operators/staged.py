@@ -35,8 +35,8 @@ class StagedTraining(GrowthOperator):
         noise_scale: float. Deviation of noise on the off-diagonals relative to the
             kernel's, taken off the diagonals. Defaults to 0, as in the paper.
         seed: int. Seed of the noise.
-        probe: batch in the structure of the model's inputs, on which the growth is tried.
-            By default a small one is made up. A config does not hold it.
+        probe: batch in the structure of the model's inputs, on which the growth is
+            checked. By default a small random one is generated. Not part of the config.
 
     Raises:
         FusionError: for a negative noise.

@@ -15,29 +15,29 @@ from keras_fusion.operators.row_growth import RowGrowth
 class VocabularyGrowth(RowGrowth):
     """Adds tokens to the vocabulary of a model.
 
-    The token embedding gets rows behind the old ones, and so does the head, tied or not.
-    The logits of the old tokens stay as they are; behind a softmax the old tokens keep
-    their shares of each other. The optimizer's first moments of new rows are zero, its
-    second moments the mean of the old ones'.
+    The token embedding gets rows after the old ones, and so does the head, tied or not.
+    The logits of the old tokens do not change; after a softmax, the ratios of their
+    probabilities do not. The optimizer's first moments of new rows are zero, its second
+    moments the mean of the old ones'.
 
-    Which layers these are: in functional and `Sequential` models the embeddings, and the
-    layers of as many units that make an output; in models of a class those that the key
-    `vocabulary_size` or `vocab_size` of its config sets, keras-hub's among them. A
-    tokenizer is no part of the model: give a keras-hub task the new one yourself.
+    The layers that grow are, in functional and `Sequential` models, the embeddings and
+    the layers of as many units that make an output; in subclassed models, keras-hub's
+    among them, those whose size the config key `vocabulary_size` or `vocab_size` sets.
+    The tokenizer is not part of the model: give a keras-hub task the new one yourself.
 
     Args:
         vocabulary_size: int. The number of tokens after the growth. By default as many
             new ones as `pieces` or `rows` have.
-        pieces: for each new token the numbers of the old ones that it is made of, such
-            as `[tokenizer(word) for word in new_words]`, or the two parts of each merge
-            of a byte-pair encoding, of which earlier new tokens may be one. Its rows are
-            the means of theirs. By default a new row is the mean of all old ones.
+        pieces: for each new token, the ids of the old tokens that it is made of, such as
+            `[tokenizer(word) for word in new_words]`, or the two parts of each merge of a
+            byte-pair encoding, which may be earlier new tokens. The new rows are the
+            means of the rows of these. By default a new row is the mean of all old ones.
         rows: array of shape `(new tokens, embedding size)`, the new rows of the
             embeddings. The rows of an untied head are then means of the old ones.
         only: names of layers, or of keys of their configs, or patterns of such, if not
             all embeddings of a model grow.
-        probe: batch in the structure of the model's inputs, on which the growth is tried.
-            By default a small one is made up. A config does not hold it.
+        probe: batch in the structure of the model's inputs, on which the growth is
+            checked. By default a small random one is generated. Not part of the config.
 
     Raises:
         FusionError: for arguments that cannot work; from `plan`, for a model that does
@@ -86,12 +86,12 @@ class VocabularyGrowth(RowGrowth):
 class ClassGrowth(RowGrowth):
     """Adds classes to a classifier.
 
-    The head gets more units. The logits of the old classes stay as they are; behind a
-    softmax the old classes keep their shares of each other.
+    The head gets more units. The logits of the old classes do not change; after a
+    softmax, the ratios of their probabilities do not.
 
     The head is, in functional and `Sequential` models, the last layer with weights; in
-    models of a class, keras-hub's classifiers among them, what the key `num_classes` (or
-    `num_labels`, `classes`) of its config sets.
+    subclassed models, keras-hub's classifiers among them, the layer whose size the
+    config key `num_classes` (or `num_labels`, `classes`) sets.
 
     Args:
         classes: int. The number of classes after the growth. By default as many new ones
@@ -101,8 +101,8 @@ class ClassGrowth(RowGrowth):
         rows: array of shape `(new classes, features)`, the new units' weights.
         only: names of layers, or of keys of their configs, or patterns of such, if a model
             has several heads.
-        probe: batch in the structure of the model's inputs, on which the growth is tried.
-            By default a small one is made up. A config does not hold it.
+        probe: batch in the structure of the model's inputs, on which the growth is
+            checked. By default a small random one is generated. Not part of the config.
 
     Raises:
         FusionError: for arguments that cannot work; from `plan`, for a model that does

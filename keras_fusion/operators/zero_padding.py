@@ -26,18 +26,19 @@ class ZeroPadding(GrowthOperator):
     zero is found by trying on the model itself; where a layer norm would notice new
     features, they start as the mean of the old ones.
 
-    Masked Structural Growth lets new weights of any start in by a mask that rises from 0
-    to 1; its end point, reached at once, is this. The zeros in place of the mask are ours.
+    Masked Structural Growth initializes new weights arbitrarily and fades them in with a
+    mask that rises from 0 to 1; this is its end point, reached at once. Putting zeros in
+    place of the mask is our choice.
 
     The optimizer's first moments of new weights are zero, their second moments the
-    average of the old ones', since zeros would make the first updates too large. Of the
-    optimizer the paper says nothing that is needed here.
+    average of the old ones', since zeros would make the first updates too large. The
+    paper says nothing about the optimizer that is needed here.
 
     Args:
         factor: number above 1. How many times as wide the model becomes; heads and
             widths must stay whole. Defaults to 2.
-        probe: batch in the structure of the model's inputs, on which the growth is tried.
-            By default a small one is made up. A config does not hold it.
+        probe: batch in the structure of the model's inputs, on which the growth is
+            checked. By default a small random one is generated. Not part of the config.
 
     Raises:
         FusionError: for a factor that is not above 1; in training, if the function would

@@ -60,8 +60,8 @@ class DeepFusion(GrowModel):
             Defaults to `None`.
 
     Raises:
-        FusionError: at once for arguments that cannot work; on the first batch at the
-            latest for a growth that cannot.
+        FusionError: immediately, for invalid arguments; on the first batch at the
+            latest, for a growth that is not possible.
 
     Example:
 

@@ -40,9 +40,9 @@ def grow(
     `GrowModel` and `DeepFusion` do the same at a chosen moment of `fit`. A model without
     optimizer grows too. If a growth is refused or fails, the model is as it was.
 
-    What your own code has taken from the model must be taken anew afterwards: lists of
-    variables, a `tf.function` that has been traced, the state of a JAX loop, an optimizer
-    of PyTorch's own (docs/custom_loops.md).
+    Whatever your own code has read from the model must be fetched again afterwards: lists
+    of variables, a traced `tf.function`, the state of a JAX loop, a `torch.optim`
+    optimizer (docs/custom_loops.md).
 
     Args:
         model: built model, compiled or not.

@@ -217,7 +217,7 @@ def _after(before: Preview, planned: Any, inputs: Any, notes: list[str]) -> Prev
         counted, _ = _counted(fused, inputs)
     layers = tuple(_grown(planned))
     approximate = [x.name for x in layers if x.note.startswith("approximate")]
-    told = "The function stays, but for rounding; that is measured at the growth."
+    told = "The function is preserved up to rounding; this is measured at the growth."
     if not planned.exact:
         told = "The function changes; by how much is measured at the growth."
         if approximate:

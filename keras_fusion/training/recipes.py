@@ -37,8 +37,8 @@ class Figure:
     seeds: int
 
 
-_ONE_MILLION = "decoder_128x4"  # 1.05M parameters, 20 tokens a parameter
-_EIGHT_LAYERS = "decoder_96x8"  # 1.08M parameters, 20 tokens a parameter
+_ONE_MILLION = "decoder_128x4"  # 1.05M parameters, 20 tokens per parameter
+_EIGHT_LAYERS = "decoder_96x8"  # 1.08M parameters, 20 tokens per parameter
 
 FIGURES = {
     "parents_exist": Figure(

@@ -7,7 +7,8 @@ random place and with a random sign. Its entries are normal, and any two of them
 different stretches are uncorrelated over the draws of places and signs.
 
 Place and sign are hashes of a key and of where the stretch lies, so that each device can
-make its own part of a variable's noise, and all together make what one would.
+generate its own part of a variable's noise, and all parts together equal what a single
+device would generate.
 """
 
 import functools

@@ -1,4 +1,4 @@
-"""Sums in a fixed order, which every processor gives to the same bit.
+"""Sums in a fixed order, which are bitwise equal on every processor.
 
 The order of a sum decides its last bits. NumPy's depends on the processor, a compiler's on
 how an array is spread over devices. Here halves are added to each other until one entry is
