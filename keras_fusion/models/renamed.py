@@ -2,7 +2,7 @@
 
 import functools
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import ParamSpec, TypeVar
 
 from keras_fusion.errors import FusionError
@@ -64,6 +64,14 @@ def _in_old_words(message: str, old: Mapping[str, str]) -> str:
     return message
 
 
-def in_new_names(config: dict) -> dict:
-    """A config that an earlier version has saved, under the arguments' current names."""
-    return {OLD_NAMES.get(name, name): value for name, value in config.items()}
+def in_new_names(config: dict, accepted: Collection[str] = ()) -> dict:
+    """A config that an earlier version has saved, under the arguments' current names.
+
+    Args:
+        config: dict.
+        accepted: names that are current: a class of the user's own may have any.
+    """
+    return {
+        name if name in accepted else OLD_NAMES.get(name, name): value
+        for name, value in config.items()
+    }

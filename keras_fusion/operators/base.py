@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import reprlib
 from collections.abc import Callable
 
 import keras
@@ -136,7 +137,15 @@ class GrowthOperator:
     @classmethod
     def from_config(cls, config):
         """Rebuilds the operator from `get_config`, that of an earlier version too."""
-        return cls(**in_new_names(config))
+        return cls(**in_new_names(config, inspect.signature(cls).parameters))
+
+    def __repr__(self) -> str:
+        options = (
+            f"{name}={reprlib.repr(getattr(self, name))}"
+            for name in inspect.signature(type(self)).parameters
+            if hasattr(self, name)
+        )
+        return f"{type(self).__name__}({', '.join(options)})"
 
 
 def check_operator(operator: object, name: str) -> None:

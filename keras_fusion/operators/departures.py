@@ -58,6 +58,11 @@ def _first(plan: Any, change: Change) -> str:
             "epsilon is not small, for which a whole `factor` is exact. Or "
             f"{cause[0].lower()}{cause[1:]}"
         )
+    if not type(plan.filler).__module__.startswith("keras_fusion."):
+        cause = (
+            f"{type(plan.filler).__name__} puts units elsewhere than the axes of the "
+            f"plan's layouts say. Or {cause[0].lower()}{cause[1:]}"
+        )
     return (
         f"The first layer that departs is {type(layer.grown).__name__} "
         f"{layer.parents[0].name!r} at {layer.address!r}: {place} changed by "
