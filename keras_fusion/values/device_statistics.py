@@ -95,7 +95,7 @@ def summing(split: Split, entries: int) -> Callable[[dict[str, Any]], Any]:
     axis, devices = split.long_axis(LONG, range(last)), split.parts(last)
     parts = reductions.parts_of(split.shape[-1])
     is_own = parts % devices == 0  # Each device holds whole parts of rows.
-    names = [*split.names[:-1], split.names[-1] if is_own else ()]
+    names = [split.names[-1] if is_own else (), *split.names[:-1]]
     own_parts = parts // devices if is_own else parts
     chunks = shards.Chunks.of(split, axis, entries if is_own else entries // devices)
 
@@ -114,9 +114,9 @@ def summing(split: Split, entries: int) -> Callable[[dict[str, Any]], Any]:
     def total(given: dict[str, Any]) -> Any:
         def add_chunk(number: Any, sums: Any) -> Any:
             own, start = sums_of(given, number), chunks.start(number)
-            return jax.lax.dynamic_update_slice_in_dim(sums, own, start, axis)
+            return jax.lax.dynamic_update_slice_in_dim(sums, own, start, axis + 1)
 
-        empty = jnp.zeros([*map(split.local, range(last)), own_parts], "float32")
+        empty = jnp.zeros([own_parts, *map(split.local, range(last))], "float32")
         sums = jax.lax.fori_loop(0, chunks.count, add_chunk, empty)
         for i, over in enumerate(names):
             if over:

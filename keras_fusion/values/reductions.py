@@ -49,9 +49,11 @@ def parts_of(columns: int) -> int:
 
 
 def row_sums(array: Any, parts: int) -> Any:
-    """The sums of equal parts of the rows, of shape `(*array.shape[:-1], parts)`."""
+    """The sums of equal parts of the rows, of shape `(parts, *array.shape[:-1])`."""
     rows = array.reshape(*array.shape[:-1], parts, -1)
-    return tree_sum(rows, rows.ndim - 1)[..., 0]
+    sums = tree_sum(rows, rows.ndim - 1)[..., 0]
+    # TPUs pad a short last axis to 128 entries.
+    return sums.transpose(sums.ndim - 1, *range(sums.ndim - 1))
 
 
 def of_rows(sums: Any) -> Any:
@@ -74,7 +76,7 @@ def total(array: np.ndarray, centre: float | None = None) -> float:
         row_sums(_squared(rows[i : i + step], centre), parts)
         for i in range(0, len(rows), step)
     ]
-    return float(of_rows(np.concatenate(sums)))
+    return float(of_rows(np.concatenate(sums, axis=1)))
 
 
 def _squared(rows: np.ndarray, centre: float | None) -> np.ndarray:
