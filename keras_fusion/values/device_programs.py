@@ -21,7 +21,7 @@ from keras_fusion.values.device_statistics import LONG, Statistic, products
 from keras_fusion.values.fuse import balanced, drawn_for
 
 # The number of chunks in which a device makes its part.
-_CHUNKS = 8
+_CHUNKS = 32
 LEAST_ENTRIES = 2**14
 # Numbers that programs compute with, and what they are where a rule needs none.
 _NUMBERS = {

@@ -89,7 +89,7 @@ OPERATORS = st.sampled_from(
 )
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(widths=WIDTHS, operator=OPERATORS, seed=st.integers(0, 2**31))
 def test_one_device_makes_what_the_host_makes(widths, operator, seed):
     keras.utils.set_random_seed(seed)
