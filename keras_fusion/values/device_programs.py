@@ -1,7 +1,7 @@
 """Programs that devices run to make their own parts of a grown variable.
 
-A program is compiled once for all variables of one shape and sharding; what differs from
-variable to variable are its arguments. A product is never added to in one instruction,
+A program is compiled once for all variables of one shape and sharding that grow in one
+way; what differs from variable to variable are its arguments. A product is never added to in one instruction,
 which would round once where NumPy rounds twice: `products` hides it from the compiler.
 """
 
@@ -69,7 +69,7 @@ class Rule:
 
     @property
     def entries(self) -> int:
-        """About how many entries a device makes at a time; more are not held for it."""
+        """About how many entries a device makes at a time: fewer where it receives more."""
         most = max(LEAST_ENTRIES, self.new.entries // _CHUNKS)
         return int(most / max([1.0, *map(self.received, self.others)]))
 
