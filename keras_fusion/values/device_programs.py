@@ -69,7 +69,7 @@ class Rule:
 
     @property
     def entries(self) -> int:
-        """About how many entries a device makes at a time: fewer where it receives more."""
+        """About how many entries a device makes at a time; fewer if it receives more."""
         most = max(LEAST_ENTRIES, self.new.entries // _CHUNKS)
         return int(most / max([1.0, *map(self.received, self.others)]))
 
