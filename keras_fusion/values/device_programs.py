@@ -1,8 +1,9 @@
 """Programs that devices run to make their own parts of a grown variable.
 
 A program is compiled once for all variables of one shape and sharding that grow in one
-way; what differs from variable to variable are its arguments. A product is never added to in one instruction,
-which would round once where NumPy rounds twice: `products` hides it from the compiler.
+way; what differs from variable to variable are its arguments. A product is never added
+to in one instruction, which would round once where NumPy rounds twice: `products` hides
+it from the compiler.
 """
 
 import dataclasses
