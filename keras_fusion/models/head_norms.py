@@ -2,8 +2,8 @@
 
 A per-head norm of queries or keys needs no statistic per parent. But all heads share one
 scale, and the parents' scales differ. The bigger model's scale is their mean, to which each
-parent's difference is added; the differences are not
-trained, and are faded out by the blend.
+parent's difference is added; the differences are not trained, and are faded out by the
+blend.
 """
 
 import functools

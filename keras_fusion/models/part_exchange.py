@@ -3,6 +3,7 @@
 Call `received` and `places` inside `jax.shard_map`.
 """
 
+import collections
 import dataclasses
 from collections.abc import Iterable
 from typing import Any
@@ -103,24 +104,16 @@ def _rounds(pairs: Iterable[tuple[int, int]], most: int) -> tuple[Pairs, ...]:
     Returns:
         Tuple of rounds; empty if it would be more than `most`.
     """
-    rounds: list[list[tuple[int, int]]] = []
-    senders: list[set[int]] = []
-    receivers: list[set[int]] = []
+    rounds: dict[int, list[tuple[int, int]]] = collections.defaultdict(list)
+    busy: set[tuple[int, str, int]] = set()
     for sender, receiver in pairs:
-        numbers = range(len(rounds))
-        free = (
-            n
-            for n in numbers
-            if sender not in senders[n] and receiver not in receivers[n]
-        )
-        number = next(free, len(rounds))
+        number = 0
+        while not busy.isdisjoint(
+            own := {(number, "sends", sender), (number, "receives", receiver)}
+        ):
+            number += 1
         if number == most:
             return ()
-        if number == len(rounds):
-            rounds.append([])
-            senders.append(set())
-            receivers.append(set())
         rounds[number].append((sender, receiver))
-        senders[number].add(sender)
-        receivers[number].add(receiver)
-    return tuple(map(tuple, rounds))
+        busy |= own
+    return tuple(map(tuple, rounds.values()))

@@ -64,14 +64,17 @@ def _in_old_words(message: str, old: Mapping[str, str]) -> str:
     return message
 
 
-def in_new_names(config: dict, accepted: Collection[str] = ()) -> dict:
+def in_new_names(config: dict, accepted: Collection[str]) -> dict:
     """A config that an earlier version has saved, under the arguments' current names.
 
     Args:
         config: dict.
-        accepted: names that are current: a class of the user's own may have any.
+        accepted: the current names. What is not renamed to one of them stays: classes
+            of users' own may use the old names.
     """
-    return {
-        name if name in accepted else OLD_NAMES.get(name, name): value
-        for name, value in config.items()
-    }
+
+    def current(name: str) -> str:
+        new = OLD_NAMES.get(name, name)
+        return new if new in accepted and name not in accepted else name
+
+    return {current(name): value for name, value in config.items()}

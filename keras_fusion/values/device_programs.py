@@ -173,19 +173,18 @@ def _part_of(rule: Rule, given: dict[str, Any]) -> Any:
     new, axis = rule.new, rule.cut
     chunks, region = shards.Chunks.of(new, axis, rule.entries), shards.region(new)
     cut = functools.partial(jax.lax.dynamic_slice_in_dim, slice_size=chunks.size)
-    exchange = rule.exchanges[axis]
-    held = exchange.received(given["old"], axis) if exchange else given["old"]
+    held = _held(rule, given["old"], axis)
 
     def make(number, made):
         start, own = chunks.start(number), list(region)
         own[axis] = cut(region[axis], start)
         places = _places(given["sources"], own)
         if rule.is_moved(axis):
-            held_at = exchange.places(places[axis]) if exchange else places[axis]
-            values = jnp.take(held, held_at, axis=axis, mode="clip")
+            values = _taken(rule, held, axis, places[axis])
         else:
             values = cut(held, start, axis=axis)
-        values = _taken(rule, values, places)
+        for other in rule.others:
+            values = _taken(rule, _held(rule, values, other), other, places[other])
         fresh = (
             None if given["fresh"] is None else cut(given["fresh"], start, axis=axis)
         )
@@ -205,16 +204,19 @@ def _places(sources: Sequence[Any], region: Sequence[Any]) -> list[Any]:
     return [jnp.maximum(own, 0) for own in found]
 
 
-def _taken(rule: Rule, values: Any, places: Sequence[Any]) -> Any:
-    """The entries at some places along all axes but the one that is cut."""
+def _held(rule: Rule, values: Any, axis: int) -> Any:
+    """What this device needs along an axis, of which it has a part."""
+    exchange = rule.exchanges[axis]
+    return exchange.received(values, axis) if exchange else values
+
+
+def _taken(rule: Rule, held: Any, axis: int, places: Any) -> Any:
+    """The entries of `_held` at some places of the old variable's axis."""
     import jax.numpy as jnp
 
-    for axis in rule.others:
-        own = places[axis]
-        if exchange := rule.exchanges[axis]:
-            values, own = exchange.received(values, axis), exchange.places(own)
-        values = jnp.take(values, own, axis=axis, mode="clip")
-    return values
+    exchange = rule.exchanges[axis]
+    places = exchange.places(places) if exchange else places
+    return jnp.take(held, places, axis=axis, mode="clip")
 
 
 class _Part:

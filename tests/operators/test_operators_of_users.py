@@ -56,6 +56,11 @@ class Mirror(keras_fusion.GrowthOperator):
         return {"noise": self.noise, "says_where": self.says_where}
 
 
+class Free(keras_fusion.GrowthOperator):
+    def __init__(self, **options):
+        self.options = options
+
+
 def mirrored(axis):
     if not axis.grown:
         return axis
@@ -107,6 +112,8 @@ def test_an_order_that_the_layout_does_not_tell_is_refused():
 def test_arguments_keep_names_that_the_package_once_had():
     again = Mirror.from_config(Mirror(noise=0.3).get_config())
     assert again.noise == 0.3
+    free = Free.from_config({"noise": 1, "off_diagonal_scale": 2})
+    assert free.options == {"noise": 1, "off_diagonal_scale": 2}
     old = keras_fusion.HyperCloning.from_config({"noise": 0.2})
     assert old.noise_scale == 0.2
 
