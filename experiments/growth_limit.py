@@ -94,8 +94,8 @@ def text() -> str:
         "The least share of the from-scratch FLOPs to the same loss, the small model's "
         "included, for a grown model of 2 to 4 times the parameters:\n\n"
         f"{markdown.table(head, rows)}\n\n"
-        "The same where the small model exists, and the target gets 20 tokens a "
-        "parameter:\n\n"
+        "The same where the small model exists, and the target gets 20 tokens "
+        "per parameter:\n\n"
         f"{markdown.table(('small model', *LAWS), existing)}\n"
     )
 
