@@ -153,11 +153,11 @@ def tuned(runs: list[dict]) -> list[dict]:
     for run in runs:
         if _seed(run) == first:
             for end in run["finals"]:
-                least.setdefault(end["budget"], []).append((end["loss"], _choice(run)))
+                least.setdefault(end["budget"], []).append((end["loss"], choice(run)))
     # At the largest of the budgets that most of them have been tried at.
     tried = max(least, key=lambda b: (len({choice for _, choice in least[b]}), b))
     best = min(least[tried])[1]
-    return [run for run in runs if _choice(run) == best]
+    return [run for run in runs if choice(run) == best]
 
 
 def reference(results: list[dict], runs: list[dict]) -> list[dict]:
@@ -195,7 +195,8 @@ def is_grown(runs: list[dict]) -> bool:
     return bool(runs[0]["course"]["growths"])
 
 
-def _choice(run):
+def choice(run: dict) -> tuple:
+    """A result's rate, weight decay and factors of the rate after each growth."""
     training = [g.get("training", {}) for g in run["course"]["growths"]]
     factors = [t.get("learning_rate_factor", 1.0) for t in training]
     return run["course"]["rate"], weight_decay(run), *factors
