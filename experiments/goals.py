@@ -95,8 +95,7 @@ def found(goal: Goal, name: str, results: list[dict]) -> Iterator[Found]:
             continue
         others = analysis.reference(results, runs)
         if goal.of == "envelope":
-            merged = analysis.merged(results)
-            others = [run for run in merged if not analysis.is_grown([run])]
+            others = analysis.alone(results)
         saving = analysis.against(runs, others, parents=goal.parents)
         if saving.share is not None and not saving.bound:
             yield Found(name, setting, len(runs), saving)

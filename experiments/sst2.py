@@ -3,7 +3,7 @@
 python -m keras_fusion.t5 pretrain --scale experiments/t5_novels.toml --output STORE
 python -m experiments.sst2 --store STORE --data SST2    # fine-tunes what is missing
 python -m experiments.sst2                              # prints the table
-python -m experiments.sst2 --page docs/fine_tuning.md
+python -m experiments.sst2 --page PAGE
 
 SST2 is a folder with GLUE's `train.tsv` and `dev.tsv`. All four models cost the same FLOPs
 before the fine-tuning, the parents' included. Each is fine-tuned at several rates; the
@@ -18,9 +18,9 @@ import keras
 
 from experiments.harness.analysis import Interval
 from keras_fusion.t5 import data, finetuning, markdown, metrics, recipe
-from keras_fusion.t5.store import Store
+from keras_fusion.t5.store import Entry, Store
 from keras_fusion.t5.text_task import Texts, TextTask
-from keras_fusion.t5.tree import parse
+from keras_fusion.t5.vocabulary import Vocabulary
 
 RECIPE = Path(__file__).with_name("t5_novels.toml")
 RESULTS = Path(__file__).parent / "results" / "sst2.json"
@@ -55,16 +55,17 @@ def _read(path: Path) -> Texts:
     )
 
 
-def fine_tuned(told: recipe.Recipe, store: Store, sst2: TextTask, run: dict) -> dict:
+def fine_tuned(
+    told: recipe.Recipe, vocabulary: Vocabulary, entry: Entry, sst2: TextTask, run: dict
+) -> dict:
     """Fine-tunes one model of the store; returns the run with its accuracies."""
-    entry = store.entry(run["seed"], parse(run["tree"]))
     keras.utils.set_random_seed(run["seed"])
     model = entry.model()
     sizes = told.finetuning
     result = finetuning.finetune(
         model,
         sst2,
-        data.load_vocabulary(told, store.data),
+        vocabulary,
         steps=sizes.steps,
         batch_size=sizes.batch_size,
         input_length=sizes.input_length,
@@ -86,6 +87,7 @@ def measure(store: Store, folder: Path, path: Path) -> None:
     """Fine-tunes what the file of results lacks."""
     told, sst2 = recipe.load(str(RECIPE)), task(folder)
     results = json.loads(path.read_text()) if path.exists() else {}
+    vocabulary = data.load_vocabulary(told, store.data)
     (asked,) = told.tables
     for seed in range(asked.seeds):
         for setting, tree in asked.trees.items():
@@ -98,7 +100,8 @@ def measure(store: Store, folder: Path, path: Path) -> None:
                 }
                 key = f"{setting} seed {seed} rate {rate:g}"
                 if key not in results:
-                    results[key] = fine_tuned(told, store, sst2, run)
+                    entry = store.entry(seed, tree)
+                    results[key] = fine_tuned(told, vocabulary, entry, sst2, run)
                     path.write_text(json.dumps(results, indent=1) + "\n")
                     print(key, json.dumps(results[key]), flush=True)
 

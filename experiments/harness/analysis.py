@@ -195,6 +195,11 @@ def is_grown(runs: list[dict]) -> bool:
     return bool(runs[0]["course"]["growths"])
 
 
+def alone(results: list[dict]) -> list[dict]:
+    """All runs that do not grow."""
+    return [run for run in merged(results) if not is_grown([run])]
+
+
 def choice(run: dict) -> tuple:
     """A result's rate, weight decay and factors of the rate after each growth."""
     training = [g.get("training", {}) for g in run["course"]["growths"]]

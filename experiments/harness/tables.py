@@ -56,7 +56,7 @@ def _case(study, case, folder, pictures):
         runs = settings[name]
         others = _ended(analysis.reference(results, runs))
         share = analysis.against(runs, others, parents=case.parents)
-        envelope = analysis.against(runs, _alone(results), parents=case.parents)
+        envelope = analysis.against(runs, analysis.alone(results), parents=case.parents)
         rows.append(
             (
                 name,
@@ -74,11 +74,6 @@ def _ends(runs, parents):
     """The mean final losses after the FLOPs."""
     ends = np.mean([analysis.ends(run, parents=parents) for run in runs], axis=0)
     return ", ".join(f"{loss:.3f} after {spent:.2f}" for spent, loss in ends)
-
-
-def _alone(results):
-    """All runs that do not grow."""
-    return [run for run in analysis.merged(results) if not analysis.is_grown([run])]
 
 
 def scratch(settings: Settings) -> list[dict]:
@@ -189,7 +184,7 @@ def shares(results: list[dict], settings: Settings) -> str:
                     f"{Interval.of([loss for _, loss in ends]):.3f}",
                     analysis.against(runs, others).text(),
                     analysis.against(runs, others, parents="free").text(),
-                    analysis.against(runs, _alone(results)).text(),
+                    analysis.against(runs, analysis.alone(results)).text(),
                 )
             )
     head = ("setting", "FLOPs", "final loss", "of scratch's FLOPs at this loss")
