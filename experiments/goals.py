@@ -13,6 +13,7 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from experiments import model_family
 from experiments.harness import analysis, study_files
 from experiments.harness.analysis import Saving
 from experiments.harness.results import RESULTS, Results
@@ -20,6 +21,7 @@ from keras_fusion.t5 import markdown
 
 STUDIES = ("decoder_128x4", "decoder_96x8", "decoder_256x4", "decoder_64x4")
 LARGE = 1_000_000  # parameters
+FAMILY = 0.75  # the aim for a family
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +108,11 @@ def _belongs(goal, run):
     # Parents that are trained at once may be counted or free otherwise.
     if goal.parents != "parallel" and course["parents"] != goal.parents:
         return False
-    return bool(course["growths"]) and goal.fits(course["growths"])
+    growths = course["growths"]
+    if not growths or growths[-1]["to"] != course["budget"]["size"]:
+        return False  # A smaller model of a family.
+    # What exists is one model, or several of a kind, and not grown itself.
+    return goal.fits(growths) and (goal.parents != "free" or len(growths) == 1)
 
 
 def tried(goal: Goal, results: list[dict]) -> int:
@@ -132,6 +138,17 @@ def table(folder: Path = RESULTS) -> str:
                 str(sum(tried(goal, res) for res in known.values())),
             )
         )
+    family = model_family.measured(folder)
+    rows.append(
+        (
+            "a family of three, of three trainings",
+            f"{FAMILY:.2f}",
+            f"{model_family.share(family):.2f}",
+            f"1, 2, 4 layers: copies (`{model_family.STUDY}`)",
+            str(len(family)),
+            str(model_family.tried(known[model_family.STUDY])),
+        )
+    )
     head = "case", "aim", "best found", "setting", "seeds", "settings tried"
     return markdown.table(head, rows)
 

@@ -118,6 +118,8 @@ def cases(results: list[dict], scale: Units) -> list[Case]:
             sizes = _name(course["size"]), _name(growth["to"])
             if not scale.params.keys() >= set(sizes):
                 continue  # No run of the small model alone tells its parameters yet.
+            if growth["to"] != course["budget"]["size"]:
+                continue  # A smaller model of a family.
             parents = course["parents"]
             for end, (spent, loss) in zip(
                 run["finals"], analysis.ends(run, parents=parents), strict=True

@@ -56,9 +56,9 @@ def plan_growth(
             growth, and the courses then start from none.
         mixing: float from -1 to 1, or a pair of bounds. The share of the tokens that the
             assumption above writes off and that count after all: slightly below 0 for
-            growth in width (-0.24 for copies and -0.12 for new features in
-            docs/savings.md), above 0 for new blocks in depth, whose loss approaches that
-            of a run from scratch. Defaults to `0.0`.
+            growth in width (-0.24 for copies and -0.14 for new features in
+            docs/savings.md); for new blocks in depth from -0.3 to 0.6, the higher the more
+            training follows. Defaults to `0.0`.
         most_growths: int. Growths from scratch that are tried, 1 or 2. Defaults to 2.
         flops_per_token: function from a number of parameters to the training FLOPs of
             one token. Defaults to 6 per parameter.

@@ -59,7 +59,7 @@ def by_rule(site: Site, rule: Rule) -> list[Axes]:
             f"it has depth_multiplier={layer.depth_multiplier}, so that its output is as "
             "many times as wide as its input"
         )
-    if isinstance(layer, _CONVOLUTIONS) and layer.groups > 1:
+    if _is_grouped(layer):
         return _grouped(site, rule)
     if rule.merge == "concatenate":
         return places.concatenation(site)
@@ -115,11 +115,15 @@ def _projection(site: Site, rule: Rule) -> list[Axes]:
 
 
 def _grouped(site: Site, rule: Rule) -> list[Axes]:
-    """A grouped convolution, whose groups would have to grow as well."""
-    cause = f"it has groups={site.option('groups')}, which would have to grow as well"
+    """A convolution in groups, each of which makes as many features as it reads."""
+    axis = site.inputs[0][-1]
+    if total(axis) == site.option("filters"):
+        check_activations(site, axis)
+        return _as_wide(site, rule)
+    cause = f"it has groups={site.option('groups')}, and makes more or fewer features"
     result = _projection(site, rule)
     for axes in (*site.inputs, *result):
-        site.keep(axes[-1], cause)
+        site.keep(axes[-1], f"{cause} than it reads")
     return result
 
 
@@ -260,7 +264,7 @@ def _as_wide(site: Site, rule: Rule) -> list[Axes]:
     )
     # One mean and one variance of all features.
     is_scalar = isinstance(operation, layers.Normalization) and not site.option("axis")
-    if isinstance(operation, layers.GroupNormalization):
+    if isinstance(operation, layers.GroupNormalization) or _is_grouped(operation):
         _group(site, axis)
     elif is_common or is_scalar:
         pass  # The features share the weights.
@@ -308,10 +312,15 @@ def _is_last(site: Site, rank: int) -> bool:
     return [a % rank for a in axes if a is not None] == [rank - 1]
 
 
+def _is_grouped(layer: keras.Layer) -> bool:
+    """Whether a layer is a convolution of several groups of features."""
+    return isinstance(layer, _CONVOLUTIONS) and layer.groups > 1
+
+
 def _group(site: Site, axis: Axis) -> None:
     """Groups keep their size, so that each is of one parent."""
     layer, names = site.call.operation, site.names
-    if site.option("axis") not in (-1, len(site.inputs[0]) - 1):
+    if site.option("axis") not in (None, -1, len(site.inputs[0]) - 1):
         site.keep(axis, "its axis is not the last one")
     sizes = {
         size // sibling.groups
@@ -323,7 +332,8 @@ def _group(site: Site, axis: Axis) -> None:
         site.keep(axis, "its groups would hold features of several parents or layers")
     elif names.size(axis) % size:
         site.keep(axis, "the factor cuts one of its groups")
-    site.override({"groups": names.size(axis) // size})
+    filters = {"filters": names.size(axis)} if _is_grouped(layer) else {}
+    site.override({"groups": names.size(axis) // size} | filters)
 
 
 def _check_common_weights(site: Site, rule: Rule, axis: Axis) -> None:

@@ -156,26 +156,15 @@ register(
 
 # Convolutions over `channels_last` data.
 
-register(
-    layers.Conv1D,
-    widths=("filters",),
-    output_width="filters",
-    roles={"kernel": (None, "in", "out"), "bias": ("out",)},
-)
-register(
-    layers.Conv2D,
-    widths=("filters",),
-    output_width="filters",
-    roles={"kernel": (None, None, "in", "out"), "bias": ("out",)},
-)
-register(
-    layers.Conv3D,
-    widths=("filters",),
-    output_width="filters",
-    roles={"kernel": (None, None, None, "in", "out"), "bias": ("out",)},
-)
+
+def _conv_roles(layer: Any) -> dict[str, tuple[str | None, ...]]:
+    """Groups keep their size, so that the kernel does not grow in what one reads."""
+    reads = "in" if layer.groups == 1 else None
+    return {"kernel": (*(None,) * layer.rank, reads, "out"), "bias": ("out",)}
 
 
+for cls in (layers.Conv1D, layers.Conv2D, layers.Conv3D):
+    register(cls, widths=("filters",), output_width="filters", roles=_conv_roles)
 for cls, rank in (
     (layers.Conv1DTranspose, 1),
     (layers.Conv2DTranspose, 2),
@@ -271,6 +260,9 @@ def _prelu_roles(layer: Any) -> dict[str, tuple[str | None, ...]]:
 
 
 register(layers.PReLU, roles=_prelu_roles)
+# Of ConvNeXt in keras.applications, which exports neither, and names no weight.
+register("keras>LayerScale", widths=("projection_dim",), roles={"variable": ("out",)})
+register("keras>StochasticDepth")
 
 # Layers without weights. All others keep the width of their input.
 

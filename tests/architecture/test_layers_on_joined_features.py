@@ -160,17 +160,61 @@ def test_groups_of_features_that_stay():
     assert next(x for x in fused.layers if hasattr(x, "groups")).groups == 3
 
 
-@pytest.mark.compiled  # TensorFlow has no eager Conv3D with groups on a CPU.
-@pytest.mark.parametrize("make", [layers.Conv1D, layers.Conv2D, layers.Conv3D])
-def test_grouped_convolutions_are_refused(make):
-    rank = int(make.__name__[-2])
-    shape = (*[4] * rank, 4)
+# So do the groups of a convolution, each of which makes as many features as it reads.
+
+
+def grouped_conv(rank, groups, *shares, activation=None):
+    conv, pool = (
+        getattr(layers, f"Conv{rank}D"),
+        getattr(layers, f"GlobalMaxPool{rank}D"),
+    )
 
     def body(x, units):
-        return layers.Flatten()(make(units, 3, groups=4)(make(units, 1)(x)))
+        parts = [conv(share * units, 1)(x) for share in shares]
+        x = layers.Concatenate()(parts) if len(parts) > 1 else parts[0]
+        filters = x.shape[-1]
+        x = conv(filters, 2, groups=groups, activation=activation)(x)
+        return pool()(x)
 
-    assert_refused(body, shape, "'conv.*it has groups=4")
-    assert_refused(body, shape, "'conv.*it has groups=4", distinct=True)
+    return body
+
+
+@pytest.mark.compiled  # TensorFlow has no eager Conv3D with groups on a CPU.
+@pytest.mark.parametrize(
+    ("rank", "groups", "shares"),
+    [(1, 2, [1]), (1, 8, [1]), (1, 6, [1, 2]), (3, 4, [1])],
+)
+def test_groups_of_a_convolution(rank, groups, shares):
+    shape = (*(4,) * rank, 3)
+    body = grouped_conv(rank, groups, *shares, activation="relu")
+    fused = assert_copies_fuse(body, shape)
+    assert 2 * groups in [getattr(layer, "groups", 1) for layer in fused.layers]
+    assert_distinct_fuse(body, shape)
+
+
+def test_groups_of_distinct_sizes_are_refused():
+    body = grouped_conv(1, 4, 1)
+    parents = [around(body, ROWS, width) for width in (8, 12)]
+    with pytest.raises(FusionError, match="its groups would hold"):
+        fuse(parents)
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (grouped_conv(1, 2, 1, 2), "its groups would hold"),
+        (
+            lambda x, n: layers.GlobalMaxPool1D()(
+                layers.Conv1D(2 * n, 2, groups=n)(layers.Conv1D(n, 1)(x))
+            ),
+            "has groups=8, and makes more or fewer features than it reads",
+        ),
+    ],
+    ids=["across parts", "more features than it reads"],
+)
+def test_groups_of_a_convolution_that_cannot_grow_are_refused(body, message):
+    assert_refused(body, ROWS, message)
+    assert_refused(body, ROWS, message, distinct=True)
 
 
 # One weight for all features.

@@ -1,5 +1,7 @@
 """A layer for each registered rule, to try the rule on."""
 
+import importlib
+
 from keras import layers
 
 FEATURES = (3, 4, 6)
@@ -12,6 +14,12 @@ def twice(layer, x):
 def joined(layer, x):
     """For layers that take several tensors: a second one beside the first."""
     return layer([x, layers.Dense(6)(x)])
+
+
+def of_convnext(name):
+    """A layer that Keras does not export."""
+    module = importlib.import_module("keras.src.applications.convnext")
+    return getattr(module, name)
 
 
 def hub(name):
@@ -92,6 +100,13 @@ SAMPLES = {
         {},
     ),
     layers.PReLU: (layers.PReLU, FEATURES, {}),
+    "keras>LayerScale": (lambda: of_convnext("LayerScale")(0.5, 6), FEATURES, {}),
+    # It drops nothing, since the parent and the fused model would drop other rows.
+    "keras>StochasticDepth": (
+        lambda: of_convnext("StochasticDepth")(0.0),
+        FEATURES,
+        {},
+    ),
     layers.Concatenate: (layers.Concatenate, FEATURES, {"call": joined}),
     layers.Permute: (
         lambda: layers.Permute((2, 1)),
