@@ -57,18 +57,23 @@ def families(results: list[dict], chosen_on: tuple[int, ...] = ()) -> list[Famil
         ValueError: if a family does not come to the loss of a separate training.
     """
     seeds = sorted({run["course"]["seed"] for run in results} - set(chosen_on))
-    settings = analysis.settings(results)
-    found = (_family(settings, seed) for seed in seeds)
+    # Growths at their best rates on the first seed; of a separate training all rates.
+    grown = analysis.settings(results)
+    alone: dict[str, list[dict]] = {}
+    for run in analysis.merged(results):
+        alone.setdefault(run["course"]["setting"], []).append(run)
+    found = (_family(alone, grown, seed) for seed in seeds)
     return [family for family in found if family is not None]
 
 
-def _family(settings: dict[str, list[dict]], seed: int) -> Family | None:
-    def of(name: str) -> list[dict]:
-        runs = settings.get(name, [])
+def _family(
+    separate_runs: dict[str, list[dict]], grown_runs: dict[str, list[dict]], seed: int
+) -> Family | None:
+    def of(runs: list[dict]) -> list[dict]:
         return [run for run in runs if run["course"]["seed"] == seed]
 
-    alone = {size: of(name) for size, name in ALONE.items()}
-    grown = {size: of(name) for size, name in GROWN.items()}
+    alone = {size: of(separate_runs.get(name, [])) for size, name in ALONE.items()}
+    grown = {size: of(grown_runs.get(name, [])) for size, name in GROWN.items()}
     if not all((*alone.values(), *grown.values())):
         return None
     lasts = {size: _whole(runs) for size, runs in alone.items()}
