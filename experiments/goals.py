@@ -138,7 +138,7 @@ def table(folder: Path = RESULTS) -> str:
                 str(sum(tried(goal, res) for res in known.values())),
             )
         )
-    family = model_family.measured(folder)
+    family = model_family.measured(known[model_family.STUDY])
     rows.append(
         (
             "a family of three, of three trainings",

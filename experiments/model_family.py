@@ -58,22 +58,20 @@ def families(results: list[dict], chosen_on: tuple[int, ...] = ()) -> list[Famil
     """
     seeds = sorted({run["course"]["seed"] for run in results} - set(chosen_on))
     # Growths at their best rates on the first seed; of a separate training all rates.
-    grown = analysis.settings(results)
-    alone: dict[str, list[dict]] = {}
-    for run in analysis.merged(results):
-        alone.setdefault(run["course"]["setting"], []).append(run)
-    found = (_family(alone, grown, seed) for seed in seeds)
+    best = analysis.settings(results)
+    runs = analysis.alone(results)
+    runs += [run for name in GROWN.values() for run in best.get(name, [])]
+    found = (_family(runs, seed) for seed in seeds)
     return [family for family in found if family is not None]
 
 
-def _family(
-    separate_runs: dict[str, list[dict]], grown_runs: dict[str, list[dict]], seed: int
-) -> Family | None:
-    def of(runs: list[dict]) -> list[dict]:
-        return [run for run in runs if run["course"]["seed"] == seed]
+def _family(runs: list[dict], seed: int) -> Family | None:
+    def of(name: str) -> list[dict]:
+        own = (run for run in runs if run["course"]["seed"] == seed)
+        return [run for run in own if run["course"]["setting"] == name]
 
-    alone = {size: of(separate_runs.get(name, [])) for size, name in ALONE.items()}
-    grown = {size: of(grown_runs.get(name, [])) for size, name in GROWN.items()}
+    alone = {size: of(name) for size, name in ALONE.items()}
+    grown = {size: of(name) for size, name in GROWN.items()}
     if not all((*alone.values(), *grown.values())):
         return None
     lasts = {size: _whole(runs) for size, runs in alone.items()}
@@ -120,7 +118,7 @@ def _trunk(run):
 
 
 def _fall(runs):
-    return runs[0]["course"]["model"].get("decay", 0.2)
+    return runs[0]["course"]["model"]["decay"]
 
 
 def table(found: list[Family]) -> str:
@@ -150,9 +148,8 @@ def share(found: list[Family]) -> Interval:
     return Interval.of([family.share for family in found])
 
 
-def measured(folder: Path = RESULTS) -> list[Family]:
+def measured(results: list[dict]) -> list[Family]:
     """The families of the study, of seeds that nothing was chosen on if there are such."""
-    results = Results(folder / STUDY).all()
     return families(results, chosen_on=(0,)) or families(results)
 
 
@@ -169,11 +166,12 @@ def main() -> None:
     )
     parser.add_argument("--page", type=Path)
     options = parser.parse_args()
-    found = families(Results(RESULTS / STUDY).all())
+    results = Results(RESULTS / STUDY).all()
+    found = families(results)
     if options.page:
         markdown.insert(table(found), options.page, "family")
     print(table(found))
-    print(f"In all {share(measured()):.2f}.")
+    print(f"In all {share(measured(results)):.2f}.")
 
 
 if __name__ == "__main__":

@@ -111,18 +111,17 @@ class Chosen:
     def _argument(self) -> str:
         return "only" if self.to is None else "to"
 
-    def check_equal(self, layer: str, before: Mapping, after: Mapping) -> None:
-        """Checks that what must be equal in parents stays so, such as the head size.
+    def refuse_change(self, layer: str, name: str, before: float, after: float) -> None:
+        """Refuses a choice that changes what must stay, such as the head size.
 
         Raises:
             FusionError: naming it.
         """
-        changed = [name for name, value in before.items() if after[name] != value]
-        if not self.is_all and changed:
-            name, given = changed[0], self.to or list(self.only or ())
+        if not self.is_all:
+            given = self.to or list(self.only or ())
             raise FusionError(
                 f"`{self._argument}={given}` would change the {name} of {layer!r} from "
-                f"{before[name]:g} to {after[name]:g}, and with it the function. Let "
+                f"{before:g} to {after:g}, and with it the function. Let "
                 "heads and residual stream ('heads', 'residual') grow together and alike, "
                 "or the feed-forward widths alone."
             )

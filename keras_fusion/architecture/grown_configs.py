@@ -69,16 +69,17 @@ def _larger(layer, rule, key, own, found):
 
 def _check_equal(layer, rule, before, after, found):
     """Checks that widths that grow beside others that stay keep, say, the head size."""
-    values = [{k: f(c) for k, f in rule.equal.items()} for c in (before, after)]
-    found.chosen.check_equal(layer.name, *values)
-    changed = [name for name, value in values[0].items() if values[1][name] != value]
-    if id(layer) in found.fixed and changed:
-        raise FusionError(
-            f"{type(layer).__name__} {layer.name!r} cannot grow: its output keeps its "
-            f"width, which the model's own outputs or inputs fix, and more heads would "
-            f"change the {changed[0]}. Grow the feed-forward widths alone "
-            "(only='feed_forward'), or give the model a Dense layer after it."
-        )
+    changed = [name for name, f in rule.equal.items() if f(before) != f(after)]
+    for name in changed[:1]:
+        value = rule.equal[name]
+        found.chosen.refuse_change(layer.name, name, value(before), value(after))
+        if id(layer) in found.fixed:
+            raise FusionError(
+                f"{type(layer).__name__} {layer.name!r} cannot grow: its output keeps "
+                "its width, which the model's own outputs or inputs fix, and what grows "
+                f"beside it would change the {name}. Grow the feed-forward widths alone "
+                "(only='feed_forward'), or give the model a Dense layer after it."
+            )
 
 
 def _check_keys(layer, rule, config):

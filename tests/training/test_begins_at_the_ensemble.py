@@ -3,7 +3,8 @@
 import keras
 import numpy as np
 import pytest
-from models import numpy, outputs
+from fitting import Watch
+from models import loss, numpy, outputs
 from repository import ROOT
 
 from keras_fusion import DeepFusion
@@ -62,10 +63,8 @@ def data_for(make, rows):
         begun = np.concatenate([ones[:, :1], second[:, :-1]], axis=1)
         masks = np.split(ones, 2, axis=1)
         x = {"encoder_token_ids": first, "encoder_padding_mask": masks[0]}
-        return x | {
-            "decoder_token_ids": begun,
-            "decoder_padding_mask": masks[1],
-        }, second
+        x |= {"decoder_token_ids": begun, "decoder_padding_mask": masks[1]}
+        return x, second
     if make is bert:
         places = np.tile(np.arange(2, LENGTH, 5), (len(rows), 1))
         hidden = rows.copy()
@@ -76,25 +75,9 @@ def data_for(make, rows):
     return x, rows[:, 1:]
 
 
-class Watch(keras.callbacks.Callback):
-    """The outputs of the live model after one of its steps."""
-
-    def __init__(self, step, x):
-        super().__init__()
-        self.step, self.x, self.outputs = step, x, None
-
-    def on_train_batch_end(self, batch, logs=None):
-        if int(numpy(self.model.optimizer.iterations)) == self.step:
-            self.outputs = outputs(self.model, self.x)
-
-
 def train(model, make, rows, *callbacks):
     x, y = data_for(make, rows)
     model.fit(x, y, batch_size=BATCH, shuffle=False, verbose=0, callbacks=callbacks)
-
-
-def loss():
-    return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
 
 def mean_loss(logits, y):

@@ -6,6 +6,7 @@ import keras
 import keras_hub
 import numpy as np
 import pytest
+from fitting import Watch
 from keras import layers
 from models import (
     LENGTH,
@@ -72,18 +73,6 @@ def growth(step, partner):
         seed=0,
         verbose=0,
     )
-
-
-class Watch(keras.callbacks.Callback):
-    """The outputs of the model after one of its steps."""
-
-    def __init__(self, step, x):
-        super().__init__()
-        self.step, self.x, self.outputs = step, x, None
-
-    def on_train_batch_end(self, batch, logs=None):
-        if int(numpy(self.model.optimizer.iterations)) == self.step:
-            self.outputs = outputs(self.model, self.x)
 
 
 @pytest.mark.core("t5-t5")
