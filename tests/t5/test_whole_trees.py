@@ -16,7 +16,9 @@ from keras_fusion.t5.data import prepare
 from keras_fusion.t5.recipe import load
 from keras_fusion.t5.store import Store
 
-TREES = ["--tree", "M(S, S)", "--tree", "M(2*S)"]
+# The tree of the recipe's table.
+SELF_FUSED = "M[rate=0.7](2*S1)"
+TREES = ["--tree", "M(S, S)", "--tree", SELF_FUSED]
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +125,7 @@ def test_from_a_tree_to_tables_and_curves(tmp_path, scale, capsys):
     page.write_text("<!-- tables begin -->\n<!-- tables end -->\n")
     assert run("table", *output, "--docs", page) == 0
     text = page.read_text()
-    assert "| self-fused | `M(2*S1)` | 1 |" in text
+    assert f"| self-fused | `{SELF_FUSED}` | 1 |" in text
     assert "builtin validation, accuracy" in text
     assert run("plot", *output) == 0
     assert (tmp_path / "out" / "t5_smoke_T5-M.png").stat().st_size > 10_000
@@ -133,7 +135,7 @@ def test_from_a_tree_to_tables_and_curves(tmp_path, scale, capsys):
         if (result := json.loads(path.read_text()))
     }
     # Distinct parents start at their ensemble, and a self-fusion where its parent ended.
-    fused, copies = results["M(S1,S2)"], results["M(2*S1)"]
+    fused, copies = results["M(S1,S2)"], results[SELF_FUSED]
     assert fused["points"][0]["loss"] == pytest.approx(
         fused["start"]["ensemble_loss"], abs=1e-4
     )
@@ -141,7 +143,7 @@ def test_from_a_tree_to_tables_and_curves(tmp_path, scale, capsys):
         results["S1"]["points"][-1]["loss"], abs=1e-4
     )
     # A self-fusion keeps the function; and the file loads as any other.
-    (folder,) = (tmp_path / "out" / "seed-0").glob("M-2-S1-*")
+    (folder,) = (tmp_path / "out" / "seed-0").glob("M*2-S1-*")
     result = json.loads((folder / "result.json").read_text())
     assert result["start"]["largest_change"] < 1e-5
     assert result["fingerprint"]["recipe"]["steps"] == 40
