@@ -1,6 +1,7 @@
-"""Norms of the bigger model that get one statistic a parent, and constants of a width."""
+"""What the bigger model computes block by block: norms, constants of a width, decisions."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -10,39 +11,127 @@ from keras_fusion.architecture.widths import Widths
 from keras_fusion.errors import FusionError
 from keras_fusion.models import exchange, host
 from keras_fusion.models.block_constants import kind_of
+from keras_fusion.models.parent_wise import decision_of
 from keras_fusion.models.private.constants import Kind
+from keras_fusion.models.private.decisions import Decision
 from keras_fusion.models.stock import is_block_norm
 
 
 def exchange_norms(matches: Sequence[Match], widths: Widths) -> dict[str, str]:
     """Makes norms of the bigger model block-wise: all that grew, or whose parents' are.
 
-    Constants of a width that grew become the parents' in any case, also for copies.
+    So it does with what decides for all features. Constants of a width that grew become
+    the parents' in any case, also for copies.
 
     Args:
         matches: the corresponding layers of the parents and the bigger model.
         widths: the `Widths` of the bigger model's layers.
 
     Returns:
-        The reasons why norms could not be made block-wise, by their addresses.
+        The reasons why layers could not be made block-wise, by their addresses.
 
     Raises:
         FusionError: if a layer's constants depend on a width whose parts are not known.
     """
     refused = {}
     for match in matches:
-        kind = kind_of(match.layers[0])
-        if kind is not None and not is_block_norm(match.grown):
-            _exchange_constants(match, kind, widths)
-        norm = match.weights_rule.norm if match.weights_rule is not None else None
-        wanted = widths.block_norms or any(map(is_block_norm, match.layers))
-        if norm is None or not wanted or is_block_norm(match.grown):
+        if is_block_norm(match.grown):
             continue
-        reason = _exchange(match, widths)
+        kind = kind_of(match.layers[0])
+        if kind is not None:
+            _exchange_constants(match, kind, widths)
+        held = [layer for layer in match.layers if is_block_norm(layer)]
+        if held and not _are_one(match.layers):
+            _refuse_annealed(match.address, held)
+        wanted = widths.block_norms or bool(held)
+        reason = _exchange_wanted(match, widths) if wanted else None
         if reason is not None:
             refused[match.address] = reason
     exchange.mark_owners(matches[0].grown)
     return refused
+
+
+def _refuse_annealed(address: str, layers: Sequence[Any]) -> None:
+    """Refuses what is no longer block-wise: beside another parent it has one blend."""
+    blends = [float(host.read(layer.blend)) for layer in layers]
+    if any(blends):
+        raise FusionError(
+            f"{type(layers[0]).__name__} {layers[0].name!r} at {address!r} is being turned "
+            f"into a stock layer (its blend is {max(blends):.2g}), so that distinct "
+            "parents cannot keep their functions. Fuse before AnnealBlockNorms begins, or "
+            "when it has ended."
+        )
+
+
+def _exchange_wanted(match: Match, widths: Widths) -> str | None:
+    """Makes a norm or a layer that decides block-wise; the reason if it cannot be."""
+    decision = decision_of(match.layers[0])
+    if decision is not None:
+        return _exchange_decision(match, decision, widths)
+    norm = match.weights_rule.norm if match.weights_rule is not None else None
+    return _exchange(match, widths) if norm is not None else None
+
+
+def _exchange_decision(match: Match, decision: Decision, widths: Widths) -> str | None:
+    """Makes a layer decide for each parent's features; the reason if it cannot."""
+    grown, layers = match.grown, match.layers
+    size, sizes = decision.size(grown), [decision.size(layer) for layer in layers]
+    placement = widths.entries.get(id(layers[0]))
+    if size is None or None in sizes or (placement and not placement.is_contiguous):
+        return "it is not known which of its features are whose parent's"
+    if all(own == size for own in sizes):
+        if is_block_norm(layers[0]):
+            _follow(grown, layers[0])
+        return None
+    blocks = _blocks(layers, sizes, size)
+    shares = _shares(layers, len(blocks))
+    exchange.make_parent_wise(
+        grown,
+        blocks,
+        len(shares),
+        shares=lambda *_, **__: shares,
+        differences=lambda *_, **__: _decided_differences(layers, decision),
+    )
+    return None
+
+
+def _shares(layers: Sequence[keras.Layer], blocks: int) -> np.ndarray:
+    """The `ParentWise.shares` of a layer, from the parents'; none for what is new."""
+    own = [host.read(x.shares) if is_block_norm(x) else [[1.0]] for x in layers]
+    if _are_one(layers):
+        shares = np.hstack(own)  # Copies decide together, as they did alone.
+        return np.pad(shares, [(0, 0), (0, blocks - shares.shape[1])])
+    rows, before = [], 0
+    for part in map(np.asarray, own):
+        beside = [(0, 0), (before, blocks - before - part.shape[1])]
+        rows.append(len(layers) * np.pad(part, beside))
+        before += part.shape[1]
+    return np.vstack(rows)
+
+
+def _decided_differences(
+    layers: Sequence[keras.Layer], decision: Decision
+) -> np.ndarray:
+    """The differences of each group's values from their means over the parents."""
+    rows, means = [], []
+    for layer in layers[:1] if _are_one(layers) else layers:
+        shared = [np.ravel(host.read(v)) for v in decision.shared(layer)]
+        means.append(np.concatenate(shared))
+        own = host.read(layer.differences) if is_block_norm(layer) else 0.0
+        rows.append(means[-1] + own)
+    return np.vstack(rows) - np.mean(means, axis=0)
+
+
+def _follow(grown: Any, layer: Any) -> None:
+    """Makes a layer that did not grow what the parent's is, with each parent's values."""
+    exchange.follow(grown, layer)
+    for variable in exchange.values_by_parent(layer):
+        host.write(getattr(grown, variable.name), host.read(variable))
+
+
+def _are_one(layers: Sequence[keras.Layer]) -> bool:
+    """Whether all parents are copies of one."""
+    return all(layer is layers[0] for layer in layers)
 
 
 def _exchange_constants(match: Match, kind: Kind, widths: Widths) -> None:
@@ -94,7 +183,7 @@ def _exchange_shared(match: Match) -> str | None:
     heads = [own for own in map(_heads, layers) if own is not None]
     if total is None or len(heads) < len(layers) or total == heads[0]:
         if is_block_norm(layers[0]):
-            exchange.follow(grown, layers[0])
+            _follow(grown, layers[0])
         return None
     reason = exchange.reason_against(grown)
     if reason is None and sum(heads) == total:

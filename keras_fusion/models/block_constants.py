@@ -10,7 +10,6 @@ import functools
 from typing import Any
 
 import keras
-from keras import ops
 
 from keras_fusion.models import tree
 from keras_fusion.models.block_norms import (
@@ -21,7 +20,7 @@ from keras_fusion.models.block_norms import (
 from keras_fusion.models.private.checkpoints import Unsaved
 from keras_fusion.models.private.constants import KINDS, Kind
 from keras_fusion.models.private.views import as_class
-from keras_fusion.models.stock import stock_class
+from keras_fusion.models.stock import named_entry, stock_class
 
 
 class BlockConstant(Unsaved, ExchangedNorm):
@@ -41,11 +40,6 @@ class BlockConstant(Unsaved, ExchangedNorm):
         """What the stock layer computes, with the constants of the blocks."""
         own = self.kind.own(self, args[0] if args else None, kwargs)
         return self.stock.call(as_class(self, self.stock, **own), *args, **kwargs)
-
-    def blended(self, apart: Any, joint: Any) -> Any:
-        """From what holds for the blocks to what holds for all, as far as `blend` says."""
-        blend = ops.cast(self.blend, apart.dtype)
-        return (1 - blend) * apart + blend * joint
 
     def spans(self) -> list[slice]:
         """The place of each block."""
@@ -94,8 +88,4 @@ def kind_of(layer: keras.Layer) -> Kind | None:
 
 
 def _kind(stock: type) -> Kind | None:
-    for cls in stock.__mro__:
-        kind = KINDS.get(f"{cls.__module__.split('.')[0]}>{cls.__name__}")
-        if kind is not None:
-            return kind
-    return None
+    return named_entry(KINDS, stock)

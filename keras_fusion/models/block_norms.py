@@ -33,6 +33,8 @@ class BlockNorm(Guarded, BlockWise):
 
     # The axis of the inputs along which the blocks lie.
     blocks_axis = -1
+    # Arguments of the constructor that the stock norm does not have.
+    own_arguments: tuple[str, ...] = ("blocks",)
 
     def __init__(self, blocks: tuple[int, ...], **kwargs: Any):
         super().__init__(**kwargs)
@@ -72,7 +74,10 @@ class BlockNorm(Guarded, BlockWise):
         """The stock norm of each block, moved to the norm of all features by `blend`."""
         joint = self.stock.call(self, *args, **kwargs)
         parts = [self.part(k, own, args, kwargs) for k, own in self._slices()]
-        apart = ops.concatenate(parts, axis=self.blocks_axis)
+        return self.blended(ops.concatenate(parts, axis=self.blocks_axis), joint)
+
+    def blended(self, apart: Any, joint: Any) -> Any:
+        """From what holds for the blocks to what holds for all, as far as `blend` says."""
         blend = ops.cast(self.blend, apart.dtype)
         return (1 - blend) * apart + blend * joint
 
@@ -101,7 +106,9 @@ class BlockNorm(Guarded, BlockWise):
 def stock_config(layer: Any) -> dict[str, Any]:
     """The config of the stock norm that a block norm is made of."""
     config = layer.stock.get_config(as_class(layer, layer.stock))
-    return {name: value for name, value in config.items() if name != "blocks"}
+    return {
+        name: value for name, value in config.items() if name not in layer.own_arguments
+    }
 
 
 def blend_options(layer: keras.Layer) -> dict[str, Any]:
@@ -214,10 +221,10 @@ class ExchangedNorm(BlockNorm):
     def made_from(cls, config: dict[str, Any], make: Callable[[Any], Any]) -> Any:
         """Rebuilds one of the class that is made of the stock class in its config."""
         config = dict(config)
-        norm, blocks = config.pop("norm"), config.pop("blocks")
+        norm = config.pop("norm")
+        own = {name: config.pop(name) for name in cls.own_arguments}
         stock = keras.saving.deserialize_keras_object(norm | {"config": config})
-        arguments = config | {"blocks": blocks}
-        return type(stock).from_config.__func__(make(type(stock)), arguments)
+        return type(stock).from_config.__func__(make(type(stock)), config | own)
 
 
 def registered_as(name: str) -> Callable[[type], type]:

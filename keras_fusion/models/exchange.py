@@ -1,4 +1,4 @@
-"""Exchanges norms of a built model for block norms, and back.
+"""Exchanges layers of a built model for block-wise ones, and back.
 
 The layer stays the same object with the same variables, in whatever holds it: a graph, a
 block of keras-hub, a subclassed model. Only its class changes, to a subclass of its own,
@@ -28,8 +28,18 @@ from keras_fusion.models.head_norms import (
     differences_options,
     head_class,
 )
+from keras_fusion.models.parent_wise import (
+    SHARES,
+    ParentWise,
+    decision_of,
+    extra_options,
+    parent_wise_class,
+)
 from keras_fusion.models.private.attributes import attributes
 from keras_fusion.models.stock import is_block_norm, stock_class
+
+# Names of the variables of which each parent has values of its own.
+VALUES_BY_PARENT = (DIFFERENCES, SHARES)
 
 
 def features(norm: keras.Layer) -> int | None:
@@ -56,15 +66,20 @@ def reason_against(norm: keras.Layer) -> str | None:
     return None
 
 
-def make_as(layer: keras.Layer, blocks: Sequence[int], *, by_head: bool) -> None:
+def make_as(
+    layer: keras.Layer, blocks: Sequence[int], *, by_head: bool, groups: int = 0
+) -> None:
     """Makes a layer block-wise in the one way that there is for it.
 
     Args:
-        layer: a norm, or a layer with constants of a width.
+        layer: a norm, or a layer with constants of a width or with decisions.
         blocks: sizes of the blocks.
         by_head: bool. Whether a norm has weights for each parent's heads.
+        groups: int. How many groups of blocks decide alone.
     """
-    if kind_of(layer) is not None:
+    if decision_of(layer) is not None:
+        make_parent_wise(layer, blocks, groups)
+    elif kind_of(layer) is not None:
         make_constants_block_wise(layer, blocks)
     elif by_head:
         make_head_wise(layer, blocks)
@@ -74,7 +89,9 @@ def make_as(layer: keras.Layer, blocks: Sequence[int], *, by_head: bool) -> None
 
 def follow(layer: keras.Layer, other: BlockNorm) -> None:
     """Makes a layer block-wise as another one is."""
-    make_as(layer, other.blocks, by_head=isinstance(other, HeadNorm))
+    groups = other.groups if isinstance(other, ParentWise) else 0
+    by_head = isinstance(other, HeadNorm)
+    make_as(layer, other.blocks, by_head=by_head, groups=groups)
 
 
 def make_block_wise(norm: keras.Layer, blocks: Sequence[int]) -> None:
@@ -141,18 +158,59 @@ def make_constants_block_wise(layer: keras.Layer, blocks: Sequence[int]) -> None
     private.add_variable(layer, **blend_options(layer))
 
 
+def make_parent_wise(
+    layer: Any,
+    blocks: Sequence[int],
+    groups: int,
+    *,
+    shares: Any = "zeros",
+    differences: Any = "zeros",
+) -> None:
+    """Makes a layer that decides for all features decide for each parent's.
+
+    Args:
+        layer: the layer, which has a `decision_of` its own.
+        blocks: sizes of the parents' blocks of features.
+        groups: int. How many groups of blocks decide alone.
+        shares: initializer of `ParentWise.shares`.
+        differences: initializer of `ParentWise.differences`.
+
+    Raises:
+        FusionError: if the blocks are not its features.
+    """
+    sizes, decision = checked_blocks(blocks), decision_of(layer)
+    size = decision.size(layer) if decision is not None else None
+    if size != sum(sizes):
+        raise FusionError(
+            f"The blocks {sizes} of {type(layer).__name__} {layer.name!r} do not add up "
+            f"to its {size} features."
+        )
+    private.use_class(layer, parent_wise_class(stock_class(layer)))
+    layer.blocks, layer.groups = sizes, groups
+    values = {SHARES: shares, DIFFERENCES: differences}
+    for options in extra_options(layer):
+        initializer = values.get(options["name"], options["initializer"])
+        private.add_variable(layer, **options | {"initializer": initializer})
+
+
 def make_block_wise_again(
     norm: keras.Layer, blocks: Sequence[int], values: Mapping[str, np.ndarray]
 ) -> None:
     """Makes a norm the block norm that it was, with its values by name."""
-    make_as(norm, blocks, by_head=DIFFERENCES in values)
+    groups = len(values.get(SHARES, ()))
+    make_as(norm, blocks, by_head=DIFFERENCES in values, groups=groups)
     for name, value in values.items():
         getattr(norm, name).assign(value)
 
 
 def extra_variables(norm: BlockNorm) -> list[keras.Variable]:
     """The variables of a block norm that the stock norm does not have."""
-    return [v for v in norm.all_variables() if v.name in (BLEND, DIFFERENCES)]
+    return [v for v in norm.all_variables() if v.name in (BLEND, *VALUES_BY_PARENT)]
+
+
+def values_by_parent(norm: BlockNorm) -> list[keras.Variable]:
+    """The variables of a block norm that hold what each parent has of its own."""
+    return [v for v in norm.all_variables() if v.name in VALUES_BY_PARENT]
 
 
 def make_stock(norm: BlockNorm) -> None:
@@ -160,7 +218,8 @@ def make_stock(norm: BlockNorm) -> None:
     for variable in extra_variables(norm):
         private.remove_variable(norm, variable.name)
     private.forget(norm)
-    del norm.blocks
+    for name in norm.own_arguments:
+        delattr(norm, name)
     private.use_class(norm, norm.stock)
 
 

@@ -143,15 +143,13 @@ _EXPERTS = {
     "expert_feedforward_intermediate_dense": (None, "in", "out"),
     "expert_feedforward_output_dense": (None, "in", "out"),
 }
-_ROUTED = "each of its experts is chosen by the mean of the parents' routings"
 _HALVES = {"expert_feedforward_gate_dense": (None, "in", ("out", 2))}
 register(
     "keras_hub>MixtralMoeExperts",
     roles=_EXPERTS | {"expert_feedforward_gate_dense": (None, "in", "out")},
-    approximate=_ROUTED,
 )
 for _name in ("QwenMoeExperts", "Qwen3MoeExperts", "Qwen3_5MoeExperts"):
-    register(f"keras_hub>{_name}", roles=_EXPERTS | _HALVES, approximate=_ROUTED)
+    register(f"keras_hub>{_name}", roles=_EXPERTS | _HALVES)
 register(
     "keras_hub>GptOssExperts",
     # Gate and up alternate, so that each pair stays together.
@@ -161,7 +159,6 @@ register(
         "down_proj": (None, "in", "out"),
         "down_proj_bias": (None, "out"),
     },
-    approximate=_ROUTED,
 )
 
 # Building blocks.
@@ -226,13 +223,14 @@ for _name in ("T5GemmaBackbone", "T5Gemma2Backbone"):
         },
     )
 
-# Two towers, whose embeddings are compared; the width of the embeddings stays.
+# Two towers, whose embeddings are compared.
+for _name in ("CLIPHead", "MetaCLIP2Head", "SigLIPHead"):
+    register(f"keras_hub>{_name}", roles={"logit_scale": (), "logit_bias": ()})
 for _name in ("CLIPBackbone", "MetaCLIP2Backbone", "SigLIPBackbone"):
     register(
         f"keras_hub>{_name}",
+        widths=_widths,
         nested=("vision_encoder", "text_encoder"),
-        approximate="it compares embeddings of unit length, and the comparison of the "
-        "means is not the mean of the comparisons",
     )
 
 # Every task is grown around its backbone. It adds a readout, and perhaps a layer before it

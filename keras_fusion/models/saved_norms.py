@@ -11,9 +11,10 @@ from typing import Any
 import keras
 
 from keras_fusion.errors import FusionError
-from keras_fusion.models import exchange, private, rules
+from keras_fusion.models import exchange, private, rules, tree
 from keras_fusion.models.block_constants import kind_of
 from keras_fusion.models.block_norms import BLOCKS
+from keras_fusion.models.parent_wise import decision_of
 from keras_fusion.models.stock import is_block_norm
 
 # The models that are loading their weights, or were the last to, with the layers that
@@ -31,7 +32,7 @@ def _load(layer: Any, store: Any) -> bool:
         return False
     blocks = tuple(int(size) for size in store[BLOCKS])
     if not is_block_norm(layer):
-        _become(layer, blocks, len(store.keys()) - 1)
+        _become(layer, blocks, [store[str(i)] for i in range(len(store.keys()) - 1)])
     if sum(layer.blocks) != sum(blocks):
         raise FusionError(
             f"The norm {layer.name!r} has the blocks {layer.blocks}, and in the file "
@@ -43,17 +44,22 @@ def _load(layer: Any, store: Any) -> bool:
     return True
 
 
-def _become(layer: Any, blocks: tuple[int, ...], variables: int) -> None:
-    rule, kind = rules.find_for_weights(layer), kind_of(layer)
+def _become(layer: Any, blocks: tuple[int, ...], values: list[Any]) -> None:
+    rule, decides = rules.find_for_weights(layer), decision_of(layer) is not None
     has_norm = rule is not None and rule.norm is not None
-    if kind is None and (not has_norm or exchange.reason_against(layer)):
+    stock = decides or kind_of(layer) is not None
+    if not stock and (not has_norm or exchange.reason_against(layer)):
         raise FusionError(
             f"The file has a layer that computes block by block where the model has the "
             f"{type(layer).__name__} {layer.name!r}, which cannot be one. Build the model "
             "as it was when it was saved, and import the modules that register its "
             "layers with keras_fusion."
         )
-    exchange.make_as(layer, blocks, by_head=variables > len(layer.variables) + 1)
+    # Behind its own variables and the blend come the shares, or a norm's differences.
+    own = len(tree.own_variables(layer))
+    groups = int(values[own + 1].shape[0]) if decides else 0
+    by_head = len(values) > own + 1
+    exchange.make_as(layer, blocks, by_head=by_head, groups=groups)
     for model in list(_LOADING):
         if _LOADING[model] is None:
             _LOADING[model] = exchange.owners(model)

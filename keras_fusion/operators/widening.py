@@ -15,10 +15,11 @@ from keras_fusion.architecture import build
 from keras_fusion.architecture.parents import Parents, resolved
 from keras_fusion.architecture.setters import whole_numbers
 from keras_fusion.architecture.widths import Widths
+from keras_fusion.errors import FusionError
 from keras_fusion.layout import variables
 from keras_fusion.layout.axes import CopiedAxis
 from keras_fusion.layout.variables import VariableLayout
-from keras_fusion.models import host, private, probe, samples
+from keras_fusion.models import exchange, host, private, probe, samples
 from keras_fusion.operators.plan import Draft, Plan, build_and_lay_out
 from keras_fusion.values import calibration, copies
 from keras_fusion.values.fillers import CopiesFiller
@@ -68,6 +69,7 @@ def lay_out(
     Raises:
         FusionError: for a model that cannot be widened.
     """
+    _refuse_blocks(model)
     models, larger = resolved(model, factor, copies=1)
     draft = build_and_lay_out(
         Parents.of(models),
@@ -80,6 +82,17 @@ def lay_out(
     draft = dataclasses.replace(draft, layouts=layouts)
     filler = CopiesFiller(noise_scale=noise_scale, spread=spread, seed=seed)
     return Widening(draft, filler)
+
+
+def _refuse_blocks(model: keras.Model) -> None:
+    """Refuses a model that computes block by block, since copies of units are no blocks."""
+    for layer in exchange.block_norms(model):
+        raise FusionError(
+            f"{type(layer).__name__} {layer.name!r} computes for each of its blocks "
+            f"{layer.blocks} alone, and copies of single units would lie in none of them. "
+            "Let AnnealBlockNorms make it a stock layer first, or grow with "
+            "FusionOperator(), which copies whole blocks."
+        )
 
 
 def _copied(layout, mapping):

@@ -127,6 +127,33 @@ def test_what_saves_in_its_own_way_is_refused():
         fuse([own_norm(8, 0, Strange), own_norm(8, 1, Strange)], norms="block")
 
 
+@keras.saving.register_keras_serializable("tests")
+class RootMean(layers.Layer):
+    """Features over the root of their mean square."""
+
+    def call(self, x):
+        return x / keras.ops.sqrt(keras.ops.mean(x * x, axis=-1, keepdims=True))
+
+
+def test_what_a_user_says_to_be_approximate_for_distinct_parents():
+    why = "it divides by the mean of all features"
+    keras_fusion.register(RootMean, approximate=why)
+    parents = [own_norm(8, 0, RootMean), own_norm(8, 1, RootMean)]
+    with pytest.raises(keras_fusion.FusionError, match=f"RootMean.*{why}.*joint"):
+        fuse(parents, norms="block")
+    with pytest.warns(UserWarning, match=f"not exact.*{why}"):
+        fuse(parents)
+    twice = fuse(parents[0], factor=2, seed=0)
+    assert relative_change(outputs(parents[0], IDS), outputs(twice, IDS)) < 1e-5
+
+
+def test_feed_forward_blocks_alone_beside_norms_by_head():
+    parents, x = pair("qwen3")
+    fused = fuse(parents, norms="block")
+    wider = fuse(fused, factor=2, only="feed_forward", seed=0)
+    assert relative_change(outputs(fused, x), outputs(wider, x)) < 1e-5
+
+
 def test_trees_and_self_fusion():
     (first, second), x = pair("t5")
     third = perturbed(t5(width=8, seed=2), 2)
