@@ -277,6 +277,10 @@ def _as_wide(site: Site, rule: Rule) -> list[Axes]:
     if rule.roles is not None and operation.weights and not over_rows:
         _weigh(site, axis)
         _check_common_weights(site, rule, axis)
+        own = rule.widths if rule.output_width is None else ()
+        follow = [key for key in own if site.option(key) == total(axis)]
+        if follow:  # It grows as its input does, or not at all.
+            site.override(dict.fromkeys(follow, site.names.size(axis)))
     result = []
     for tensor in site.outputs:
         axes = constant(tensor.shape)
