@@ -5,7 +5,7 @@ from typing import TypeVar
 
 import keras
 
-_Entry = TypeVar("_Entry")
+Entry = TypeVar("Entry")
 
 
 class BlockWise(keras.Layer):
@@ -30,7 +30,7 @@ def stock_class(layer: keras.Layer) -> type:
     return layer.stock if isinstance(layer, BlockWise) else type(layer)
 
 
-def named_entry(entries: Mapping[str, _Entry], cls: type) -> _Entry | None:
+def named_entry(entries: Mapping[str, Entry], cls: type) -> Entry | None:
     """What a dict has for a class or its nearest base, by `"package>ClassName"`."""
     for base in cls.__mro__:
         key = f"{base.__module__.split('.')[0]}>{base.__name__}"
