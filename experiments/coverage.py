@@ -2,6 +2,7 @@
 
 python -m experiments.coverage            # writes the table of docs/coverage.md
 python -m experiments.coverage Bert GPT2  # prints these families only
+python -m experiments.coverage --float64  # prints how exact block norms are in float64
 """
 
 import argparse
@@ -35,7 +36,12 @@ def main():
     """Runs the families that are named, or all."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("families", nargs="*", help="defaults to all, into docs/")
-    chosen = parser.parse_args().families
+    parser.add_argument("--float64", action="store_true")
+    options = parser.parse_args()
+    chosen = options.families
+    if options.float64:
+        print_in_float64(chosen or families.ALL)
+        return
     rows, fused = [], 0
     for family in chosen or families.ALL:
         lines = [row(family, name, model) for name, model in pairs(family).items()]
@@ -107,6 +113,27 @@ def block_wise(model, other, inputs, mean):
     except keras_fusion.FusionError:
         return "refused"
     return f"{distance(mean, probe.outputs(joined, inputs)):.0e}"
+
+
+def print_in_float64(chosen):
+    """Prints how far from the mean of the parents each model is in float64."""
+    keras.config.set_floatx("float64")
+    keras.mixed_precision.set_global_policy("float64")
+    for family in chosen:
+        for name, parents in pairs(family).items():
+            inputs = samples.accepted(parents[0])
+            fused = keras_fusion.fuse(list(parents), norms="block")
+            mean = np.mean([in_float64(model, inputs) for model in parents], axis=0)
+            change = np.linalg.norm(in_float64(fused, inputs) - mean)
+            print(f"{family}  {name}  {change / np.linalg.norm(mean):.0e}", flush=True)
+        keras.utils.clear_session()
+
+
+def in_float64(model, inputs):
+    """All outputs of a model in one vector, in the precision that they are computed in."""
+    outputs = model(keras.tree.map_structure(keras.ops.convert_to_tensor, inputs))
+    arrays = map(keras.ops.convert_to_numpy, keras.tree.flatten(outputs))
+    return np.concatenate([np.asarray(y, "float64").ravel() for y in arrays])
 
 
 def distance(expected, outputs):
