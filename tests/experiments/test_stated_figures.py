@@ -47,7 +47,7 @@ STATED = {
         ),
     },
     ("decoder_96x8", "savings_depth.md"): {
-        "[stack it on itself](savings_depth.md), half the rate": (
+        "[stack it on itself](savings_depth.md), half the rate (three seeds)": (
             "four layers that exist, copies",
             True,
         ),
