@@ -14,10 +14,8 @@ from keras_fusion.t5.costs import Spent, cost
 from keras_fusion.t5.tree import parse, trainings
 
 TINY = recipe.load("tiny")
-SEVEN_TRAININGS = next(
-    table.trees["seven trainings"].name
-    for table in TINY.tables
-    if "seven trainings" in table.trees
+(SEVEN_TRAININGS,) = (
+    t.trees["seven trainings"].name for t in TINY.tables if "seven trainings" in t.trees
 )
 
 trees = st.recursive(
