@@ -163,8 +163,8 @@ def make_parent_wise(
     blocks: Sequence[int],
     groups: int,
     *,
-    shares: Any = "zeros",
-    differences: Any = "zeros",
+    shares: Any = None,
+    differences: Any = None,
 ) -> None:
     """Makes a layer that decides for all features decide for each parent's.
 
@@ -189,7 +189,7 @@ def make_parent_wise(
     layer.blocks, layer.groups = sizes, groups
     values = {SHARES: shares, DIFFERENCES: differences}
     for options in extra_options(layer):
-        initializer = values.get(options["name"], options["initializer"])
+        initializer = values.get(options["name"]) or options["initializer"]
         private.add_variable(layer, **options | {"initializer": initializer})
 
 

@@ -128,7 +128,16 @@ def extra_options(layer: ParentWise) -> list[dict[str, Any]]:
         for name, size in sizes.items()
         if size
     ]
+    if vectors:
+        vectors[0]["initializer"] = lambda *_, **__: _fresh_shares(layer)
     return [common, *vectors]
+
+
+def _fresh_shares(layer: ParentWise) -> np.ndarray:
+    """Equal shares, for a layer that is built anew: as if of groups in turn."""
+    turns = -(-len(layer.blocks) // layer.groups)
+    equal = np.tile(layer.groups * np.eye(layer.groups), turns)
+    return equal[:, : len(layer.blocks)]
 
 
 @functools.cache

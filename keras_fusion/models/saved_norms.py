@@ -38,6 +38,14 @@ def _load(layer: Any, store: Any) -> bool:
             f"The norm {layer.name!r} has the blocks {layer.blocks}, and in the file "
             f"{blocks}. Build the model with the widths that it had when it was saved."
         )
+    shapes = [tuple(v.shape) for v in layer.all_variables()]
+    found = [tuple(store[str(i)].shape) for i in range(len(store.keys()) - 1)]
+    if shapes != found:
+        raise FusionError(
+            f"{type(layer).__name__} {layer.name!r} has other parents than in the file: "
+            f"variables of shapes {shapes}, and in the file {found}. Load the file into a "
+            "model of the same growths, or into one with stock layers."
+        )
     layer.blocks = blocks
     for i, variable in enumerate(layer.all_variables()):
         variable.assign(store[str(i)])

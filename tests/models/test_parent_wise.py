@@ -216,6 +216,22 @@ def test_grown_in_fit_and_annealed_to_the_stock_layers(family):
     assert close(probe.outputs(live, x), probe.outputs(stock, x))
 
 
+def test_a_model_built_anew_computes():
+    parents = [build("CLIP"), build("CLIP", seed=1)]
+    clone = keras.models.clone_model(fuse(parents, norms="block"))
+    inputs = samples.accepted(parents[0])
+    assert all(np.isfinite(y).all() for y in probe.outputs(clone, inputs))
+
+
+def test_a_file_of_other_parents_is_refused(tmp_path):
+    parents = [build("GptOss", seed=seed) for seed in range(4)]
+    pairs = [fuse(parents[:2], norms="block"), fuse(parents[2:], norms="block")]
+    fuse(pairs, norms="block").save_weights(tmp_path / "four.weights.h5")
+    twice = fuse(pairs[0], factor=2, seed=0)
+    with pytest.raises(ValueError, match="has other parents than in the file"):
+        twice.load_weights(tmp_path / "four.weights.h5")
+
+
 def test_what_would_not_keep_the_blocks_is_refused():
     parents = [build("Mixtral"), build("Mixtral", seed=1)]
     fused = fuse(parents, norms="block")
