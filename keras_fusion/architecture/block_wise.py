@@ -1,6 +1,6 @@
 """What the bigger model computes block by block: norms, constants of a width, decisions."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -90,7 +90,11 @@ def _exchange_decision(match: Match, decision: Decision, widths: Widths) -> str 
         blocks,
         len(shares),
         shares=lambda *_, **__: shares,
-        differences=lambda *_, **__: _decided_differences(layers, decision),
+        # Copies decide together, by the values of one.
+        differences=lambda *_, **__: _differences(
+            layers[:1] if _are_one(layers) else layers,
+            lambda layer: _flat(layer, decision),
+        ),
     )
     return None
 
@@ -109,17 +113,9 @@ def _shares(layers: Sequence[keras.Layer], blocks: int) -> np.ndarray:
     return np.vstack(rows)
 
 
-def _decided_differences(
-    layers: Sequence[keras.Layer], decision: Decision
-) -> np.ndarray:
-    """The differences of each group's values from their means over the parents."""
-    rows, means = [], []
-    for layer in layers[:1] if _are_one(layers) else layers:
-        shared = [np.ravel(host.read(v)) for v in decision.shared(layer)]
-        means.append(np.concatenate(shared))
-        own = host.read(layer.differences) if is_block_norm(layer) else 0.0
-        rows.append(means[-1] + own)
-    return np.vstack(rows) - np.mean(means, axis=0)
+def _flat(layer: keras.Layer, decision: Decision) -> np.ndarray:
+    """The values that all features of a layer share, one after another."""
+    return np.concatenate([np.ravel(host.read(v)) for v in decision.shared(layer)])
 
 
 def _follow(grown: Any, layer: Any) -> None:
@@ -190,7 +186,9 @@ def _exchange_shared(match: Match) -> str | None:
         blocks = []
         for layer, own in zip(layers, heads, strict=True):
             blocks += layer.blocks if is_block_norm(layer) else (own,)
-        exchange.make_head_wise(grown, blocks, lambda *_, **__: _differences(layers))
+        exchange.make_head_wise(
+            grown, blocks, lambda *_, **__: _differences(layers, _vectors)
+        )
     return reason
 
 
@@ -203,17 +201,28 @@ def _heads(norm: keras.Layer) -> int | None:
     return shape[-1] // size if shape and shape[-1] and shape[-1] % size == 0 else None
 
 
-def _differences(layers: Sequence[keras.Layer]) -> np.ndarray:
-    """The differences of the parents' weights from their mean, block by block."""
-    rows, means = [], []
-    for layer in layers:
-        stock = [v for v in layer.variables if len(v.shape) == 1]
-        own = np.stack([np.array(host.read(v)) for v in stock])
-        means.append(own)
-        rows += (
-            list(own + host.read(layer.differences)) if is_block_norm(layer) else [own]
-        )
-    return np.stack(rows) - np.mean(means, axis=0)
+def _differences(
+    layers: Sequence[Any], values: Callable[[Any], np.ndarray]
+) -> np.ndarray:
+    """The differences of what each parent has of its own from the means over the parents.
+
+    Args:
+        layers: the parents' layers.
+        values: function from a layer to the values that its parents have in common.
+    """
+    own = [values(layer) for layer in layers]
+    rows = [
+        value + host.read(layer.differences) if is_block_norm(layer) else value[None]
+        for layer, value in zip(layers, own, strict=True)
+    ]
+    return np.concatenate(rows) - np.mean(own, axis=0)
+
+
+def _vectors(norm: keras.Layer) -> np.ndarray:
+    """The vectors of a norm by head, one in each row."""
+    return np.stack(
+        [np.array(host.read(v)) for v in norm.variables if len(v.shape) == 1]
+    )
 
 
 def _blocks(layers: Sequence[keras.Layer], sizes: Sequence, size: int) -> list[int]:

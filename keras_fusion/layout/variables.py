@@ -13,7 +13,7 @@ from keras_fusion.layout import tied_readout
 from keras_fusion.layout.axes import Axis, is_readout
 from keras_fusion.models import rules, tree
 from keras_fusion.models.block_norms import BLEND
-from keras_fusion.models.exchange import VALUES_BY_PARENT
+from keras_fusion.models.exchange import values_by_parent
 from keras_fusion.models.stock import is_block_norm
 
 
@@ -121,8 +121,10 @@ def lay_out(
     scales = tied_readout.scales(matches)
     layouts, planned = [], set()
     for match in matches:
+        own = values_by_parent(match.grown) if is_block_norm(match.grown) else []
+        planned |= {id(variable) for variable in own}  # They have their values.
         for *sources, target in tree.shared_variables([*match.layers, match.grown]):
-            if id(target) not in planned and target.name not in VALUES_BY_PARENT:
+            if id(target) not in planned:
                 planned.add(id(target))
                 layouts.append(_layout(match, sources, target, scales, widths))
     if must_grow and not any(layout.grown for layout in layouts):

@@ -50,14 +50,9 @@ class BlockConstant(Unsaved, ExchangedNorm):
         """Rebuilds a layer of the class that its config names."""
         return cls.made_from(config, constant_class)
 
-    def why_no_checkpoint(self) -> str:
-        """The reason against TensorFlow's checkpoints."""
-        return (
-            f"A tf.train.Checkpoint cannot hold that the {type(self).__name__} "
-            f"{self.name!r} has constants of its own for each of its blocks "
-            f"{self.blocks}: a stock model would restore it without a word, to another "
-            "function. Save the model as .keras or .weights.h5."
-        )
+    def kept(self) -> str:
+        """What TensorFlow's checkpoints cannot hold."""
+        return f"has constants of its own for each of its blocks {self.blocks}"
 
 
 registered_as("BlockConstant")(BlockConstant)

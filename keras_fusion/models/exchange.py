@@ -145,13 +145,10 @@ def make_constants_block_wise(layer: keras.Layer, blocks: Sequence[int]) -> None
     Raises:
         FusionError: if they do not add up to it.
     """
-    sizes, kind = checked_blocks(blocks), kind_of(layer)
+    kind = kind_of(layer)
     size = kind.size(layer) if kind is not None else None
-    if size != sum(sizes):
-        raise FusionError(
-            f"The blocks {sizes} of {type(layer).__name__} {layer.name!r} do not add up "
-            f"to {size}, the width on which its constants depend."
-        )
+    what = "the width on which its constants depend"
+    sizes = _blocks_of(size, blocks, layer, what)
     private.use_class(layer, constant_class(stock_class(layer)))
     held: Any = layer
     held.blocks = sizes
@@ -178,19 +175,28 @@ def make_parent_wise(
     Raises:
         FusionError: if the blocks are not its features.
     """
-    sizes, decision = checked_blocks(blocks), decision_of(layer)
+    decision = decision_of(layer)
     size = decision.size(layer) if decision is not None else None
-    if size != sum(sizes):
-        raise FusionError(
-            f"The blocks {sizes} of {type(layer).__name__} {layer.name!r} do not add up "
-            f"to its {size} features."
-        )
+    sizes = _blocks_of(size, blocks, layer, "the number of its features")
     private.use_class(layer, parent_wise_class(stock_class(layer)))
     layer.blocks, layer.groups = sizes, groups
     values = {SHARES: shares, DIFFERENCES: differences}
     for options in extra_options(layer):
         initializer = values.get(options["name"]) or options["initializer"]
         private.add_variable(layer, **options | {"initializer": initializer})
+
+
+def _blocks_of(
+    size: int | None, blocks: Sequence[int], layer: keras.Layer, what: str
+) -> tuple[int, ...]:
+    """The sizes of blocks, which must add up to a size of the layer."""
+    sizes = checked_blocks(blocks)
+    if size != sum(sizes):
+        raise FusionError(
+            f"The blocks {sizes} of {type(layer).__name__} {layer.name!r} do not add up "
+            f"to {size}, {what}."
+        )
+    return sizes
 
 
 def make_block_wise_again(

@@ -23,7 +23,6 @@ from keras_fusion.models.block_norms import (
 from keras_fusion.models.head_norms import DIFFERENCES
 from keras_fusion.models.private.checkpoints import Unsaved
 from keras_fusion.models.private.decisions import DECISIONS, Decision, Group
-from keras_fusion.models.private.views import as_class
 from keras_fusion.models.stock import named_entry, stock_class
 
 SHARES = "shares"
@@ -61,14 +60,9 @@ class ParentWise(Unsaved, ExchangedNorm):
 
     def computed(self, *args: Any, **kwargs: Any) -> Any:
         """What the stock layer computes, decided for each group, as far as `blend` says."""
-        apart = self.decision.apart(self, self._groups(), args, kwargs)
-        blend: Any = ops.convert_to_tensor(self.blend)
-
-        def add_loss(loss: Any) -> None:
-            self.add_loss(blend * loss)
-
-        view = as_class(self, self.stock, add_loss=add_loss)
-        joint = self.stock.call(view, *args, **kwargs)
+        blend = ops.convert_to_tensor(self.blend)
+        outputs = self.decision.outputs(self, self._groups(), blend, args, kwargs)
+        apart, joint = outputs
         return keras.tree.map_structure(self.blended, apart, joint)
 
     def _groups(self) -> list[Group]:
@@ -104,14 +98,9 @@ class ParentWise(Unsaved, ExchangedNorm):
         """Rebuilds a layer of the class that its config names."""
         return cls.made_from(config, parent_wise_class)
 
-    def why_no_checkpoint(self) -> str:
-        """The reason against TensorFlow's checkpoints."""
-        return (
-            f"A tf.train.Checkpoint cannot hold that the {type(self).__name__} "
-            f"{self.name!r} decides for each of its blocks {self.blocks} alone: a stock "
-            "model would restore it without a word, to another function. Save the model "
-            "as .keras or .weights.h5."
-        )
+    def kept(self) -> str:
+        """What TensorFlow's checkpoints cannot hold."""
+        return f"decides for each of its blocks {self.blocks} alone"
 
 
 registered_as("ParentWise")(ParentWise)

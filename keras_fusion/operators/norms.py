@@ -3,8 +3,11 @@
 import warnings
 from typing import Any
 
+from keras_fusion.architecture.parents import Match
 from keras_fusion.errors import FusionError
 from keras_fusion.models import samples
+from keras_fusion.models.parent_wise import decision_of
+from keras_fusion.models.stock import is_block_norm
 from keras_fusion.operators.plan import Draft
 from keras_fusion.values import calibration
 from keras_fusion.values.calibration import Corrections
@@ -51,7 +54,13 @@ def settled(
         warnings.warn(
             f"The fusion is not exact. {reasons[0]}{more}{what}", stacklevel=2
         )
-    return found, not reasons and not any(map(calibration.is_joint, draft.matches))
+    joint = any(calibration.is_joint(x) or _decides_jointly(x) for x in draft.matches)
+    return found, not reasons and not joint
+
+
+def _decides_jointly(match: Match) -> bool:
+    """Whether a layer decides for the features of all parents at once."""
+    return decision_of(match.grown) is not None and not is_block_norm(match.grown)
 
 
 def _reasons(draft: Draft) -> list[str]:

@@ -23,7 +23,6 @@ from keras_fusion.errors import FusionError
 from keras_fusion.layout.variables import VariableLayout
 from keras_fusion.models import host, probe, tree
 from keras_fusion.models.observe import Observation, Pair, observe
-from keras_fusion.models.parent_wise import decision_of
 from keras_fusion.models.rules import Norm
 from keras_fusion.models.stock import is_block_norm
 
@@ -168,9 +167,7 @@ def _centered(value: np.ndarray) -> np.ndarray:
 
 
 def is_joint(match: Match) -> bool:
-    """Whether a layer that grew has one statistic, or decides once, for all features."""
-    if decision_of(match.grown) is not None:
-        return not is_block_norm(match.grown)
+    """Whether a layer is a norm that grew and has one statistic for all features."""
     return bool(_joint_norms([match]))
 
 

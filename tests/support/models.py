@@ -224,8 +224,9 @@ def values(model):
 
 
 def outputs(model, x):
-    """The model's output in inference mode, as an array."""
-    return numpy(model(keras.tree.map_structure(keras.ops.convert_to_tensor, x)))
+    """The model's output in inference mode, as an array, or a structure of arrays."""
+    found = model(keras.tree.map_structure(keras.ops.convert_to_tensor, x))
+    return keras.tree.map_structure(numpy, found)
 
 
 def mean_of(parents, x):

@@ -38,13 +38,19 @@ class Unsaved:
     It comes first among the bases of a class.
     """
 
-    def why_no_checkpoint(self) -> str:
-        """The reason, in a sentence."""
+    name: str
+
+    def kept(self) -> str:
+        """What it cannot hold, as what the layer does."""
         raise NotImplementedError
 
     def _trackable_children(self, save_type: str = "checkpoint", **kwargs: Any) -> dict:
         if save_type == "checkpoint":
-            raise FusionError(self.why_no_checkpoint())
+            raise FusionError(
+                f"A tf.train.Checkpoint cannot hold that the {type(self).__name__} "
+                f"{self.name!r} {self.kept()}: a stock model would restore it without a "
+                "word, to another function. Save the model as .keras or .weights.h5."
+            )
         own: Any = super()
         return own._trackable_children(save_type, **kwargs)
 

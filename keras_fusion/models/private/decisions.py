@@ -52,10 +52,18 @@ class Decision(abc.ABC):
         """The variables that all features share; each parent has its own values of them."""
 
     @abc.abstractmethod
-    def apart(
-        self, layer: Any, groups: Sequence[Group], args: tuple, kwargs: dict[str, Any]
-    ) -> Any:
-        """The stock layer's outputs, decided for each group alone."""
+    def outputs(
+        self,
+        layer: Any,
+        groups: Sequence[Group],
+        blend: Any,
+        args: tuple,
+        kwargs: dict[str, Any],
+    ) -> tuple[Any, Any]:
+        """The stock layer's outputs, decided for each group alone, and for all at once.
+
+        `blend` is the factor on losses that the layer adds for all at once.
+        """
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,29 +91,39 @@ class Mixture(Decision):
         held = (_at(layer, path) for path in self.routers)
         return [router.bias for router in held if router.bias is not None]
 
-    def apart(
-        self, layer: Any, groups: Sequence[Group], args: tuple, kwargs: dict[str, Any]
-    ) -> Any:
-        """The outputs by a routing for each group, and the mean of the routings."""
+    def outputs(
+        self,
+        layer: Any,
+        groups: Sequence[Group],
+        blend: Any,
+        args: tuple,
+        kwargs: dict[str, Any],
+    ) -> tuple[Any, Any]:
+        """The outputs by a routing for each group and the mean of these, and by one."""
         # All experts compute once, for all features.
         once = {name: _once(getattr(layer, name)) for name in self.computing}
         features, routings = [], []
         for group in groups:
-            view = self._view(layer, group, once)
+            view = _view(layer, group.weight, **once, **self._routings(layer, group))
             output, routing = layer.stock.call(view, *args, **kwargs)
             features.append(group.own(output))
             routings.append(group.mean(routing))
-        return sum(features), sum(routings)
+        joint = layer.stock.call(_view(layer, blend, **once), *args, **kwargs)
+        return (sum(features), sum(routings)), joint
 
-    def _view(self, layer: Any, group: Group, once: dict[str, Callable]) -> Any:
-        """The layer with the routers of one parent."""
-
-        def add_loss(loss: Any) -> None:
-            layer.add_loss(group.weight * loss)
-
+    def _routings(self, layer: Any, group: Group) -> dict[str, Callable]:
+        """What computes in the routers' places as one parent's."""
         differences = iter(group.differences)
-        routers = dict(_routing(layer, r, group, differences) for r in self.routers)
-        return as_class(layer, layer.stock, add_loss=add_loss, **once, **routers)
+        return dict(_routing(layer, r, group, differences) for r in self.routers)
+
+
+def _view(layer: Any, weight: Any, **instead: Any) -> Any:
+    """The stock layer with other parts, and a factor on the losses that it adds."""
+
+    def add_loss(loss: Any) -> None:
+        layer.add_loss(weight * loss)
+
+    return as_class(layer, layer.stock, add_loss=add_loss, **instead)
 
 
 def _at(holder: Any, path: str) -> Any:
@@ -168,10 +186,15 @@ class Comparison(Decision):
         """The scale, and what is added."""
         return [getattr(layer, name) for name in self.names]
 
-    def apart(
-        self, layer: Any, groups: Sequence[Group], args: tuple, kwargs: dict[str, Any]
-    ) -> Any:
-        """The means of the comparisons of each group's embeddings."""
+    def outputs(
+        self,
+        layer: Any,
+        groups: Sequence[Group],
+        blend: Any,
+        args: tuple,
+        kwargs: dict[str, Any],
+    ) -> tuple[Any, Any]:
+        """The means over each group's comparisons, and the comparisons of all features."""
 
         def compared(group: Group) -> Any:
             own: Any = keras.tree.map_structure(group.own, (args, kwargs))
@@ -180,7 +203,8 @@ class Comparison(Decision):
             return keras.tree.map_structure(group.mean, logits)
 
         parts = [compared(group) for group in groups]
-        return keras.tree.map_structure(lambda *logits: sum(logits), *parts)
+        apart = keras.tree.map_structure(lambda *logits: sum(logits), *parts)
+        return apart, layer.stock.call(as_class(layer, layer.stock), *args, **kwargs)
 
     def _values(self, layer: Any, group: Group) -> dict[str, Any]:
         """One parent's scale, and what it adds."""
