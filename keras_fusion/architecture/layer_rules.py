@@ -277,10 +277,9 @@ def _as_wide(site: Site, rule: Rule) -> list[Axes]:
     if rule.roles is not None and operation.weights and not over_rows:
         _weigh(site, axis)
         _check_common_weights(site, rule, axis)
-        own = rule.widths if rule.output_width is None else ()
-        follow = [key for key in own if site.option(key) == total(axis)]
-        if follow:  # It grows as its input does, or not at all.
-            site.override(dict.fromkeys(follow, site.names.size(axis)))
+        if key := _key_of_features(operation, rule, total(axis)):
+            # It grows as its input does, or not at all.
+            site.override({key: site.names.size(axis)})
     result = []
     for tensor in site.outputs:
         axes = constant(tensor.shape)
@@ -289,6 +288,19 @@ def _as_wide(site: Site, rule: Rule) -> list[Axes]:
         result.append(axes)
     make(site, axis)
     return result
+
+
+def _key_of_features(
+    layer: keras.Layer, rule: Rule, features: int | None
+) -> str | None:
+    """The key that says how many features a layer scales; `None` where none does.
+
+    It is the only width of a layer that has nothing but a vector of them. Another width
+    may be as large by chance.
+    """
+    shapes = {tuple(variable.shape) for variable in layer.weights}
+    alone = len(rule.widths) == 1 and rule.output_width is None
+    return rule.widths[0] if alone and shapes == {(features,)} else None
 
 
 def _normalizes_rows(site: Site, rule: Rule, rank: int) -> bool:

@@ -224,8 +224,6 @@ for _name in ("T5GemmaBackbone", "T5Gemma2Backbone"):
     )
 
 # Two towers, whose embeddings are compared.
-for _name in ("CLIPHead", "MetaCLIP2Head", "SigLIPHead"):
-    register(f"keras_hub>{_name}", roles={"logit_scale": (), "logit_bias": ()})
 for _name in ("CLIPBackbone", "MetaCLIP2Backbone", "SigLIPBackbone"):
     register(
         f"keras_hub>{_name}",

@@ -9,8 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from keras import layers
-from models import outputs, perturbed, relative_change
-from rule_samples import of_convnext
+from models import perturbed
 
 from keras_fusion import FusionError, fuse
 from keras_fusion.architecture import widths
@@ -372,17 +371,3 @@ def test_a_flatten_of_unknown_length_is_refused():
 
     with pytest.raises(FusionError, match=r"'flat' flattens axes of unknown .*None"):
         Study(make)
-
-
-def test_a_width_in_a_config_follows_the_features_that_are_read():
-    """A layer that scales each feature stays with those of the model's own inputs."""
-    scaled = of_convnext("LayerScale")
-    inputs = keras.Input((8,))
-    x = layers.Dense(12, activation="gelu")(scaled(0.5, 8)(inputs))
-    model = keras.Model(inputs, layers.Dense(2)(scaled(0.5, 12)(x)))
-    model = perturbed(model)
-    x = np.random.default_rng(0).standard_normal((4, 8)).astype("float32")
-    fused = fuse(model, factor=2)
-    widths = [layer.projection_dim for layer in fused.layers if "scale" in layer.name]
-    assert widths == [8, 24]
-    assert relative_change(outputs(model, x), outputs(fused, x)) < 1e-5
