@@ -1,23 +1,26 @@
 """What the bigger model computes block by block: norms, constants of a width, decisions."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import keras
-import numpy as np
 
+from keras_fusion.architecture import by_parent
+from keras_fusion.architecture.by_parent import ByParent
 from keras_fusion.architecture.parents import Match
 from keras_fusion.architecture.widths import Widths
 from keras_fusion.errors import FusionError
 from keras_fusion.models import exchange, host
 from keras_fusion.models.block_constants import kind_of
-from keras_fusion.models.parent_wise import decision_of
+from keras_fusion.models.parent_wise import SHARES, decision_of
 from keras_fusion.models.private.constants import Kind
 from keras_fusion.models.private.decisions import Decision
 from keras_fusion.models.stock import is_block_norm
 
 
-def exchange_norms(matches: Sequence[Match], widths: Widths) -> dict[str, str]:
+def exchange_norms(
+    matches: Sequence[Match], widths: Widths
+) -> tuple[dict[str, str], tuple[ByParent, ...]]:
     """Makes norms of the bigger model block-wise: all that grew, or whose parents' are.
 
     So it does with what decides for all features. Constants of a width that grew become
@@ -28,12 +31,13 @@ def exchange_norms(matches: Sequence[Match], widths: Widths) -> dict[str, str]:
         widths: the `Widths` of the bigger model's layers.
 
     Returns:
-        The reasons why layers could not be made block-wise, by their addresses.
+        The reasons why layers could not be made block-wise, by their addresses, and the
+        values that those which could have of each parent.
 
     Raises:
         FusionError: if a layer's constants depend on a width whose parts are not known.
     """
-    refused = {}
+    refused, values = {}, []
     for match in matches:
         if is_block_norm(match.grown):
             continue
@@ -47,8 +51,10 @@ def exchange_norms(matches: Sequence[Match], widths: Widths) -> dict[str, str]:
         reason = _exchange_wanted(match, widths) if wanted else None
         if reason is not None:
             refused[match.address] = reason
+        if is_block_norm(match.grown):
+            values += _by_parent(match)
     exchange.mark_owners(matches[0].grown)
-    return refused
+    return refused, tuple(values)
 
 
 def _refuse_annealed(address: str, layers: Sequence[Any]) -> None:
@@ -81,48 +87,37 @@ def _exchange_decision(match: Match, decision: Decision, widths: Widths) -> str 
         return "it is not known which of its features are whose parent's"
     if all(own == size for own in sizes):
         if is_block_norm(layers[0]):
-            _follow(grown, layers[0])
+            exchange.follow(grown, layers[0])
         return None
-    blocks = _blocks(layers, sizes, size)
-    shares = _shares(layers, len(blocks))
-    exchange.make_parent_wise(
-        grown,
-        blocks,
-        len(shares),
-        shares=lambda *_, **__: shares,
-        # Copies decide together, by the values of one.
-        differences=lambda *_, **__: _differences(
-            layers[:1] if _are_one(layers) else layers,
-            lambda layer: _flat(layer, decision),
-        ),
-    )
+    deciding = layers[:1] if _are_one(layers) else layers  # Copies decide together.
+    groups = sum(x.groups if is_block_norm(x) else 1 for x in deciding)
+    exchange.make_parent_wise(grown, _blocks(layers, sizes, size), groups)
     return None
 
 
-def _shares(layers: Sequence[keras.Layer], blocks: int) -> np.ndarray:
-    """The `ParentWise.shares` of a layer, from the parents'; none for what is new."""
-    own = [host.read(x.shares) if is_block_norm(x) else [[1.0]] for x in layers]
-    if _are_one(layers):
-        shares = np.hstack(own)  # Copies decide together, as they did alone.
-        return np.pad(shares, [(0, 0), (0, blocks - shares.shape[1])])
-    rows, before = [], 0
-    for part in map(np.asarray, own):
-        beside = [(0, 0), (before, blocks - before - part.shape[1])]
-        rows.append(len(layers) * np.pad(part, beside))
-        before += part.shape[1]
-    return np.vstack(rows)
+def _by_parent(match: Match) -> list[ByParent]:
+    """The values of each parent's that a block-wise layer holds."""
+    grown, layers = match.grown, match.layers
+    return [
+        _values(target, layers, decision_of(layers[0]))
+        for target in exchange.values_by_parent(grown)
+    ]
 
 
-def _flat(layer: keras.Layer, decision: Decision) -> np.ndarray:
-    """The values that all features of a layer share, one after another."""
-    return np.concatenate([np.ravel(host.read(v)) for v in decision.shared(layer)])
-
-
-def _follow(grown: Any, layer: Any) -> None:
-    """Makes a layer that did not grow what the parent's is, with each parent's values."""
-    exchange.follow(grown, layer)
-    for variable in exchange.values_by_parent(layer):
-        host.write(getattr(grown, variable.name), host.read(variable))
+def _values(
+    target: keras.Variable, layers: Sequence[Any], decision: Decision | None
+) -> ByParent:
+    """What each parent has of its own in one variable."""
+    copies, first = _are_one(layers), layers[0]
+    source = getattr(first, target.name) if is_block_norm(first) else None
+    if source is not None and source.shape == target.shape:
+        return by_parent.same(target, source)
+    if target.name == SHARES:
+        return by_parent.shares(target, layers, together=copies)
+    if decision is None:
+        return by_parent.differences(target, layers, _vectors)
+    deciding = layers[:1] if copies else layers
+    return by_parent.differences(target, deciding, decision.shared)
 
 
 def _are_one(layers: Sequence[keras.Layer]) -> bool:
@@ -179,16 +174,14 @@ def _exchange_shared(match: Match) -> str | None:
     heads = [own for own in map(_heads, layers) if own is not None]
     if total is None or len(heads) < len(layers) or total == heads[0]:
         if is_block_norm(layers[0]):
-            _follow(grown, layers[0])
+            exchange.follow(grown, layers[0])
         return None
     reason = exchange.reason_against(grown)
     if reason is None and sum(heads) == total:
         blocks = []
         for layer, own in zip(layers, heads, strict=True):
             blocks += layer.blocks if is_block_norm(layer) else (own,)
-        exchange.make_head_wise(
-            grown, blocks, lambda *_, **__: _differences(layers, _vectors)
-        )
+        exchange.make_head_wise(grown, blocks)
     return reason
 
 
@@ -201,28 +194,9 @@ def _heads(norm: keras.Layer) -> int | None:
     return shape[-1] // size if shape and shape[-1] and shape[-1] % size == 0 else None
 
 
-def _differences(
-    layers: Sequence[Any], values: Callable[[Any], np.ndarray]
-) -> np.ndarray:
-    """The differences of what each parent has of its own from the means over the parents.
-
-    Args:
-        layers: the parents' layers.
-        values: function from a layer to the values that its parents have in common.
-    """
-    own = [values(layer) for layer in layers]
-    rows = [
-        value + host.read(layer.differences) if is_block_norm(layer) else value[None]
-        for layer, value in zip(layers, own, strict=True)
-    ]
-    return np.concatenate(rows) - np.mean(own, axis=0)
-
-
-def _vectors(norm: keras.Layer) -> np.ndarray:
-    """The vectors of a norm by head, one in each row."""
-    return np.stack(
-        [np.array(host.read(v)) for v in norm.variables if len(v.shape) == 1]
-    )
+def _vectors(norm: keras.Layer) -> list[keras.Variable]:
+    """The weights of a norm by head, vectors that all heads share."""
+    return [v for v in norm.variables if len(v.shape) == 1]
 
 
 def _blocks(layers: Sequence[keras.Layer], sizes: Sequence, size: int) -> list[int]:

@@ -277,7 +277,7 @@ def _as_wide(site: Site, rule: Rule) -> list[Axes]:
     if rule.roles is not None and operation.weights and not over_rows:
         _weigh(site, axis)
         _check_common_weights(site, rule, axis)
-        if key := _key_of_features(operation, rule, total(axis)):
+        if key := _key_of_features(site, rule, total(axis)):
             # It grows as its input does, or not at all.
             site.override({key: site.names.size(axis)})
     result = []
@@ -290,17 +290,17 @@ def _as_wide(site: Site, rule: Rule) -> list[Axes]:
     return result
 
 
-def _key_of_features(
-    layer: keras.Layer, rule: Rule, features: int | None
-) -> str | None:
+def _key_of_features(site: Site, rule: Rule, features: int | None) -> str | None:
     """The key that says how many features a layer scales; `None` where none does.
 
     It is the only width of a layer that has nothing but a vector of them. Another width
     may be as large by chance.
     """
-    shapes = {tuple(variable.shape) for variable in layer.weights}
-    alone = len(rule.widths) == 1 and rule.output_width is None
-    return rule.widths[0] if alone and shapes == {(features,)} else None
+    if len(rule.widths) != 1 or rule.output_width is not None:
+        return None
+    [key] = rule.widths
+    shapes = {tuple(variable.shape) for variable in site.call.operation.weights}
+    return key if site.option(key) == features and shapes == {(features,)} else None
 
 
 def _normalizes_rows(site: Site, rule: Rule, rank: int) -> bool:

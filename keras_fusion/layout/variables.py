@@ -274,7 +274,9 @@ def composed(stages: Sequence[Sequence[VariableLayout]]) -> tuple[VariableLayout
     first, *later = stages
     for stage in later:
         known = {id(layout.target): layout for layout in first}
-        first = [_after(known[id(layout.sources[0])], layout) for layout in stage]
+        # What a block-wise layer has beside the stock layer's has no source in the first.
+        own = [layout for layout in stage if id(layout.sources[0]) in known]
+        first = [_after(known[id(layout.sources[0])], layout) for layout in own]
     return tuple(first)
 
 

@@ -116,18 +116,14 @@ def make_block_wise(norm: keras.Layer, blocks: Sequence[int]) -> None:
     private.add_variable(norm, **blend_options(norm))
 
 
-def make_head_wise(
-    norm: keras.Layer, blocks: Sequence[int], differences: Any = "zeros"
-) -> None:
+def make_head_wise(norm: keras.Layer, blocks: Sequence[int]) -> None:
     """Gives each parent's heads weights of their own in a built norm by head.
 
     Args:
         norm: the norm, for which there is no `reason_against`.
         blocks: numbers of the parents' heads.
-        differences: initializer of what is added to the norm's variables, of shape
-            `(parents, variables, features)`.
     """
-    options = differences_options(norm, len(blocks)) | {"initializer": differences}
+    options = differences_options(norm, len(blocks))
     stock: Any = type(norm)
     private.use_class(norm, head_class(stock))
     norm.blocks = checked_blocks(blocks)
@@ -155,22 +151,13 @@ def make_constants_block_wise(layer: keras.Layer, blocks: Sequence[int]) -> None
     private.add_variable(layer, **blend_options(layer))
 
 
-def make_parent_wise(
-    layer: Any,
-    blocks: Sequence[int],
-    groups: int,
-    *,
-    shares: Any = None,
-    differences: Any = None,
-) -> None:
+def make_parent_wise(layer: Any, blocks: Sequence[int], groups: int) -> None:
     """Makes a layer that decides for all features decide for each parent's.
 
     Args:
         layer: the layer, which has a `decision_of` its own.
         blocks: sizes of the parents' blocks of features.
         groups: int. How many groups of blocks decide alone.
-        shares: initializer of `ParentWise.shares`.
-        differences: initializer of `ParentWise.differences`.
 
     Raises:
         FusionError: if the blocks are not its features.
@@ -180,10 +167,8 @@ def make_parent_wise(
     sizes = _blocks_of(size, blocks, layer, "the number of its features")
     private.use_class(layer, parent_wise_class(stock_class(layer)))
     layer.blocks, layer.groups = sizes, groups
-    values = {SHARES: shares, DIFFERENCES: differences}
     for options in extra_options(layer):
-        initializer = values.get(options["name"]) or options["initializer"]
-        private.add_variable(layer, **options | {"initializer": initializer})
+        private.add_variable(layer, **options)
 
 
 def _blocks_of(

@@ -33,19 +33,48 @@ def adapter(plan) -> Callable[[list], list]:
         for index, layout in enumerate(plan.layouts)
         if id(layout.sources[0]) in old
     }
-    # A block norm's blend has no counterpart; it stays what it is.
-    places = [where.get(id(v), (v, None)) for v in plan.fused.weights]
+    by_parent = {id(x.target): _of_parents(x, old) for x in plan.by_parent}
     rest = _without_variables(plan)
 
-    def grown(weights, index, place):
-        if place is None:
-            return host.read(index)
-        own, layout = np.asarray(weights[place]), rest.layouts[index]
+    def laid_out(index, place):
+        layout = rest.layouts[index]
         first = layout.sources[0]
-        arrays = [own if s is first else host.read(s) for s in layout.sources]
-        return rest.values(index, arrays)
 
-    return lambda weights: [grown(weights, *place) for place in places]
+        def value(weights):
+            own = np.asarray(weights[place])
+            arrays = [own if s is first else host.read(s) for s in layout.sources]
+            return rest.values(index, arrays)
+
+        return value
+
+    def value_of(variable):
+        if id(variable) in by_parent:
+            return by_parent[id(variable)]
+        if id(variable) in where:
+            return laid_out(*where[id(variable)])
+        # A block norm's blend has no counterpart; it stays what it is.
+        return lambda weights: host.read(variable)
+
+    values = [value_of(variable) for variable in plan.fused.weights]
+    return lambda weights: [value(weights) for value in values]
+
+
+def _of_parents(own, old):
+    """The function from the first parent's weights to values of each parent's."""
+    places = [old.get(id(source), source) for source in own.sources]
+    made = own.value
+
+    def value(weights):
+        return made(
+            [
+                np.asarray(weights[place])
+                if isinstance(place, int)
+                else host.read(place)
+                for place in places
+            ]
+        )
+
+    return value
 
 
 def _without_variables(plan):
@@ -65,4 +94,6 @@ def _without_variables(plan):
         )
         for layout in plan.layouts
     ]
-    return dataclasses.replace(plan, parents=(), fused=None, layouts=tuple(layouts))
+    return dataclasses.replace(
+        plan, parents=(), fused=None, layouts=tuple(layouts), by_parent=()
+    )

@@ -10,6 +10,7 @@ import keras
 import numpy as np
 
 from keras_fusion.architecture import block_wise, build
+from keras_fusion.architecture.by_parent import ByParent
 from keras_fusion.architecture.initializers import fitting
 from keras_fusion.architecture.parents import Match, Parents, resolved
 from keras_fusion.architecture.widths import Widths
@@ -36,6 +37,8 @@ class Plan:
         copies: bool. Whether the parents are copies of one model.
         extends: bool. Whether outputs get more entries behind the old ones, which alone
             must stay; behind a softmax, their shares of each other.
+        by_parent: tuple of the variables of `fused` beside `layouts` that hold values of
+            each parent's.
 
     Example:
 
@@ -56,6 +59,7 @@ class Plan:
     exact: bool
     copies: bool
     extends: bool = False
+    by_parent: tuple[ByParent, ...] = ()
 
     @property
     def stages(self) -> "Plans":
@@ -83,6 +87,8 @@ class Plan:
         for index, layout in self._steps():
             if not on_devices.fill(self.filler, index, layout):
                 host.write(layout.target, self._read_value(index, layout))
+        for own in self.by_parent:
+            host.write(own.target, self._of_parents(own))
         for _, layer in tree.walk(self.fused):
             # A Normalization computes with values made of its weights; other layers
             # would make their state anew of data that they do not have.
@@ -98,6 +104,8 @@ class Plan:
         """Yields each variable of the bigger model with its value."""
         for index, layout in self._steps():
             yield layout.target, self._read_value(index, layout)
+        for own in self.by_parent:
+            yield own.target, self._of_parents(own)
 
     def _steps(self):
         what = f"filling {self.fused.name!r}"
@@ -107,6 +115,9 @@ class Plan:
         # Once for copies of one model, whose arrays so stay one array.
         read = {id(v): host.read(v) for v in layout.sources}
         return self.values(index, [read[id(v)] for v in layout.sources])
+
+    def _of_parents(self, own: ByParent) -> np.ndarray:
+        return own.value([host.read(v) for v in own.sources])
 
     def weights_adapter(self) -> Callable[[list], list]:
         """Makes the function that grows any weights of the first parent.
@@ -246,12 +257,14 @@ class Draft:
         matches: their layers with those of the bigger model.
         layouts: one `VariableLayout` per variable.
         stock: the reasons why norms that should be block-wise are not, by address.
+        by_parent: see `Plan`.
     """
 
     parents: Parents
     matches: tuple[Match, ...]
     layouts: tuple[VariableLayout, ...]
     stock: Mapping[str, str]
+    by_parent: tuple[ByParent, ...]
 
     @classmethod
     def of(
@@ -277,18 +290,27 @@ class Draft:
         matches = parents.matched_with(fused)
         for match in matches:
             adapted.check_equal(match.address, match.layers)
-        stock = block_wise.exchange_norms(matches, widths)
+        stock, by_parent = block_wise.exchange_norms(matches, widths)
         layouts = variables.lay_out(matches, widths, must_grow=must_grow)
         pairs = [(match.layers[0], match.grown) for match in matches]
         layouts = adopted(layouts, pairs, initializers, seed)
-        return cls(parents, matches, layouts, stock)
+        return cls(parents, matches, layouts, stock, by_parent)
 
     def plan(self, filler: Filler, *, exact: bool) -> Plan:
         """The plan with a filler."""
         models, fused = self.parents.models, self.matches[0].grown
         if isinstance(filler, WidthFiller):
             filler = filler.obeying(self.layouts)
-        return Plan(models, fused, self.layouts, filler, exact, self.parents.copies)
+        copies = self.parents.copies
+        return Plan(
+            models,
+            fused,
+            self.layouts,
+            filler,
+            exact,
+            copies,
+            by_parent=self.by_parent,
+        )
 
 
 def build_and_lay_out(

@@ -1,0 +1,99 @@
+"""Values that the bigger model computes of the parents', beside those laid out in it.
+
+Where all features share a variable, the bigger model's is the mean of the parents', and
+another variable holds what each of them adds.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_fusion.models.stock import is_block_norm
+
+
+@dataclasses.dataclass(frozen=True)
+class ByParent:
+    """A variable of the bigger model with values of each parent's.
+
+    Args:
+        target: the `keras.Variable`.
+        sources: the parents' variables that its value depends on.
+        value: function from their values, a list of arrays, to its own. It holds on to
+            no variable.
+    """
+
+    target: keras.Variable
+    sources: tuple[keras.Variable, ...]
+    value: Callable[[Sequence[np.ndarray]], np.ndarray]
+
+
+def same(target: keras.Variable, source: keras.Variable) -> ByParent:
+    """The values that a parent has for its own parents."""
+    return ByParent(target, (source,), lambda values: values[0])
+
+
+def differences(
+    target: keras.Variable,
+    layers: Sequence[Any],
+    shared: Callable[[Any], Sequence[keras.Variable]],
+) -> ByParent:
+    """What is added to the means of shared variables, in a row for each parent.
+
+    Args:
+        target: the variable, whose rows hold the shared variables one after another.
+        layers: the parents' layers; where one has several parents itself, it has
+            `differences` of its own.
+        shared: function from a layer to the variables that all of its features share.
+    """
+    held = [(list(shared(x)), is_block_norm(x)) for x in layers]
+    sources = []
+    for layer, (variables, has_own) in zip(layers, held, strict=True):
+        sources += [*variables, layer.differences] if has_own else variables
+    counts = [(len(variables), has_own) for variables, has_own in held]
+    shape = tuple(target.shape)
+
+    def value(values: Sequence[np.ndarray]) -> np.ndarray:
+        rest, means, rows = iter(values), [], []
+        for count, has_own in counts:
+            mean = np.concatenate([np.ravel(next(rest)) for _ in range(count)])
+            means.append(mean)
+            own = next(rest).reshape(-1, mean.size) if has_own else 0
+            rows.append(np.atleast_2d(mean + own))
+        return (np.concatenate(rows) - np.mean(means, axis=0)).reshape(shape)
+
+    return ByParent(target, tuple(sources), value)
+
+
+def shares(
+    target: keras.Variable, layers: Sequence[Any], *, together: bool
+) -> ByParent:
+    """How often each group's share goes into the whole, see `ParentWise.shares`.
+
+    Args:
+        target: the variable, of shape `(groups, blocks)`. Blocks behind the parents' are
+            in no group.
+        layers: the parents' layers.
+        together: bool. Whether they are copies, which decide together as one of them
+            did alone.
+    """
+    has_own = [is_block_norm(layer) for layer in layers]
+    sources = tuple(x.shares for x in layers if is_block_norm(x))
+    blocks = target.shape[1]
+
+    def value(values: Sequence[np.ndarray]) -> np.ndarray:
+        rest = iter(values)
+        parts = [np.asarray(next(rest)) if own else np.ones((1, 1)) for own in has_own]
+        if together:
+            row = np.hstack(parts)
+            return np.pad(row, [(0, 0), (0, blocks - row.shape[1])])
+        rows, before = [], 0
+        for part in parts:
+            behind = blocks - before - part.shape[1]
+            rows.append(len(parts) * np.pad(part, [(0, 0), (before, behind)]))
+            before += part.shape[1]
+        return np.vstack(rows)
+
+    return ByParent(target, sources, value)
