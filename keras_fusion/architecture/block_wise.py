@@ -112,10 +112,11 @@ def _values(
     source = getattr(first, target.name) if is_block_norm(first) else None
     if source is not None and source.shape == target.shape:
         return by_parent.same(target, source)
-    if target.name == SHARES:
-        return by_parent.shares(target, layers, together=copies)
     if decision is None:
         return by_parent.differences(target, layers, _vectors)
+    if target.name == SHARES:
+        new = decision.takes_new
+        return by_parent.shares(target, layers, together=copies, takes_new=new)
     deciding = layers[:1] if copies else layers
     return by_parent.differences(target, deciding, decision.shared)
 
@@ -177,11 +178,8 @@ def _exchange_shared(match: Match) -> str | None:
             exchange.follow(grown, layers[0])
         return None
     reason = exchange.reason_against(grown)
-    if reason is None and sum(heads) == total:
-        blocks = []
-        for layer, own in zip(layers, heads, strict=True):
-            blocks += layer.blocks if is_block_norm(layer) else (own,)
-        exchange.make_head_wise(grown, blocks)
+    if reason is None and sum(heads) <= total:
+        exchange.make_head_wise(grown, _blocks(layers, heads, total))
     return reason
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_fusion.models import host
 from keras_fusion.models.stock import is_block_norm
 
 
@@ -29,6 +30,10 @@ class ByParent:
     sources: tuple[keras.Variable, ...]
     value: Callable[[Sequence[np.ndarray]], np.ndarray]
 
+    def read(self) -> np.ndarray:
+        """The value, of what the sources read as."""
+        return self.value([host.read(source) for source in self.sources])
+
 
 def same(target: keras.Variable, source: keras.Variable) -> ByParent:
     """The values that a parent has for its own parents."""
@@ -41,6 +46,8 @@ def differences(
     shared: Callable[[Any], Sequence[keras.Variable]],
 ) -> ByParent:
     """What is added to the means of shared variables, in a row for each parent.
+
+    To what is new, behind the parents', nothing is added.
 
     Args:
         target: the variable, whose rows hold the shared variables one after another.
@@ -62,22 +69,25 @@ def differences(
             means.append(mean)
             own = next(rest).reshape(-1, mean.size) if has_own else 0
             rows.append(np.atleast_2d(mean + own))
-        return (np.concatenate(rows) - np.mean(means, axis=0)).reshape(shape)
+        own = np.concatenate(rows) - np.mean(means, axis=0)
+        new = shape[0] - len(own)
+        return np.pad(own, [(0, new), (0, 0)]).reshape(shape)
 
     return ByParent(target, tuple(sources), value)
 
 
 def shares(
-    target: keras.Variable, layers: Sequence[Any], *, together: bool
+    target: keras.Variable, layers: Sequence[Any], *, together: bool, takes_new: bool
 ) -> ByParent:
     """How often each group's share goes into the whole, see `ParentWise.shares`.
 
     Args:
-        target: the variable, of shape `(groups, blocks)`. Blocks behind the parents' are
-            in no group.
+        target: the variable, of shape `(groups, blocks)`.
         layers: the parents' layers.
         together: bool. Whether they are copies, which decide together as one of them
             did alone.
+        takes_new: bool. Whether features of no parent are the first group's; else they
+            are in no group.
     """
     has_own = [is_block_norm(layer) for layer in layers]
     sources = tuple(x.shares for x in layers if is_block_norm(x))
@@ -86,14 +96,18 @@ def shares(
     def value(values: Sequence[np.ndarray]) -> np.ndarray:
         rest = iter(values)
         parts = [np.asarray(next(rest)) if own else np.ones((1, 1)) for own in has_own]
-        if together:
-            row = np.hstack(parts)
-            return np.pad(row, [(0, 0), (0, blocks - row.shape[1])])
-        rows, before = [], 0
-        for part in parts:
-            behind = blocks - before - part.shape[1]
-            rows.append(len(parts) * np.pad(part, [(0, 0), (before, behind)]))
-            before += part.shape[1]
-        return np.vstack(rows)
+        found = np.hstack(parts) if together else len(parts) * _diagonal(parts)
+        new = np.zeros((len(found), blocks - found.shape[1]), found.dtype)
+        new[0] = found[0].max() if takes_new else 0.0
+        return np.hstack([found, new])
 
     return ByParent(target, sources, value)
+
+
+def _diagonal(parts: Sequence[np.ndarray]) -> np.ndarray:
+    """A matrix of matrices on its diagonal, and zeros."""
+    ends = np.cumsum([part.shape for part in parts], axis=0)
+    whole = np.zeros(ends[-1], parts[0].dtype)
+    for part, (row, column) in zip(parts, ends, strict=True):
+        whole[row - part.shape[0] : row, column - part.shape[1] : column] = part
+    return whole

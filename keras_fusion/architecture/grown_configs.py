@@ -9,6 +9,7 @@ import keras
 from keras_fusion.architecture.chosen import kind_of_key
 from keras_fusion.architecture.widths import Widths
 from keras_fusion.errors import FusionError
+from keras_fusion.models import tree
 from keras_fusion.models.block_norms import stock_config
 from keras_fusion.models.rules import Rule
 from keras_fusion.models.stock import is_block_norm
@@ -157,7 +158,9 @@ def _scaled_epsilons(layer, config, rule, found):
     if composite and not found.chosen.is_all:
         streams = (key for key in rule.widths if kind_of_key(key) == "residual")
         composite = any(found.chosen.takes_key(layer.name, key) for key in streams)
-    has_norm = not found.block_norms and (rule.norm or composite)
+    # Norms that are block-wise stay so, with a block for what is new.
+    block_wise = found.block_norms or any(is_block_norm(x) for _, x in tree.walk(layer))
+    has_norm = not block_wise and (rule.norm or composite)
     divisor = _epsilon_divisor(layer, found)
     if divisor == 1.0 or not has_norm:
         return {}

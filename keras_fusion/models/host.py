@@ -72,7 +72,8 @@ def host(value: Any) -> np.ndarray:
         import tensorflow as tf
 
         if not isinstance(value, (tf.SparseTensor, tf.IndexedSlices, tf.RaggedTensor)):
-            return np.asarray(tf.convert_to_tensor(value))
+            # A scalar in half precision is no array yet.
+            return np.asarray(tf.convert_to_tensor(value).__array__())
     return to_numpy(value)
 
 

@@ -7,6 +7,7 @@ import keras
 from keras_fusion.architecture import depth
 from keras_fusion.architecture.chosen import as_chosen, is_count, kind_of_key, ratios
 from keras_fusion.architecture.parents import Parents, resolved
+from keras_fusion.models import host
 from keras_fusion.operators import arguments, target_size
 from keras_fusion.operators.norms import are_block_wise, settled
 from keras_fusion.operators.plan import Plan, build_and_lay_out
@@ -70,9 +71,10 @@ def plan_fusion(
         corrections=corrections,
     )
     if matched.copies:
-        filler = new_capacity.settled(
-            filler, draft.matches, draft.layouts, count=len(models)
-        )
+        with host.assumed((own.target, own.read()) for own in draft.by_parent):
+            filler = new_capacity.settled(
+                filler, draft.matches, draft.layouts, count=len(models)
+            )
     return draft.plan(filler, exact=keeps and off_diagonal != "random")
 
 

@@ -88,7 +88,7 @@ class Plan:
             if not on_devices.fill(self.filler, index, layout):
                 host.write(layout.target, self._read_value(index, layout))
         for own in self.by_parent:
-            host.write(own.target, self._of_parents(own))
+            host.write(own.target, own.read())
         for _, layer in tree.walk(self.fused):
             # A Normalization computes with values made of its weights; other layers
             # would make their state anew of data that they do not have.
@@ -104,8 +104,7 @@ class Plan:
         """Yields each variable of the bigger model with its value."""
         for index, layout in self._steps():
             yield layout.target, self._read_value(index, layout)
-        for own in self.by_parent:
-            yield own.target, self._of_parents(own)
+        yield from ((own.target, own.read()) for own in self.by_parent)
 
     def _steps(self):
         what = f"filling {self.fused.name!r}"
@@ -115,9 +114,6 @@ class Plan:
         # Once for copies of one model, whose arrays so stay one array.
         read = {id(v): host.read(v) for v in layout.sources}
         return self.values(index, [read[id(v)] for v in layout.sources])
-
-    def _of_parents(self, own: ByParent) -> np.ndarray:
-        return own.value([host.read(v) for v in own.sources])
 
     def weights_adapter(self) -> Callable[[list], list]:
         """Makes the function that grows any weights of the first parent.

@@ -103,8 +103,7 @@ def for_new_capacity(
     found = {}
     for match, norm in _joint_norms(matches):
         layer = match.layers[0]
-        variables = zip(layer.variables, match.grown.variables, strict=True)
-        for variable, larger in variables:
+        for variable, larger in tree.shared_variables([layer, match.grown]):
             if variable.name == norm.scale and seen[id(layer)]:
                 used = count * variable.shape[-1] / larger.shape[-1]
                 x = _tokens(seen[id(layer)])

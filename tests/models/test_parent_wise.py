@@ -48,6 +48,10 @@ def unchanged(model, grown):
     return close(probe.outputs(model, inputs), probe.outputs(grown, inputs))
 
 
+def new_features(model, factor, norms, seed):
+    return keras_fusion.NewFeatures(factor, norms).plan(model, seed).fill()
+
+
 def is_mean(parents, fused):
     inputs = samples.accepted(parents[0])
     return close(probe.mean_outputs(parents, inputs), probe.outputs(fused, inputs))
@@ -79,13 +83,42 @@ def test_without_block_norms_all_features_decide_at_once():
     assert not is_mean(parents, joint)
 
 
-@pytest.mark.parametrize("family", ["CLIP", "SigLIP"])
-def test_new_features_beside_those_of_a_parent(family):
-    model = build(family)
-    fused = fuse(model, factor=1.5, norms="block", seed=0)
-    assert unchanged(model, fused)
-    (head,) = deciding(fused)
-    assert (head.groups, len(head.blocks)) == (1, 2)
+@pytest.mark.parametrize("operator", [fuse, new_features])
+@pytest.mark.parametrize("family", [*MIXTURES, "SigLIP"])
+def test_new_features_beside_those_of_parents(family, operator):
+    own, both = build(family, 2), fuse([build(family), build(family, 1, 1)])
+    for model, groups in ((own, 1), (both, 2)):
+        fused = operator(model, factor=1.5, norms="block", seed=0)
+        assert unchanged(model, fused)
+        for layer in deciding(fused):
+            assert (layer.groups, len(layer.blocks)) == (groups, groups + 1)
+            # They take part in a routing; in a comparison none would be the same.
+            members = [numpy(group.members) for group in layer._groups()]
+            new = np.stack(members)[:, -layer.blocks[-1] :].sum(axis=0)
+            np.testing.assert_array_equal(new, 0.0 if family in PAIRS else 1.0)
+
+
+@pytest.mark.parametrize("factor", [1.5, 2.5])
+@pytest.mark.parametrize("family", ["Qwen3", "Llama"])
+def test_new_heads_and_features_beside_those_of_fused_parents(family, factor):
+    # Norms by head, and epsilons that are no smaller for what is block-wise.
+    fused = fuse([build(family), build(family, 1, 1)], norms="block")
+    for norms in ("auto", "block"):
+        grown = fuse(fused, factor=factor, norms=norms, seed=0)
+        assert unchanged(fused, grown)
+        assert is_mean([grown, build(family, 1, 2)], fuse([grown, build(family, 1, 2)]))
+
+
+def test_a_parent_twice_beside_another():
+    first, second = build("Mixtral"), build("Mixtral", seed=1)
+    parents = [first, second, first]
+    assert is_mean(parents, fuse(parents, norms="block"))
+
+
+def test_into_a_model_that_was_built():
+    parents = [build("Mixtral"), build("Mixtral", seed=1)]
+    bigger = families.model("Mixtral", "CausalLM", 2)
+    assert is_mean(parents, fuse(parents, into=bigger, norms="block"))
 
 
 @pytest.mark.parametrize("family", ["GptOss", "SigLIP"])
@@ -143,9 +176,11 @@ def test_in_a_graph_of_a_users_own(tmp_path):
     assert is_mean([loaded, plain(2)], fuse([loaded, plain(2)], norms="block"))
 
 
-def test_half_precision():
-    keras.mixed_precision.set_global_policy("mixed_bfloat16")
-    parents = [build("GptOss"), build("GptOss", seed=1)]
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "bfloat16"])
+@pytest.mark.parametrize("family", ["GptOss", "SigLIP"])
+def test_half_precision(family, policy):
+    keras.config.set_dtype_policy(policy)
+    parents = [build(family), build(family, seed=1)]
     fused = fuse(parents, norms="block")
     inputs = samples.accepted(parents[0])
     expected = probe.mean_outputs(parents, inputs)

@@ -141,9 +141,10 @@ def _chosen(
 
 def _is_kernel(place: Place) -> bool:
     """Whether a variable grew and maps inputs to outputs, unlike a bias or a gamma."""
-    first, *rest = place.axes
+    if len(place.axes) < 2:
+        return False
     has_inputs = any(axis.role == "in" for axis in place.axes)
-    return place.grown and bool(rest) and (has_inputs or not first.grown)
+    return place.grown and (has_inputs or not place.axes[0].grown)
 
 
 def _draw(axes: Any, variable: keras.Variable, place: Place, count: int) -> set[int]:

@@ -43,6 +43,9 @@ class Group:
 class Decision(abc.ABC):
     """How a class of layers decides something for all of its input's features."""
 
+    # Whether features of no parent take part: none may change what is decided.
+    takes_new = True
+
     @abc.abstractmethod
     def size(self, layer: Any) -> int | None:
         """The number of features; `None` if the layer does not tell."""
@@ -177,6 +180,9 @@ class Comparison(Decision):
     """
 
     names: tuple[str, ...]
+
+    # They would change the lengths of the embeddings.
+    takes_new = False
 
     def size(self, layer: Any) -> int | None:
         """The width of the embeddings."""
