@@ -75,6 +75,8 @@ WIDTHS = {
     "num_attention_heads": 2,
     "num_query_heads": 2,
     "num_key_value_heads": 1,
+    "linear_num_key_heads": 1,
+    "linear_num_value_heads": 2,
 }
 SIZES = {
     "vocabulary_size": 24,
@@ -84,6 +86,8 @@ SIZES = {
     "num_layers_dec": 2,
     "head_dim": 8,
     "head_size": 8,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
     "key_value_dim": 8,
     "num_experts": 4,
     "top_k": 2,
@@ -110,11 +114,14 @@ SIZES = {
     "dropout": 0.0,
     "dropout_rate": 0.0,
 }
+_BOTH_ATTENTIONS = {"layer_types": ["linear_attention", "full_attention"]}
 SPECIAL = {
     "ViT": {"patch_size": (8, 8)},
     "DeiT": {"patch_size": 8},
     "GPTNeoX": {"rotary_percentage": 0.5},
     "Gemma3": {"image_size": None},
+    "Qwen3_5": _BOTH_ATTENTIONS,
+    "Qwen3_5Moe": _BOTH_ATTENTIONS,
 }
 
 

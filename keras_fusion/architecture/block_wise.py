@@ -1,6 +1,6 @@
 """What the bigger model computes block by block: norms, constants of a width, decisions."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -12,10 +12,13 @@ from keras_fusion.architecture.widths import Widths
 from keras_fusion.errors import FusionError
 from keras_fusion.models import exchange, host
 from keras_fusion.models.block_constants import kind_of
+from keras_fusion.models.head_norms import heads_in_rows
 from keras_fusion.models.parent_wise import SHARES, decision_of
 from keras_fusion.models.private.constants import Kind
 from keras_fusion.models.private.decisions import Decision
 from keras_fusion.models.stock import is_block_norm
+
+Heads = Mapping[int, int]  # numbers of heads, by the ids of norms by head
 
 
 def exchange_norms(
@@ -37,8 +40,10 @@ def exchange_norms(
     Raises:
         FusionError: if a layer's constants depend on a width whose parts are not known.
     """
-    refused, values = {}, []
+    refused, values, heads = {}, [], {}
     for match in matches:
+        for layer in (*match.layers, match.grown):
+            heads |= heads_in_rows(layer)
         if is_block_norm(match.grown):
             continue
         kind = kind_of(match.layers[0])
@@ -48,7 +53,7 @@ def exchange_norms(
         if held and not _are_one(match.layers):
             _refuse_annealed(match.address, held)
         wanted = widths.block_norms or bool(held)
-        reason = _exchange_wanted(match, widths) if wanted else None
+        reason = _exchange_wanted(match, widths, heads) if wanted else None
         if reason is not None:
             refused[match.address] = reason
         if is_block_norm(match.grown):
@@ -69,13 +74,13 @@ def _refuse_annealed(address: str, layers: Sequence[Any]) -> None:
         )
 
 
-def _exchange_wanted(match: Match, widths: Widths) -> str | None:
+def _exchange_wanted(match: Match, widths: Widths, heads: Heads) -> str | None:
     """Makes a norm or a layer that decides block-wise; the reason if it cannot be."""
     decision = decision_of(match.layers[0])
     if decision is not None:
         return _exchange_decision(match, decision, widths)
     norm = match.weights_rule.norm if match.weights_rule is not None else None
-    return _exchange(match, widths) if norm is not None else None
+    return _exchange(match, widths, heads) if norm is not None else None
 
 
 def _exchange_decision(match: Match, decision: Decision, widths: Widths) -> str | None:
@@ -144,7 +149,7 @@ def _exchange_constants(match: Match, kind: Kind, widths: Widths) -> None:
         exchange.follow(grown, layers[0])
 
 
-def _exchange(match: Match, widths: Widths) -> str | None:
+def _exchange(match: Match, widths: Widths, known: Heads) -> str | None:
     """Makes one norm block-wise if it grew; the reason if it cannot be."""
     grown, first = match.grown, match.layers[0]
     size = exchange.features(grown)
@@ -161,18 +166,18 @@ def _exchange(match: Match, widths: Widths) -> str | None:
     elif size is None or len(sizes) < len(found):
         return "it does not tell how many features it normalizes"
     elif all(own == size for own in sizes):
-        return _exchange_shared(match)
+        return _exchange_shared(match, known)
     reason = exchange.reason_against(grown)
     if reason is None:
         exchange.make_block_wise(grown, _blocks(match.layers, sizes, size))
     return reason
 
 
-def _exchange_shared(match: Match) -> str | None:
+def _exchange_shared(match: Match, known: Heads) -> str | None:
     """Makes a norm of single heads one with weights for each parent's heads."""
     grown, layers = match.grown, match.layers
-    total = _heads(grown)
-    heads = [own for own in map(_heads, layers) if own is not None]
+    total = _heads(grown, known)
+    heads = [own for x in layers if (own := _heads(x, known)) is not None]
     if total is None or len(heads) < len(layers) or total == heads[0]:
         if is_block_norm(layers[0]):
             exchange.follow(grown, layers[0])
@@ -183,8 +188,10 @@ def _exchange_shared(match: Match) -> str | None:
     return reason
 
 
-def _heads(norm: keras.Layer) -> int | None:
+def _heads(norm: keras.Layer, known: Heads) -> int | None:
     """The number of heads that a norm by head was built for; `None` for another norm."""
+    if id(norm) in known:
+        return known[id(norm)]
     size = exchange.features(norm)
     shape = (norm.get_build_config() or {}).get("input_shape") or ()
     if len(shape) > 1 and shape[-1] == size:

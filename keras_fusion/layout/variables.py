@@ -235,11 +235,19 @@ def _axis(
     return Axis(size, role, _stacked(sizes, size, parts or 1))
 
 
-def _stacked(sizes: Sequence[int], size: int, parts: int) -> tuple[np.ndarray, ...]:
-    """The blocks of an axis of several concatenated tensors."""
-    blocks = contiguous([own // parts for own in sizes])
-    starts = np.arange(parts) * (size // parts)
-    return tuple((starts[:, None] + block).ravel() for block in blocks)
+def _stacked(
+    sizes: Sequence[int], size: int, parts: int | tuple[int, ...]
+) -> tuple[np.ndarray, ...]:
+    """The blocks of an axis of several concatenated tensors, of which each grows alike."""
+    shares = np.ones(parts, int) if isinstance(parts, int) else np.array(parts)
+    ends = np.cumsum(shares)
+    blocks: list[list[np.ndarray]] = [[] for _ in sizes]
+    for share, end in zip(shares, ends, strict=True):
+        start = size * (end - share) // ends[-1]
+        own = contiguous([each * share // ends[-1] for each in sizes])
+        for block, part in zip(blocks, own, strict=True):
+            block.append(start + part)
+    return tuple(map(np.concatenate, blocks))
 
 
 def _size_advice(role: str | None, sizes: Sequence[int]) -> str:

@@ -16,8 +16,13 @@ from keras import ops
 from keras_fusion.errors import FusionError
 from keras_fusion.models.block_norms import BlockNorm, blend_options, made_of
 from keras_fusion.models.private.views import StandIn, as_class
+from keras_fusion.models.stock import named_entry, stock_class
 
 DIFFERENCES = "differences"
+# Norms whose inputs are the heads of all tokens in one row after another.
+_IN_ROWS = {"keras_hub>Qwen3_5RMSNormGated": True}
+# The attributes, of layers that hold such a norm, of the norm and the number of heads.
+_HOLDERS = {"keras_hub>Qwen3_5GatedDeltaNet": ("norm", "num_v_heads")}
 
 
 class HeadNorm(BlockNorm):
@@ -33,6 +38,19 @@ class HeadNorm(BlockNorm):
         own = super().all_variables()
         stock = [v for v in own[:-1] if v is not self.differences]
         return [*stock, self.blend, self.differences]
+
+    def normalized(self, *args: Any, **kwargs: Any) -> Any:
+        """The stock norm of each parent's heads, moved to that of all by `blend`."""
+        if named_entry(_IN_ROWS, self.stock) is None:
+            return super().normalized(*args, **kwargs)
+        size = self.differences.shape[-1]
+
+        def by_head(x: Any) -> Any:
+            is_tensor = ops.is_tensor(x) or isinstance(x, keras.KerasTensor)
+            return ops.reshape(x, (-1, sum(self.blocks), size)) if is_tensor else x
+
+        inputs: Any = keras.tree.map_structure(by_head, (args, kwargs))
+        return ops.reshape(super().normalized(*inputs[0], **inputs[1]), (-1, size))
 
     def part(self, k: int, own: slice, args: tuple, kwargs: dict[str, Any]) -> Any:
         """The stock norm of one parent's heads, with its weights."""
@@ -64,6 +82,15 @@ class HeadNorm(BlockNorm):
                 f"shape {tuple(x.shape)}, whose last axis but one is not the heads."
             )
         return slice(*map(int, places))
+
+
+def heads_in_rows(holder: Any) -> dict[int, int]:
+    """The number of heads of the norm that a layer holds, by the norm's id."""
+    names = named_entry(_HOLDERS, stock_class(holder))
+    if names is None:
+        return {}
+    norm, heads = (getattr(holder, name) for name in names)
+    return {id(norm): heads}
 
 
 def differences_options(norm: keras.Layer, blocks: int) -> dict[str, Any]:

@@ -31,6 +31,8 @@ _WIDTHS = (
     "num_attention_heads",
     "num_query_heads",
     "num_key_value_heads",
+    "linear_num_key_heads",
+    "linear_num_value_heads",
 )
 _DEPTHS = ("num_layers", "encoder_num_layers", "decoder_num_layers")
 _LAST_NORMS = (
@@ -158,6 +160,31 @@ register(
         "gate_up_proj_bias": (None, "out"),
         "down_proj": (None, "in", "out"),
         "down_proj_bias": (None, "out"),
+    },
+)
+
+# Linear attention: queries, keys and values side by side, convolved one by one.
+
+
+def _gated_delta_roles(layer: Any) -> dict[str, Any]:
+    side_by_side = ("out", (layer.key_dim, layer.key_dim, layer.value_dim))
+    return {
+        "in_proj_qkv.kernel": ("in", side_by_side),
+        "conv1d_kernel": (side_by_side, None),
+        "dt_bias": ("out",),
+        "A_log": ("out",),
+    }
+
+
+register(
+    "keras_hub>Qwen3_5GatedDeltaNet",
+    widths=("hidden_size", "linear_num_key_heads", "linear_num_value_heads"),
+    output_width="hidden_size",
+    roles=_gated_delta_roles,
+    equal={
+        "value heads per key head": lambda config: (
+            config["linear_num_value_heads"] / config["linear_num_key_heads"]
+        )
     },
 )
 

@@ -11,8 +11,9 @@ from keras_fusion.errors import FusionError, UnregisteredLayerError
 from keras_fusion.models.names import helpful
 from keras_fusion.models.stock import stock_class
 
-# Of one axis: `"in"`, `"out"` or `None`; `("out", n)` for n tensors one after another.
-Role = str | tuple[str, int] | None
+# Of one axis: `"in"`, `"out"` or `None`; `("out", n)` for n tensors one after another, or
+# with their sizes in place of n.
+Role = str | tuple[str, int | tuple[int, ...]] | None
 Roles = Mapping[str, tuple[Role, ...]]
 _Class = TypeVar("_Class", bound=type | str)
 
@@ -168,9 +169,12 @@ def register(
         roles: dict from the name of a variable of the layer's own to one role per
             axis: `"in"` (contracted with the input), `"out"` (indexes the output),
             `"each"` (indexes the input, feature by feature) or `None` (not a width);
-            `("out", n)` for an axis of n concatenated tensors, each of which grows;
+            `("out", n)` for an axis of n concatenated tensors, each of which grows, or
+            `("out", sizes)` where these differ;
             `("in", 1)` for one that is contracted with the layer's own state, and not
-            with its input. Or a function from the layer to such a dict.
+            with its input. Or a function from the layer to such a dict. A dotted name
+            is that of a variable of a layer that it holds (`"projection.kernel"`), in
+            place of what that layer's rule says.
         output_width: the key among `widths` that sets the size of the output's last
             axis. It does not grow where the model's own outputs or inputs fix that
             size. Leave it out where the output is as wide as the input.
