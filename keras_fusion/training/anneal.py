@@ -22,9 +22,9 @@ class AnnealBlockNorms(keras.callbacks.Callback):
     linearly from the norms of the blocks to the norm of all features. Then each becomes
     the stock norm again, of Keras, keras-hub or a user, with the same weights and
     optimizer state, so that the model saves and loads without keras_fusion. Constants
-    that depend on a width (ALiBi's slopes) move from the parents' to the stock layer's in
-    the same way. A run that
-    was cut off continues where the norms' blend stood.
+    that depend on a width (ALiBi's slopes), the routings of mixtures of experts and the
+    cosines of CLIP move from the parents' to the stock layer's in the same way. A run
+    that was cut off continues where the blend stood.
 
     Args:
         steps: int of at least 1. Training batches over which the outputs move.
