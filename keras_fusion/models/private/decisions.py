@@ -102,17 +102,20 @@ class Mixture(Decision):
         args: tuple,
         kwargs: dict[str, Any],
     ) -> tuple[Any, Any]:
-        """The outputs by a routing for each group and the mean of these, and by one."""
+        """The features, and what else is given, by a routing for each group, and by one.
+
+        The rest, such as the routings, is the mean over the groups.
+        """
         # All experts compute once, for all features.
         once = {name: _once(getattr(layer, name)) for name in self.computing}
-        features, routings = [], []
+        parts = []
         for group in groups:
             view = _view(layer, group.weight, **once, **self._routings(layer, group))
-            output, routing = layer.stock.call(view, *args, **kwargs)
-            features.append(group.own(output))
-            routings.append(group.mean(routing))
+            own = keras.tree.flatten(layer.stock.call(view, *args, **kwargs))
+            parts.append([group.own(own[0]), *map(group.mean, own[1:])])
         joint = layer.stock.call(_view(layer, blend, **once), *args, **kwargs)
-        return (sum(features), sum(routings)), joint
+        sums = [sum(each) for each in zip(*parts, strict=True)]
+        return keras.tree.pack_sequence_as(joint, sums), joint
 
     def _routings(self, layer: Any, group: Group) -> dict[str, Callable]:
         """What computes in the routers' places as one parent's."""
