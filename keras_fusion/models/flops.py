@@ -23,7 +23,6 @@ __all__ = ["training_step_flops"]
 
 # Operations that `_tensorflow_flops` cannot count: an error is better than a wrong count.
 _UNCOUNTED = (
-    "DepthwiseConv",
     "SparseMatMul",
     "XlaDot",
     "While",
@@ -178,7 +177,7 @@ def _tensorflow_flops(operation: Any) -> int:
         contracted = 0 if operation.get_attr("transpose_a") else 1
     elif operation.type in ("BatchMatMul", "BatchMatMulV2", "BatchMatMulV3"):
         contracted = -2 if operation.get_attr("adj_x") else -1
-    elif operation.type.startswith("Conv"):
+    elif operation.type.startswith(("Conv", "DepthwiseConv")):
         return _convolution_flops(operation)
     elif (
         operation.type.removeprefix("Stateless").startswith(_UNCOUNTED)
@@ -205,7 +204,9 @@ def _convolution_flops(operation: Any) -> int:
     shapes = kernel.shape, result.shape
     if None in (*shapes[0], *shapes[1]):
         _refuse(f"{operation.type!r} of unknown shape ({operation.name!r})")
-    return 2 * math.prod(shapes[1]) * math.prod(shapes[0][:-1])
+    # A depthwise kernel, of shape (height, width, channels, n), reads one channel.
+    read = shapes[0][:2] if operation.type.startswith("Depthwise") else shapes[0][:-1]
+    return 2 * math.prod(shapes[1]) * math.prod(read)
 
 
 def _einsum_flops(operation: Any) -> int:

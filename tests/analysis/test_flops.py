@@ -82,6 +82,9 @@ def test_convolutions_are_counted():
     found = flops(keras.Sequential([keras.Input((8, 8, 6)), *stack]), (3, 8, 8, 6))
     first = 2 * (2 * (3 * 16) * (4 * 6) * 5)  # nothing lies below
     assert found == first + 3 * (2 * (3 * 4) * (4 * 5) * 3)
+    stack[1] = layers.DepthwiseConv2D(2, strides=2, depth_multiplier=2)
+    found = flops(keras.Sequential([keras.Input((8, 8, 6)), *stack]), (3, 8, 8, 6))
+    assert found == first + 3 * (2 * (3 * 4) * 4 * (5 * 2))
 
 
 @pytest.mark.core
