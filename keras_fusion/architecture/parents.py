@@ -70,15 +70,13 @@ class Parents:
             _check_wiring(distinct)
         place = {id(model): i for i, model in enumerate(distinct)}
         chosen = [place[id(model)] for model in models]
-        siblings, given = [], {}
+        siblings = []
         for address, layers in tree.lockstep(distinct):
             rule = rules.find(layers[0])
             if len(distinct) > 1 and rule is not None and (rule.widths or rule.equal):
                 _check_configs(address, layers, rule, "The parents differ")
             owners = tuple(layers[i] for i in chosen)
-            weights_rule = _with_roles(
-                rules.find_for_weights(layers[0]), layers[0], given
-            )
+            weights_rule = rules.find_for_weights(layers[0])
             siblings.append(Siblings(address, owners, rule, weights_rule))
         return cls(tuple(models), tuple(siblings))
 
@@ -235,24 +233,6 @@ def _wiring(model):
     names = [call.name for call in found.calls]
     forms = [(f, places.get(n)) for f, n in zip(found.form, names, strict=False)]
     return [*names, "the outputs"], [*forms, found.form[-1]]
-
-
-def _with_roles(rule, layer, given):
-    """The rule of a layer's weights, with the roles that what holds the layer gave.
-
-    Those that it gives to layers which it holds are put into `given`, by their ids.
-    """
-    if rule is None:
-        return None
-    for name, role in rule.variable_roles(layer).items():
-        *path, own = name.split(".")
-        if path:
-            held = functools.reduce(getattr, path, layer)
-            given.setdefault(id(held), {})[own] = role
-    if id(layer) in given:
-        roles = {**rule.variable_roles(layer), **given[id(layer)]}
-        return dataclasses.replace(rule, roles=roles)
-    return rule
 
 
 def _is_of_a_library(layer):

@@ -27,6 +27,8 @@ class Axis:
         stretches: tuple with one `(start, size, new start, new size)` per part of the
             axis, in the first parent and in the fused variable; empty where that is to
             be read off the blocks.
+        stacked: bool. Whether it holds several tensors one after another, which the
+            layer takes apart.
 
     Example: a bias of 3 units concatenated with one of 2.
 
@@ -40,6 +42,7 @@ class Axis:
     role: str | None = None
     blocks: tuple[np.ndarray, ...] | None = None
     stretches: tuple[tuple[int, int, int, int], ...] = ()
+    stacked: bool = False
 
     @property
     def grown(self) -> bool:

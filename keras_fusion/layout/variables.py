@@ -1,17 +1,18 @@
 """The layout of each variable of the fused model: the parents' blocks and their scale."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import keras
 import numpy as np
 
 from keras_fusion.architecture.parents import Match
 from keras_fusion.architecture.widths import Placement, Widths, contiguous
-from keras_fusion.errors import FusionError, StructureError
+from keras_fusion.errors import FusionError, StructureError, is_integer
 from keras_fusion.layout import tied_readout
 from keras_fusion.layout.axes import Axis, is_readout
-from keras_fusion.models import rules, tree
+from keras_fusion.models import inner_roles, rules, tree
 from keras_fusion.models.block_norms import BLEND
 from keras_fusion.models.exchange import values_by_parent
 from keras_fusion.models.stock import is_block_norm
@@ -119,6 +120,7 @@ def lay_out(
         FusionError: if nothing grew at all.
     """
     scales = tied_readout.scales(matches)
+    given = inner_roles.given(x for m in matches for x in (*m.layers, m.grown))
     layouts, planned = [], set()
     for match in matches:
         own = values_by_parent(match.grown) if is_block_norm(match.grown) else []
@@ -126,7 +128,8 @@ def lay_out(
         for *sources, target in tree.shared_variables([*match.layers, match.grown]):
             if id(target) not in planned:
                 planned.add(id(target))
-                layouts.append(_layout(match, sources, target, scales, widths))
+                roles = _Roles(match, given, target)
+                layouts.append(_layout(match, sources, target, scales, widths, roles))
     if must_grow and not any(layout.grown for layout in layouts):
         first, fused = matches[0].layers[0], matches[0].grown
         raise FusionError(
@@ -144,6 +147,7 @@ def _layout(
     target: keras.Variable,
     scales: tied_readout.Scales,
     widths: Widths,
+    roles: "_Roles",
 ) -> VariableLayout:
     address, key = match.address, tree.stable_name(target)
     name = f"{address}.{target.name}" if address else target.name
@@ -153,7 +157,7 @@ def _layout(
         name,
         tuple(sources),
         target,
-        _axes(name, sources, target, match, widths),
+        _axes(name, sources, target, roles, widths),
         scales.get(place, (1.0,) * len(sources)),
         rule.offset(key) if rule else 0.0,
         place in scales and key != "embeddings",
@@ -165,7 +169,7 @@ def _axes(
     name: str,
     sources: Sequence[keras.Variable],
     target: keras.Variable,
-    match: Match,
+    roles: "_Roles",
     widths: Widths,
 ) -> tuple[Axis, ...]:
     shapes = [tuple(v.shape) for v in sources]
@@ -176,31 +180,76 @@ def _axes(
             "fused model; their ranks differ."
         )
     unchanged = all(s == shape for s in shapes)
-    roles = _roles(name, target, match, len(shape), unchanged)
+    is_state = not keras.backend.is_float_dtype(target.dtype)
+    if is_state and unchanged:  # As of a seed, which no rule describes.
+        return tuple(Axis(size) for size in shape)
+    own = roles.of_first(name, len(shape))
     return tuple(
-        _axis(name, i, roles[i], [s[i] for s in shapes], shape[i], match.layers, widths)
+        _axis(name, i, own[i], [s[i] for s in shapes], shape[i], roles, widths)
         for i in range(len(shape))
     )
 
 
-def _roles(
-    name: str, target: keras.Variable, match: Match, rank: int, unchanged: bool
-) -> tuple[rules.Role, ...]:
-    if not keras.backend.is_float_dtype(target.dtype) and unchanged:
-        return (None,) * rank  # A state such as a seed's, which no rule describes.
-    layer, rule = match.layers[0], match.weights_rule
-    if is_block_norm(layer) and target.name == BLEND:
-        return ()
-    roles = rule.variable_roles(layer).get(tree.stable_name(target)) if rule else None
-    if roles is None:
-        raise rules.unregistered(layer, name, tree.own_variables(layer))
-    if len(roles) != rank:
-        raise FusionError(
-            f"The rule of {type(layer).__name__} gives {target.name!r} the roles "
-            f"{roles}, but it has {rank} axes of sizes {tuple(target.shape)}. Give one "
-            f"role per axis, e.g. roles={rules.example_roles([target])}."
-        )
-    return roles
+@dataclasses.dataclass(frozen=True)
+class _Roles:
+    """The roles of the axes of one variable, in each parent and in the bigger model.
+
+    Args:
+        match: the layers.
+        given: what the layers that hold them say, see `inner_roles.given`.
+        target: the bigger model's variable.
+    """
+
+    match: Match
+    given: Mapping[int, Mapping[str, Any]]
+    target: keras.Variable
+
+    def of(self, layer: keras.Layer) -> Any:
+        """The roles in one of the layers, or `None`."""
+        rule, key = self.match.weights_rule, tree.stable_name(self.target)
+        own = self.given.get(id(layer), {}).get(key)
+        return rule.variable_roles(layer).get(key) if own is None and rule else own
+
+    def of_first(self, name: str, rank: int) -> tuple[rules.Role, ...]:
+        """The roles in the first parent, one per axis."""
+        layer = self.match.layers[0]
+        if is_block_norm(layer) and self.target.name == BLEND:
+            return ()
+        roles = self.of(layer)
+        if roles is None:
+            raise rules.unregistered(layer, name, tree.own_variables(layer))
+        if len(roles) != rank:
+            raise FusionError(
+                f"The rule of {type(layer).__name__} gives {self.target.name!r} the roles "
+                f"{roles}, but it has {rank} axes of sizes {tuple(self.target.shape)}. "
+                f"Give one role per axis, e.g. "
+                f"roles={rules.example_roles([self.target])}."
+            )
+        return roles
+
+    def parts(self, name: str, i: int, sizes: Sequence[int]) -> list[list[int]]:
+        """The sizes of an axis's tensors, in each parent and in the bigger model."""
+        found = []
+        for layer, size in zip(
+            (*self.match.layers, self.match.grown), sizes, strict=True
+        ):
+            parts = self.of(layer)[i][1]
+            is_count = is_integer(parts, 1)
+            if is_count and size % parts == 0:
+                found.append([size // parts] * parts)
+            elif not is_count and _are_sizes(parts) and sum(parts) == size:
+                found.append(list(parts))
+            else:
+                raise FusionError(
+                    f"The rule of {type(layer).__name__} gives axis {i} of {name!r} the "
+                    f"parts {parts!r}, but it has {size} entries in {layer.name!r}. Give "
+                    "a number that divides them, or sizes that add up to them."
+                )
+        return found
+
+
+def _are_sizes(parts: Any) -> bool:
+    return isinstance(parts, Sequence) and all(is_integer(part, 1) for part in parts)
 
 
 def _axis(
@@ -209,9 +258,10 @@ def _axis(
     role: rules.Role,
     sizes: Sequence[int],
     size: int,
-    layers: Sequence[keras.Layer],
+    roles: _Roles,
     widths: Widths,
 ) -> Axis:
+    layers = roles.match.layers
     role, parts = role if isinstance(role, tuple) else (role, None)
     placement = _placement(role, layers, widths) if parts is None else None
     role = "out" if role == "each" else role
@@ -219,7 +269,7 @@ def _axis(
         return Axis(size, role)
     if placement is not None and placement.size == size:
         return Axis(size, role, placement.blocks, placement.stretches)
-    if role is None or sum(sizes) > size:
+    if role is None or (parts is None and sum(sizes) > size):
         raise StructureError(
             f"Axis {i} of {name!r} has sizes {sizes} in the parents and {size} in the "
             f"fused model. " + _size_advice(role, sizes)
@@ -232,20 +282,27 @@ def _axis(
         )
     if all(s == size for s in sizes):
         return Axis(size, role)
-    return Axis(size, role, _stacked(sizes, size, parts or 1))
+    if parts is None:
+        return Axis(size, role, contiguous(sizes))
+    blocks = _stacked(name, i, roles.parts(name, i, [*sizes, size]))
+    return Axis(size, role, blocks, stacked=True)
 
 
-def _stacked(
-    sizes: Sequence[int], size: int, parts: int | tuple[int, ...]
-) -> tuple[np.ndarray, ...]:
-    """The blocks of an axis of several concatenated tensors, of which each grows alike."""
-    shares = np.ones(parts, int) if isinstance(parts, int) else np.array(parts)
-    ends = np.cumsum(shares)
-    blocks: list[list[np.ndarray]] = [[] for _ in sizes]
-    for share, end in zip(shares, ends, strict=True):
-        start = size * (end - share) // ends[-1]
-        own = contiguous([each * share // ends[-1] for each in sizes])
-        for block, part in zip(blocks, own, strict=True):
+def _stacked(name: str, i: int, parts: list[list[int]]) -> tuple[np.ndarray, ...]:
+    """The blocks of an axis of several concatenated tensors, from `_Roles.parts`."""
+    *own, whole = parts
+    blocks: list[list[np.ndarray]] = [[] for _ in own]
+    starts = np.cumsum([0, *whole[:-1]])
+    for *sizes, size, start in zip(*own, whole, starts, strict=True):
+        # A tensor that does not grow is the same for all parents.
+        stays = all(each == size for each in sizes)
+        if not stays and sum(sizes) > size:
+            raise StructureError(
+                f"Axis {i} of {name!r} holds tensors of {own} entries in the parents and "
+                f"of {whole} in the fused model, which must be at least their sums."
+            )
+        found = [np.arange(size)] * len(sizes) if stays else contiguous(sizes)
+        for block, part in zip(blocks, found, strict=True):
             block.append(start + part)
     return tuple(map(np.concatenate, blocks))
 
@@ -306,4 +363,5 @@ def _axis_after(first: Axis, second: Axis) -> Axis:
     outer = second.blocks or (second.positions(0),)
     inner = first.blocks or (first.positions(0),)
     blocks = tuple(own[block] for own in outer for block in inner)
-    return Axis(second.size, second.role or first.role, blocks)
+    stacked = first.stacked or second.stacked
+    return Axis(second.size, second.role or first.role, blocks, stacked=stacked)

@@ -166,21 +166,20 @@ register(
 # Linear attention: queries, keys and values side by side, convolved one by one.
 
 
-def _gated_delta_roles(layer: Any) -> dict[str, Any]:
-    side_by_side = ("out", (layer.key_dim, layer.key_dim, layer.value_dim))
-    return {
-        "in_proj_qkv.kernel": ("in", side_by_side),
-        "conv1d_kernel": (side_by_side, None),
-        "dt_bias": ("out",),
-        "A_log": ("out",),
-    }
+def _side_by_side(layer: Any) -> tuple[str, tuple[int, ...]]:
+    return "out", (layer.key_dim, layer.key_dim, layer.value_dim)
 
 
 register(
     "keras_hub>Qwen3_5GatedDeltaNet",
     widths=("hidden_size", "linear_num_key_heads", "linear_num_value_heads"),
     output_width="hidden_size",
-    roles=_gated_delta_roles,
+    roles=lambda layer: {
+        "conv1d_kernel": (_side_by_side(layer), None),
+        "dt_bias": ("out",),
+        "A_log": ("out",),
+    },
+    inner=lambda layer: {"in_proj_qkv": {"kernel": ("in", _side_by_side(layer))}},
     equal={
         "value heads per key head": lambda config: (
             config["linear_num_value_heads"] / config["linear_num_key_heads"]

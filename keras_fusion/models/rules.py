@@ -60,6 +60,7 @@ class _Fixed:
 
     cls: type | str
     roles: Roles | Callable[[Any], Roles] | None = None
+    inner: Mapping[str, Roles] | Callable[[Any], Mapping[str, Roles]] | None = None
     nested: tuple[str, ...] = ()
     shared: tuple[str, ...] = ()
     unset: tuple[str, ...] = ()
@@ -135,6 +136,7 @@ def register(
     *,
     widths: tuple[str, ...] | Callable[[Any], tuple[str, ...]] = (),
     roles: Roles | Callable[[Any], Roles] | None = None,
+    inner: Mapping[str, Roles] | Callable[[Any], Mapping[str, Roles]] | None = None,
     output_width: str | Callable[[Any], str | None] | None = None,
     depth: tuple[str, ...] | Callable[[Any], tuple[str, ...]] = (),
     nested: tuple[str, ...] = (),
@@ -170,11 +172,11 @@ def register(
             axis: `"in"` (contracted with the input), `"out"` (indexes the output),
             `"each"` (indexes the input, feature by feature) or `None` (not a width);
             `("out", n)` for an axis of n concatenated tensors, each of which grows, or
-            `("out", sizes)` where these differ;
+            `("out", sizes)` with the layer's own sizes of them, where these differ;
             `("in", 1)` for one that is contracted with the layer's own state, and not
-            with its input. Or a function from the layer to such a dict. A dotted name
-            is that of a variable of a layer that it holds (`"projection.kernel"`), in
-            place of what that layer's rule says.
+            with its input. Or a function from the layer to such a dict.
+        inner: dict from the path of attributes of a layer that it holds to `roles` for
+            it, in place of those that its own rule gives. Or a function, as for `roles`.
         output_width: the key among `widths` that sets the size of the output's last
             axis. It does not grow where the model's own outputs or inputs fix that
             size. Leave it out where the output is as wide as the input.
@@ -241,6 +243,7 @@ def register(
         cls=cls,
         widths=widths if callable(widths) else tuple(widths),
         roles=roles,
+        inner=inner,
         output_width=output_width,
         depth=depth if callable(depth) else tuple(depth),
         nested=tuple(nested),

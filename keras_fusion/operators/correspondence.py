@@ -96,7 +96,8 @@ def counterparts(plan: Any) -> list[Counterpart]:
                 tuple(source[1] for source in sources if source),
                 grown[id(layouts[0].target)][1],
                 tuple(axis for axis in axes if axis.role == "in"),
-                tuple(axis for axis in axes if axis.role == "out"),
+                # What is taken apart does not describe the output.
+                tuple(x for x in axes if x.role == "out" and not x.stacked),
                 any(x.before_tied_readout or set(x.scales) != {1.0} for x in layouts),
             )
         )

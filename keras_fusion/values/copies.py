@@ -46,7 +46,14 @@ def copied_axis(axis: Axis, mapping: Callable[[int, int], np.ndarray]) -> Axis:
     for start, old, place, new in stretches(axis):
         own = mapping(old, new) if new > old else np.arange(old)
         found[place : place + new] = _shifted(own, start)
-    return CopiedAxis(axis.size, axis.role, axis.blocks, axis.stretches, sources=found)
+    return CopiedAxis(
+        axis.size,
+        axis.role,
+        axis.blocks,
+        axis.stretches,
+        axis.stacked,
+        sources=found,
+    )
 
 
 def _shifted(sources: np.ndarray, start: int) -> np.ndarray:

@@ -126,6 +126,94 @@ def joined(seed=0, heads=2):
     return perturbed(keras.Model(inputs, keras.layers.Dense(3)(x)), seed)
 
 
+@keras.saving.register_keras_serializable("tests")
+class Gated(keras.layers.Layer):
+    """Two parts of a kernel of different sizes, one of which is summed up."""
+
+    def __init__(self, value, gate, **kwargs):
+        super().__init__(**kwargs)
+        self.value, self.gate = value, gate
+
+    def build(self, input_shape):
+        self.both = [keras.layers.Dense(self.value + self.gate, activation="relu")]
+        self.out = keras.layers.Dense(input_shape[-1])
+        self.both[0].build(input_shape)
+        self.out.build((*input_shape[:-1], self.value + self.gate))
+
+    def call(self, x):
+        y = self.both[0](x)
+        value, gate = y[..., : self.value], y[..., self.value :]
+        return x + self.out(keras.ops.concatenate([gate, value], axis=-1))
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+    def get_config(self):
+        return super().get_config() | {"value": self.value, "gate": self.gate}
+
+
+def gated(value, gate, seed=0, width=12):
+    keras.utils.set_random_seed(seed)
+    inputs = keras.Input((6,), dtype="int32")
+    x = Gated(value, gate)(keras.layers.Embedding(11, width)(inputs))
+    return perturbed(keras.Model(inputs, keras.layers.Dense(3)(x)), seed)
+
+
+def in_parts(layer):
+    both = ("out", (layer.value, layer.gate))
+    return {
+        "both.0": {"kernel": ("in", both), "bias": (both,)},
+        "out": {"kernel": (("in", (layer.gate, layer.value)), "out")},
+    }
+
+
+def test_parts_of_other_proportions_in_each_parent():
+    register(Gated, widths=("value", "gate"), inner=in_parts)
+    for sizes in [(8, 4), (8, 8)], [(8, 4), (4, 8)], [(4, 8), (4, 8)]:
+        parents = [gated(*own, seed=seed) for seed, own in enumerate(sizes)]
+        fused = fuse(parents)
+        assert change(parents, fused) < 1e-6
+        both = fused.layers[2].both[0]
+        assert both.units == sum(map(sum, sizes))
+        # A growth of what was chosen alone, though the layer has roles for its kernels.
+        model = parents[0]
+        grown = fuse(model, factor=2, only=["gate"], seed=0)
+        assert change([model], grown) < 1e-6
+        assert (grown.layers[2].value, grown.layers[2].gate) == (
+            sizes[0][0],
+            2 * sizes[0][1],
+        )
+    smaller = gated(20, 8, width=24)
+    with pytest.raises(FusionError, match="at least their sums"):
+        fuse([gated(8, 4), gated(4, 8)], into=smaller)
+
+
+@pytest.mark.parametrize(
+    ("inner", "message"),
+    [
+        ({"bot.0": {}}, "'bot.0'.*holds no layer"),
+        ({"both.1": {}}, "'both.1'.*holds no layer"),
+        ({"value": {}}, "'value'.*holds no layer"),
+        ({"both.0": {"kernl": ("in", "out")}}, r"\['kernl'\].*has the variables"),
+        ({"both.0": {"kernel": ("in", ("out", 5))}}, "parts 5.* has 12 entries"),
+        ({"both.0": {"kernel": ("in", ("out", 2.0))}}, "parts 2.0"),
+        ({"both.0": {"kernel": ("in", ("out", (7, 7)))}}, r"parts \(7, 7\)"),
+        ({"both.0": {"kernel": ("in", ("out", ()))}}, r"parts \(\)"),
+    ],
+)
+def test_roles_that_do_not_fit_are_refused_by_name(inner, message):
+    register(Gated, widths=("value", "gate"), inner=inner)
+    with pytest.raises(FusionError, match=message):
+        fuse([gated(8, 4), gated(8, 4, 1)])
+
+
+def test_a_stream_as_wide_as_the_parts_together():
+    # 8 + 8 + 16 features of queries, keys and values, and 32 of the stream.
+    parents = [build(seed, 2) for seed in (0, 1)]
+    assert change(parents, fuse(parents, norms="block")) < 1e-6
+    assert change(parents[:1], fuse(parents[0], factor=2, seed=0)) < 2e-6
+
+
 def test_a_kernel_of_a_users_own_that_holds_several_tensors():
     # Without roles the heads of a parent's queries would be among another one's keys.
     register(JoinedProjections, widths=("heads",))
@@ -134,7 +222,7 @@ def test_a_kernel_of_a_users_own_that_holds_several_tensors():
     register(
         JoinedProjections,
         widths=("heads",),
-        roles={"qkv.kernel": ("in", ("out", 3)), "qkv.bias": (("out", 3),)},
+        inner={"qkv": {"kernel": ("in", ("out", 3)), "bias": (("out", 3),)}},
     )
     parents = [joined(), joined(1, 3)]
     assert change(parents, fuse(parents)) < 1e-6
