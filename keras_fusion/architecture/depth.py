@@ -72,8 +72,10 @@ def equalized(parents: list[keras.Model]) -> list[keras.Model]:
     if any(d.keys() != depths[0].keys() for d in depths):
         return parents  # Of different architectures, which `build` reports.
     most = {key: max(d[key] for d in depths) for key in depths[0]}
+    deepest = max(zip(parents, depths, strict=True), key=lambda x: sum(x[1].values()))
+    sizes = most | _kinds(*deepest)
     return [
-        parent if own == most else _with_more_blocks(parent, most)
+        parent if own == most else _with_more_blocks(parent, sizes)
         for parent, own in zip(parents, depths, strict=True)
     ]
 
@@ -311,8 +313,23 @@ def _counts(model: keras.Model) -> dict[tuple[str, str], int]:
     return found
 
 
+def _kinds(
+    model: keras.Model, counts: dict[tuple[str, str], int]
+) -> dict[tuple[str, str], list]:
+    """The lists with the kind of each block, by `(address, config key)`."""
+    places = dict(tree.by_attribute(model))
+    return {
+        (address, key): list(value)
+        for (address, _), count in counts.items()
+        for key, value in places[address].get_config().items()
+        if isinstance(value, (list, tuple)) and len(value) == count
+        # Numbers may be sizes, of which there are as many by chance.
+        if all(isinstance(kind, (str, bool)) for kind in value)
+    }
+
+
 def _with_counts(model, counts):
-    """A model with other numbers of blocks and fresh weights, see `_counts`."""
+    """A model of other `_counts` (and `_kinds`) of blocks, with fresh weights."""
     places = dict(tree.by_attribute(model))
     found = Widths()
     for (address, key), count in counts.items():
@@ -324,12 +341,18 @@ def _recounted(model, factor, order):
     """A deeper model of a class whose config counts its blocks."""
     counts = _counts(model)
     if not counts:
+        cls = type(model).__name__
         raise FusionError(
-            f"{type(model).__name__} {model.name!r} does not tell how many blocks it has. "
-            "Name the config keys that count them: keras_fusion.register("
-            f"{type(model).__name__}, widths=..., depth=('num_layers',))."
+            f"{cls} {model.name!r} does not tell how many blocks it has. Name the config "
+            f"keys that count them: keras_fusion.register({cls}, depth=('num_layers',))."
         )
-    deep = _with_counts(model, {key: factor * n for key, n in counts.items()})
+    kinds = {
+        key: own * factor
+        if order == "stacked"
+        else [x for x in own for _ in range(factor)]
+        for key, own in _kinds(model, counts).items()
+    }
+    deep = _with_counts(model, {k: factor * n for k, n in counts.items()} | kinds)
     places, grown = (dict(tree.by_attribute(m)) for m in (model, deep))
     numbers = _Numbers(places, grown)
     rows = []

@@ -7,6 +7,7 @@ from models import perturbed
 
 from keras_fusion import (
     AnnealBlockNorms,
+    DepthStacking,
     FusionError,
     HyperCloning,
     StructureError,
@@ -19,13 +20,13 @@ from keras_fusion.models.head_norms import HeadNorm
 keras_hub = pytest.importorskip("keras_hub")
 
 
-def build(seed=0, scale=1, values=2, cls="Qwen3_5Backbone", **options):
-    """A model of one block with linear attention and one with full attention."""
+def build(seed=0, scale=1, values=2, kinds=1, task=False):
+    """A model of blocks with linear attention and with full attention, in turn."""
     keras.utils.set_random_seed(seed)
-    backbone = getattr(keras_hub.models, cls)(
+    backbone = keras_hub.models.Qwen3_5Backbone(
         vocabulary_size=24,
-        num_layers=2,
-        layer_types=["linear_attention", "full_attention"],
+        num_layers=2 * kinds,
+        layer_types=["linear_attention", "full_attention"] * kinds,
         num_query_heads=2 * scale,
         num_key_value_heads=scale,
         head_dim=8,
@@ -35,8 +36,10 @@ def build(seed=0, scale=1, values=2, cls="Qwen3_5Backbone", **options):
         linear_num_value_heads=values * scale,
         linear_key_head_dim=4,
         linear_value_head_dim=8,
-        **options,
     )
+    if task:
+        model = keras_hub.models.Qwen3_5CausalLM(backbone=backbone, preprocessor=None)
+        return perturbed(model, seed)
     readout = keras.layers.Dense(3, name="readout")
     model = keras.Model(backbone.input, readout(backbone(backbone.input)))
     return perturbed(model, seed)
@@ -67,6 +70,25 @@ def test_distinct_parents_copies_and_trees():
         assert change([model], fuse(model, factor=2, seed=0)) < 2e-6
     assert change([second], fuse(second, factor=1.5, norms="block", seed=0)) < 1e-6
     assert change([second], HyperCloning(2).plan(second, seed=0).fill()) < 2e-6
+
+
+@pytest.mark.parametrize("order", ["stacked", "interleaved"])
+def test_in_depth(order):
+    model = build(task=True)
+    plan = DepthStacking(2, identity=True, order=order).plan(model, seed=0)
+    deep = plan.fill()
+    assert change([model], deep) < 1e-6
+    kinds = deep.backbone.layer_types
+    own = ["linear_attention", "full_attention"]
+    assert kinds == (own * 2 if order == "stacked" else sorted(own * 2)[::-1])
+    fused = fuse([model, build(1, task=True)], norms="block")
+    stacked = DepthStacking(2, identity=True, order=order).plan(fused, seed=0).fill()
+    assert change([fused], stacked) < 1e-6
+
+
+def test_parents_of_unequal_depth():
+    shallow, deep = build(task=True), build(1, kinds=2, task=True)
+    assert change([shallow, deep], fuse([shallow, deep], norms="block")) < 1e-6
 
 
 def test_saved_and_annealed_to_stock_layers(tmp_path):
