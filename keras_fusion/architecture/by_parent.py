@@ -63,15 +63,18 @@ def differences(
     shape = tuple(target.shape)
 
     def value(values: Sequence[np.ndarray]) -> np.ndarray:
+        dtype = values[0].dtype
+        precise = np.promote_types(dtype, "float32")
         rest, means, rows = iter(values), [], []
         for count, has_own in counts:
-            mean = np.concatenate([np.ravel(next(rest)) for _ in range(count)])
-            means.append(mean)
-            own = next(rest).reshape(-1, mean.size) if has_own else 0
-            rows.append(np.atleast_2d(mean + own))
-        own = np.concatenate(rows) - np.mean(means, axis=0)
-        new = shape[0] - len(own)
-        return np.pad(own, [(0, new), (0, 0)]).reshape(shape)
+            shared = np.concatenate([np.ravel(next(rest)) for _ in range(count)])
+            means.append(shared.astype(precise))
+            own = next(rest).reshape(-1, shared.size) if has_own else 0
+            rows.append(np.atleast_2d(means[-1] + own))
+        # The shared variable holds the mean as its dtype rounds it.
+        mean = np.mean(means, axis=0).astype(dtype).astype(precise)
+        own = np.concatenate(rows) - mean
+        return np.pad(own, [(0, shape[0] - len(own)), (0, 0)]).reshape(shape)
 
     return ByParent(target, tuple(sources), value)
 

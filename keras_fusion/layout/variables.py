@@ -141,55 +141,6 @@ def lay_out(
     return tuple(layouts)
 
 
-def _layout(
-    match: Match,
-    sources: Sequence[keras.Variable],
-    target: keras.Variable,
-    scales: tied_readout.Scales,
-    widths: Widths,
-    roles: "_Roles",
-) -> VariableLayout:
-    address, key = match.address, tree.stable_name(target)
-    name = f"{address}.{target.name}" if address else target.name
-    place = (id(match.layers[0]), key)
-    rule = match.weights_rule
-    return VariableLayout(
-        name,
-        tuple(sources),
-        target,
-        _axes(name, sources, target, roles, widths),
-        scales.get(place, (1.0,) * len(sources)),
-        rule.offset(key) if rule else 0.0,
-        place in scales and key != "embeddings",
-        copies=float(len(sources)),
-    )
-
-
-def _axes(
-    name: str,
-    sources: Sequence[keras.Variable],
-    target: keras.Variable,
-    roles: "_Roles",
-    widths: Widths,
-) -> tuple[Axis, ...]:
-    shapes = [tuple(v.shape) for v in sources]
-    shape = tuple(target.shape)
-    if len({len(s) for s in (*shapes, shape)}) > 1:
-        raise StructureError(
-            f"Variable {name!r} has shapes {shapes} in the parents and {shape} in the "
-            "fused model; their ranks differ."
-        )
-    unchanged = all(s == shape for s in shapes)
-    is_state = not keras.backend.is_float_dtype(target.dtype)
-    if is_state and unchanged:  # As of a seed, which no rule describes.
-        return tuple(Axis(size) for size in shape)
-    own = roles.of_first(name, len(shape))
-    return tuple(
-        _axis(name, i, own[i], [s[i] for s in shapes], shape[i], roles, widths)
-        for i in range(len(shape))
-    )
-
-
 @dataclasses.dataclass(frozen=True)
 class _Roles:
     """The roles of the axes of one variable, in each parent and in the bigger model.
@@ -246,6 +197,55 @@ class _Roles:
                     "a number that divides them, or sizes that add up to them."
                 )
         return found
+
+
+def _layout(
+    match: Match,
+    sources: Sequence[keras.Variable],
+    target: keras.Variable,
+    scales: tied_readout.Scales,
+    widths: Widths,
+    roles: _Roles,
+) -> VariableLayout:
+    address, key = match.address, tree.stable_name(target)
+    name = f"{address}.{target.name}" if address else target.name
+    place = (id(match.layers[0]), key)
+    rule = match.weights_rule
+    return VariableLayout(
+        name,
+        tuple(sources),
+        target,
+        _axes(name, sources, target, roles, widths),
+        scales.get(place, (1.0,) * len(sources)),
+        rule.offset(key) if rule else 0.0,
+        place in scales and key != "embeddings",
+        copies=float(len(sources)),
+    )
+
+
+def _axes(
+    name: str,
+    sources: Sequence[keras.Variable],
+    target: keras.Variable,
+    roles: _Roles,
+    widths: Widths,
+) -> tuple[Axis, ...]:
+    shapes = [tuple(v.shape) for v in sources]
+    shape = tuple(target.shape)
+    if len({len(s) for s in (*shapes, shape)}) > 1:
+        raise StructureError(
+            f"Variable {name!r} has shapes {shapes} in the parents and {shape} in the "
+            "fused model; their ranks differ."
+        )
+    unchanged = all(s == shape for s in shapes)
+    is_state = not keras.backend.is_float_dtype(target.dtype)
+    if is_state and unchanged:  # As of a seed, which no rule describes.
+        return tuple(Axis(size) for size in shape)
+    own = roles.of_first(name, len(shape))
+    return tuple(
+        _axis(name, i, own[i], [s[i] for s in shapes], shape[i], roles, widths)
+        for i in range(len(shape))
+    )
 
 
 def _are_sizes(parts: Any) -> bool:

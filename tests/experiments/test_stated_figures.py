@@ -51,7 +51,8 @@ STATED = {
             "four layers that exist, copies",
             True,
         ),
-        "[two layers of eight: stack them](savings_depth.md) after half of the steps": (
+        "[two layers of eight: stack them](savings_depth.md) after half of the steps "
+        "(three seeds)": (
             "depth 2 to 8, copies",
             False,
         ),
