@@ -58,7 +58,7 @@ def gated_norms(model):
     ]
 
 
-@pytest.mark.core
+# Not in the core suite: JAX compiles each of the 63 steps of keras-hub's loop, for minutes.
 def test_distinct_parents_copies_and_trees():
     first, second, third = build(), build(1, 2), build(2)
     fused = fuse([first, second], norms="block")
@@ -236,6 +236,7 @@ def test_a_stream_as_wide_as_the_parts_together():
     assert change(parents[:1], fuse(parents[0], factor=2, seed=0)) < 2e-6
 
 
+@pytest.mark.core
 def test_a_kernel_of_a_users_own_that_holds_several_tensors():
     # Without roles the heads of a parent's queries would be among another one's keys.
     register(JoinedProjections, widths=("heads",))
