@@ -14,7 +14,7 @@ from keras_fusion.architecture.layer_rules import is_reverse
 from keras_fusion.architecture.parents import Match
 from keras_fusion.errors import FusionError
 from keras_fusion.models import graph as graphs
-from keras_fusion.models import rules
+from keras_fusion.models import rules, tree
 
 # K factors by the id of the first parent's layer and the name of a variable.
 Scales = Mapping[tuple[int, str], tuple[float, ...]]
@@ -117,17 +117,13 @@ def _attribute(layer: keras.Layer, path: str) -> keras.Layer:
 
 def _resolve(layer: Any, path: str) -> Any:
     """The sub-layer at a path of attributes and, in lists, positions."""
-    for name in path.split("."):
-        if isinstance(layer, (list, tuple)):
-            layer = layer[int(name)]
-        elif hasattr(layer, name):
-            layer = getattr(layer, name)
-        else:
-            raise FusionError(
-                f"The rule of {type(layer).__name__} names {path!r}, but there is "
-                f"no attribute {name!r}. Correct the path."
-            )
-    return layer
+    try:
+        return tree.at_path(layer, path)
+    except LookupError as error:
+        raise FusionError(
+            f"The rule of {type(layer).__name__} names {path!r}, but there is "
+            f"no attribute {error.args[0]!r}. Correct the path."
+        ) from error
 
 
 def _last_scalable(

@@ -120,7 +120,12 @@ def lay_out(
         FusionError: if nothing grew at all.
     """
     scales = tied_readout.scales(matches)
-    given = inner_roles.given(x for m in matches for x in (*m.layers, m.grown))
+    given = inner_roles.given(
+        (match.rule, layer)
+        for match in matches
+        if match.rule is not None and match.rule.inner
+        for layer in (*match.layers, match.grown)
+    )
     layouts, planned = [], set()
     for match in matches:
         own = values_by_parent(match.grown) if is_block_norm(match.grown) else []
@@ -129,7 +134,7 @@ def lay_out(
             if id(target) not in planned:
                 planned.add(id(target))
                 roles = _Roles(match, given, target)
-                layouts.append(_layout(match, sources, target, scales, widths, roles))
+                layouts.append(_layout(roles, sources, scales, widths))
     if must_grow and not any(layout.grown for layout in layouts):
         first, fused = matches[0].layers[0], matches[0].grown
         raise FusionError(
@@ -200,13 +205,12 @@ class _Roles:
 
 
 def _layout(
-    match: Match,
+    roles: _Roles,
     sources: Sequence[keras.Variable],
-    target: keras.Variable,
     scales: tied_readout.Scales,
     widths: Widths,
-    roles: _Roles,
 ) -> VariableLayout:
+    match, target = roles.match, roles.target
     address, key = match.address, tree.stable_name(target)
     name = f"{address}.{target.name}" if address else target.name
     place = (id(match.layers[0]), key)
@@ -215,7 +219,7 @@ def _layout(
         name,
         tuple(sources),
         target,
-        _axes(name, sources, target, roles, widths),
+        _axes(name, sources, roles, widths),
         scales.get(place, (1.0,) * len(sources)),
         rule.offset(key) if rule else 0.0,
         place in scales and key != "embeddings",
@@ -226,19 +230,18 @@ def _layout(
 def _axes(
     name: str,
     sources: Sequence[keras.Variable],
-    target: keras.Variable,
     roles: _Roles,
     widths: Widths,
 ) -> tuple[Axis, ...]:
     shapes = [tuple(v.shape) for v in sources]
-    shape = tuple(target.shape)
+    shape = tuple(roles.target.shape)
     if len({len(s) for s in (*shapes, shape)}) > 1:
         raise StructureError(
             f"Variable {name!r} has shapes {shapes} in the parents and {shape} in the "
             "fused model; their ranks differ."
         )
     unchanged = all(s == shape for s in shapes)
-    is_state = not keras.backend.is_float_dtype(target.dtype)
+    is_state = not keras.backend.is_float_dtype(roles.target.dtype)
     if is_state and unchanged:  # As of a seed, which no rule describes.
         return tuple(Axis(size) for size in shape)
     own = roles.of_first(name, len(shape))

@@ -10,44 +10,35 @@ from typing import Any
 import keras
 
 from keras_fusion.errors import FusionError
-from keras_fusion.models import rules, tree
-from keras_fusion.models.rules import Roles
+from keras_fusion.models import tree
+from keras_fusion.models.rules import Rule
 
 
-def given(layers: Iterable[keras.Layer]) -> dict[int, dict[str, Any]]:
+def given(holders: Iterable[tuple[Rule, keras.Layer]]) -> dict[int, dict[str, Any]]:
     """The roles by the ids of the layers that hold the weights.
 
     Args:
-        layers: the layers of models, whose rules may have `inner`.
+        holders: rules that have `inner`, each with a layer of its class.
 
     Raises:
         FusionError: if a rule names what the layer does not hold.
     """
     found: dict[int, dict[str, Any]] = {}
-    for layer in layers:
-        for path, roles in _inner(layer).items():
+    for rule, layer in holders:
+        inner: Any = rule.inner(layer) if callable(rule.inner) else rule.inner
+        for path, roles in inner.items():
             held = _held(layer, path)
             _check_names(layer, path, held, roles)
             found.setdefault(id(held), {}).update(roles)
     return found
 
 
-def _inner(layer: keras.Layer) -> dict[str, Roles]:
-    rule = rules.find(layer)
-    inner = rule.inner if rule is not None else None
-    return dict((inner(layer) if callable(inner) else inner) or {})
-
-
 def _held(layer: keras.Layer, path: str) -> Any:
-    """The layer at a path of attributes and, in lists, positions."""
-    held: Any = layer
-    for name in path.split("."):
-        try:
-            is_list = isinstance(held, (list, tuple))
-            held = held[int(name)] if is_list else getattr(held, name)
-        except (AttributeError, IndexError, ValueError):
-            held = None
-            break
+    """The layer at a path, see `tree.at_path`."""
+    try:
+        held = tree.at_path(layer, path)
+    except LookupError:
+        held = None
     if not isinstance(held, keras.Layer):
         raise FusionError(
             f"The rule of {type(layer).__name__} has `inner` roles for {path!r}, where "

@@ -133,6 +133,22 @@ def shared_variables(
     return list(zip(*stacks, strict=True))
 
 
+def at_path(layer: Any, path: str) -> Any:
+    """What a layer holds at a path of attributes and, in lists, positions.
+
+    Raises:
+        LookupError: with the part of the path that leads nowhere.
+    """
+    held = layer
+    for name in path.split("."):
+        try:
+            is_list = isinstance(held, (list, tuple))
+            held = held[int(name)] if is_list else getattr(held, name)
+        except (AttributeError, IndexError, ValueError) as error:
+            raise LookupError(name) from error
+    return held
+
+
 def lockstep(
     models: Sequence[keras.Layer],
 ) -> Iterator[tuple[str, list[keras.Layer]]]:
