@@ -12,7 +12,7 @@ from keras_fusion.architecture.widths import Widths
 from keras_fusion.errors import FusionError
 from keras_fusion.models import exchange, host
 from keras_fusion.models.block_constants import kind_of
-from keras_fusion.models.head_norms import heads_in_rows
+from keras_fusion.models.head_norms import heads_in_rows, vectors
 from keras_fusion.models.parent_wise import SHARES, decision_of
 from keras_fusion.models.private.constants import Kind
 from keras_fusion.models.private.decisions import Decision
@@ -118,7 +118,7 @@ def _values(
     if source is not None and source.shape == target.shape:
         return by_parent.same(target, source)
     if decision is None:
-        return by_parent.differences(target, layers, _vectors)
+        return by_parent.differences(target, layers, vectors)
     if target.name == SHARES:
         new = decision.takes_new
         return by_parent.shares(target, layers, together=copies, takes_new=new)
@@ -197,11 +197,6 @@ def _heads(norm: keras.Layer, known: Heads) -> int | None:
     if len(shape) > 1 and shape[-1] == size:
         return shape[-2]
     return shape[-1] // size if shape and shape[-1] and shape[-1] % size == 0 else None
-
-
-def _vectors(norm: keras.Layer) -> list[keras.Variable]:
-    """The weights of a norm by head, vectors that all heads share."""
-    return [v for v in norm.variables if len(v.shape) == 1]
 
 
 def _blocks(layers: Sequence[keras.Layer], sizes: Sequence, size: int) -> list[int]:

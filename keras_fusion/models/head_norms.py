@@ -93,9 +93,14 @@ def heads_in_rows(holder: Any) -> dict[int, int]:
     return {id(norm): heads}
 
 
+def vectors(norm: keras.Layer) -> list[keras.Variable]:
+    """The weights of a norm by head, vectors that all heads share."""
+    return [v for v in norm.variables if len(v.shape) == 1]
+
+
 def differences_options(norm: keras.Layer, blocks: int) -> dict[str, Any]:
     """The arguments of `add_weight` for the differences of a norm's variables."""
-    stock = [v for v in norm.variables if len(v.shape) == 1]
+    stock = vectors(norm)
     shape = (blocks, len(stock), int(stock[0].shape[0]))
     return blend_options(norm) | {"name": DIFFERENCES, "shape": shape}
 
