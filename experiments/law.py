@@ -9,6 +9,8 @@ the grown model goes on along its own curve from where that has the small model'
 and of the tokens that are lost by this a share, `mixing`, counts nevertheless. `mixing`
 is chosen for each way of growing on the seeds of the fit, by the setting that ends
 lowest; or on another study, and then no grown run of this one has been seen before.
+Where that one has a growth only with its parents' FLOPs counted, or only without, its
+constant serves both.
 """
 
 import argparse
@@ -185,6 +187,13 @@ def mixings(
     return chosen
 
 
+def _of_kind(chosen: dict[str, float], kind: str) -> float | None:
+    """The mixing of a kind, or else of the same growth with its parents paid otherwise."""
+    growth = kind.rsplit(", ", 1)[0]
+    others = [m for other, m in chosen.items() if other.rsplit(", ", 1)[0] == growth]
+    return chosen.get(kind, next(iter(others), None))
+
+
 def chosen_mixings(results: list[dict], seeds: list[int]) -> dict[str, float]:
     """The mixings of a study, by its own law."""
     scale = units(results)
@@ -210,8 +219,8 @@ def text(results: list[dict], seeds: list[int], other: list[dict] | None = None)
     ]
     rows, errors = [], []
     for case in cases(results, scale):
-        if case.kind in chosen:
-            mixing = chosen[case.kind]
+        mixing = _of_kind(chosen, case.kind)
+        if mixing is not None:
             known = other is None and case.seed in seeds
             share = predicted(case, law, scale, mixing)
             errors += [] if known else [abs(share - case.measured)]

@@ -14,7 +14,8 @@ import argparse
 import dataclasses
 from pathlib import Path
 
-from experiments.harness import analysis
+from experiments import law as laws
+from experiments.harness import analysis, study
 from experiments.harness.analysis import Interval
 from experiments.harness.results import RESULTS, Results
 from keras_fusion.t5 import markdown
@@ -153,6 +154,38 @@ def measured(results: list[dict]) -> list[Family]:
     return families(results, chosen_on=(0,)) or families(results)
 
 
+def predicted(results: list[dict], seeds: tuple[int, ...] = (0,)) -> float:
+    """The family's share that the assumption of `keras_fusion.plan_growth` gives.
+
+    A grown model continues along its own curve, from where that has the smaller one's
+    loss. No grown run is used.
+
+    Args:
+        results: list of results of the study.
+        seeds: those of the runs without growth that the law is fitted on.
+    """
+    scale = laws.units(results)
+    law = laws.fitted(results, list(seeds), scale)
+    runs = {run["course"]["setting"]: run for run in results}
+    params = {name: scale.params[str(_size(runs[run]))] for name, run in ALONE.items()}
+    known = families(results)[0]
+    trunk = _trunk(runs[GROWN["L"]])
+
+    def start(name: str, smaller: str, tokens: float) -> float:
+        loss = law.loss(params[smaller], tokens * scale.tokens)
+        return float(law.tokens(params[name], loss)) / scale.tokens
+
+    begins = start("M", "S", 1.0)
+    fall = _fall([runs[GROWN["M"]]]) * (1 - begins)
+    middle = known.separate["M"] * (trunk + fall)
+    large = 1 - start("L", "M", begins + trunk)
+    return (known.grown["S"] + middle + large) / sum(known.separate.values())
+
+
+def _size(run):
+    return study.Size(**run["course"]["size"])
+
+
 def tried(results: list[dict]) -> int:
     """How many settings of the largest of a family were tried."""
     runs = [run for run in results if run["course"]["setting"] == GROWN["L"]]
@@ -171,7 +204,8 @@ def main() -> None:
     if options.page:
         markdown.insert(table(found), options.page, "family")
     print(table(found))
-    print(f"In all {share(measured(results)):.2f}.")
+    spent, expected = share(measured(results)), predicted(results)
+    print(f"In all {spent:.2f}, and {expected:.2f} as predicted by the law.")
 
 
 if __name__ == "__main__":

@@ -94,6 +94,17 @@ def test_law_and_mixing_of_runs_that_follow_them_are_found():
     assert law.text(found, [0], found).count("| held out") == 8
 
 
+def test_a_way_of_growing_has_one_mixing_whoever_pays_for_the_parents():
+    free = [run for run in results() if run["course"]["setting"] != "grown"]
+    chosen = law.chosen_mixings(free, [0])
+    assert list(chosen) == ["copies, free"]
+    text = law.text(results(), [0], free)
+    assert "Within 0.05 are 8 of 8 held-out ends." in text
+    others = chosen | {"copies, counted": 0.5, "copied blocks, free": -0.5}
+    assert law._of_kind(others, "copies, counted") == 0.5
+    assert law._of_kind(others, "new blocks, free") is None
+
+
 def test_what_the_planner_predicts_is_that_of_the_page():
     ours, other = (
         Results(RESULTS / name).all() for name in ("decoder_128x4", "decoder_64x4")

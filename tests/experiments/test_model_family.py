@@ -1,8 +1,10 @@
 """What a family of models by depth costs, against three trainings."""
 
 import pytest
+from repository import ROOT
 
 from experiments import model_family
+from experiments.harness.results import RESULTS, Results
 from experiments.harness.study import Size
 
 S, M, L = (vars(Size.parse(size)) for size in ("64x1", "64x2", "64x4"))
@@ -74,6 +76,13 @@ def test_seeds_without_all_runs_and_those_of_the_choice_are_left_out():
     results = family() + family(seed=1)[:-1] + family(seed=2)
     assert [x.seed for x in model_family.families(results)] == [0, 2]
     assert [x.seed for x in model_family.families(results, (0,))] == [2]
+
+
+def test_what_the_planner_predicts_is_that_of_the_page():
+    results = Results(RESULTS / model_family.STUDY).all()
+    page = (ROOT / "docs" / "savings.md").read_text(encoding="utf-8")
+    predicted = f"predicts {model_family.predicted(results):.2f} of three trainings"
+    assert predicted in " ".join(page.split())
 
 
 def test_the_table_has_a_row_for_each_seed():
