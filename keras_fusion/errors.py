@@ -64,7 +64,7 @@ class StructureError(FusionError):
 
 
 class GrowthError(RuntimeError):
-    """A growth failed during training; the live model trains on as it was.
+    """A growth failed during training; the live model continues training unchanged.
 
     Example: continue training without the growth.
 

@@ -40,12 +40,13 @@ def plan_growth(
     most_growths: int = 2,
     flops_per_token: Cost | None = None,
 ) -> GrowthAdvice:
-    """Foretells what growing a model saves, against all that one would run instead.
+    """Predicts what growing a model saves, compared with the alternatives.
 
     A growth that keeps the loss leaves the grown model on its own curve, at the tokens
     after which it would have that loss from scratch (Shen et al., Staged Training for
-    Transformer Language Models, ICML 2022). Then one growth saves little at 20 tokens a
-    parameter, and much where the parents exist. What goes past that is `mixing`.
+    Transformer Language Models, ICML 2022). Under this assumption one growth saves
+    little at 20 tokens per parameter, and much where the parents exist. `mixing`
+    describes how far a growth departs from it.
 
     Args:
         target: the big model, built, or its number of parameters.
@@ -54,11 +55,12 @@ def plan_growth(
         flops: float. Training FLOPs of a run from scratch.
         parents: `ExistingParent` or a list of these: each is tried as the start of one
             growth, and the courses then start from none.
-        mixing: float from -1 to 1, or a pair of bounds. The share of the tokens that the
-            assumption above writes off and that count after all: slightly below 0 for
-            growth in width (-0.24 for copies and -0.14 for new features in
-            docs/savings.md); for new blocks in depth from -0.3 to 0.6, the higher the more
-            training follows. Defaults to `0.0`.
+        mixing: float from -1 to 1, or a pair of bounds. The grown model's curve reaches
+            the parents' loss after fewer tokens than they have read; this share of the
+            difference still counts. Slightly below 0 for growth in width (-0.24 for
+            copies and -0.14 for new features of a parent that exists, in
+            docs/savings.md); from -0.3 to 0.6 for new blocks in depth, the higher the
+            more training follows. Defaults to `0.0`.
         most_growths: int. Growths from scratch that are tried, 1 or 2. Defaults to 2.
         flops_per_token: function from a number of parameters to the training FLOPs of
             one token. Defaults to 6 per parameter.

@@ -68,7 +68,7 @@ def fuse(
         norms: what becomes of the layer and RMS norms of distinct parents, whose one
             statistic over all features would not be the parents' own. `"joint"` leaves
             them as they are: the function changes. `"block"` gives them one statistic
-            a parent, wherever they are: the fused outputs are exactly the mean. Each
+            per parent, wherever they are: the fused outputs are exactly the mean. Each
             parent keeps its own routing of experts and its own cosines (CLIP), too. The
             classes of the model and its layers stay, but its files load only where
             keras_fusion is imported (see `AnnealBlockNorms`). `"calibrated"` keeps the

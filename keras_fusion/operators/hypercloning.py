@@ -21,7 +21,7 @@ class HyperCloning(GrowthOperator):
     """Tiles the weights: each unit is copied `factor` times, each kernel is W / factor.
 
     The function stays. Without noise or dropout all copies of a unit get equal
-    gradients, and stay equal; with `noise_scale` they part at the first step.
+    gradients, and stay equal; with `noise_scale` they diverge at the first step.
 
     The optimizer's state is carried as if the network had always been tiled: first
     moments times 1/factor and second moments times 1/factor**2 where the gradients are

@@ -29,7 +29,7 @@ class Lemon(GrowthOperator):
     does not affect such a norm once its scale is corrected; so `factor=1.5` is exact in
     pre-norm networks. Post-norm networks are refused unless the factor is an integer.
 
-    The optimizer's state is carried at the scale of the gradients. The paper trains on
+    The optimizer's state is carried at the scale of the gradients. The paper continues
     from the smaller model's weights alone (`optimizer_state="reset"`), with the bigger
     model's largest rate and a faster decay of it.
 

@@ -31,7 +31,7 @@ class Net2Net(GrowthOperator):
 
     The optimizer's state is carried as if the network had always had the copies: a unit
     of c copies gets 1/c of the old gradient in each, its first moments are divided by c
-    and its second by c**2. The paper says nothing of the state; it trains on at a tenth
+    and its second by c**2. The paper says nothing of the state; it continues at a tenth
     of the learning rate (`GrowModel(..., learning_rate_factor=0.1)`).
 
     Args:

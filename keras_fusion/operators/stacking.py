@@ -136,7 +136,7 @@ class DepthStacking(GrowthOperator):
     """Stacks copies of a model's layers on top of each other.
 
     G_stack: the layers 1 to L become 1 to L, 1 to L. The function changes (the copies
-    process what their originals gave out), and recovers in training; with
+    read their originals' outputs), and recovers in training; with
     `identity=True` new blocks add nothing to the residual stream at first, and the
     function stays.
 
@@ -145,11 +145,11 @@ class DepthStacking(GrowthOperator):
     that count them (`register(..., depth=("num_layers",))`).
 
     With `new_blocks="random"`, new blocks start from their initializers instead of
-    copies, but for what does not train. The function changes, and training recovers.
+    copies, except for what is not trained. The function changes; training recovers it.
 
-    Each new block's optimizer state is a copy of its origin's, and the step count goes on,
-    so that nothing starts with second moments of zero; that choice is ours. The first
-    moments of random blocks are zero.
+    Each new block's optimizer state is a copy of its origin's, and the step count
+    continues, so that nothing starts with second moments of zero; that choice is ours.
+    The first moments of random blocks are zero.
 
     Args:
         factor: int of at least 2. How many times as deep the model becomes. The paper

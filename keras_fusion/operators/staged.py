@@ -22,13 +22,13 @@ class StagedTraining(GrowthOperator):
 
     Kernels become [[W, 0], [0, W]], the readout is averaged; the function stays. That is
     `FusionOperator(factor=2, off_diagonal="zeros")`. Both halves get equal gradients and
-    stay equal, unless dropout or `noise_scale` parts them.
+    stay equal, unless dropout or `noise_scale` makes them diverge.
 
     The optimizer's state is carried by the paper's rule: first moments / 2, second
     moments / 4. The paper leaves the moments of the new off-diagonals at zero; here they
     are the copies', since those weights get the same gradients: zero second moments under
-    an old step count would make the first updates too large. The paper then goes on with
-    the bigger model's learning rate from an earlier point of its schedule; give
+    an old step count would make the first updates too large. The paper then continues
+    with the bigger model's learning rate from an earlier point of its schedule; give
     `GrowModel` a `learning_rate_factor`, or `rewarmup_steps`.
 
     Args:

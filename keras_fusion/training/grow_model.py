@@ -169,8 +169,8 @@ class GrowModel(keras.callbacks.Callback):
         Args:
             model: the small model, compiled as in the run.
             growths: int. How many; or the path of a `.weights.h5` file or of a folder of
-                Keras's `OrbaxCheckpoint`, which tells it: a checkpoint from before the
-                first growth needs no record. Defaults to all.
+                Keras's `OrbaxCheckpoint`, from which it is read. A checkpoint from
+                before the first growth needs no record. Defaults to all.
 
         Raises:
             FusionError: if there is no record, or if it does not fit the model, this
@@ -304,7 +304,7 @@ class GrowModel(keras.callbacks.Callback):
 
         Raises:
             FusionError: if the growth is refused; nothing has changed.
-            GrowthError: if it failed; the model trains on as it was.
+            GrowthError: if it failed; the model continues training unchanged.
         """
         private.sync(self.model)
         for watcher in self.watchers:

@@ -57,7 +57,7 @@ class Preview:
 
     Args:
         operator: string. What would be done.
-        layers: tuple of one record a layer, with `name`, `kind`, `before`, `after`,
+        layers: tuple of one record per layer, with `name`, `kind`, `before`, `after`,
             `params_before`, `params_after` and `note`.
         params: `(before, after)`, numbers of parameters.
         flops: `(before, after)`, FLOPs of the forward and the backward pass on a batch;
@@ -68,8 +68,8 @@ class Preview:
             activations and gradients is not counted.
         exact: bool. Whether the function stays, but for rounding.
         notes: tuple of strings. What else there is to know.
-        refused: string. Why the model cannot grow so, or `None`. What would be after the
-            growth is then `None`, or as before.
+        refused: string. Why the growth is refused, or `None`. If it is refused, the
+            values after it are `None`, or equal to those before.
 
     Example:
 

@@ -1,4 +1,4 @@
-"""Recipes: callbacks with the settings that were best in a study, each with its figure.
+"""Recipes: callbacks with settings that worked well in a study, each with its figure.
 
 `keras_fusion.recipes` is this module. What the figures stand on is in docs/savings.md and
 docs/few_data.md.
@@ -204,7 +204,7 @@ def from_scratch(
 def few_data(
     partners: list, *, after: int = 1, **options: Any
 ) -> list[keras.callbacks.Callback]:
-    """Fuses models that were trained to their end on few data.
+    """Fuses models that were trained to their end on scarce data.
 
     The fused model starts at the mean of their logits, which is what helps. Train it only
     briefly after that: at a hundredth of the rate it keeps that start. In the study the
