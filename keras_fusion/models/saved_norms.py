@@ -36,7 +36,8 @@ def _load(layer: Any, store: Any) -> bool:
     if sum(layer.blocks) != sum(blocks):
         raise FusionError(
             f"{type(layer).__name__} {layer.name!r} has the blocks {layer.blocks}, and in "
-            f"the file {blocks}. Build the model with the widths that it had when it was saved."
+            f"the file {blocks}. Build the model with the widths that it had when it was "
+            "saved."
         )
     shapes = [tuple(v.shape) for v in layer.all_variables()]
     found = [tuple(store[str(i)].shape) for i in range(len(store.keys()) - 1)]
