@@ -158,7 +158,8 @@ def _kind(course):
     """The way of growing of a course with one growth, in words."""
     growth = course["growths"][0]
     if growth.get("parents", 1) > 1:
-        kind = "distinct parents"
+        over = growth["at"] > 1.0  # They have read more than the grown model would.
+        kind = "over-trained parents" if over else "distinct parents"
     elif growth.get("operator") == "DepthStacking":
         new = growth.get("new_blocks") == "random"
         kind = "new blocks" if new else "copied blocks"
@@ -217,13 +218,15 @@ def text(results: list[dict], seeds: list[int], other: list[dict] | None = None)
         for name, field in (("a", "size_exponent"), ("b", "data_exponent"))
         for low, high in [law.interval(lambda x, f=field: getattr(x, f))]
     ]
-    rows, errors = [], []
+    rows, near = [], {"free": [], "counted": []}
     for case in cases(results, scale):
         mixing = _of_kind(chosen, case.kind)
         if mixing is not None:
             known = other is None and case.seed in seeds
             share = predicted(case, law, scale, mixing)
-            errors += [] if known else [abs(share - case.measured)]
+            if not known:
+                parents = case.kind.rsplit(", ", 1)[1]
+                near[parents].append(abs(share - case.measured) <= NEAR)
             rows.append(
                 (
                     case.name,
@@ -238,9 +241,15 @@ def text(results: list[dict], seeds: list[int], other: list[dict] | None = None)
             )
     head = "setting", "seed", "", "steps", "measured", "mixing 0", "mixing", "predicted"
     found = f"{law} ({', '.join(bounds)})\n\n{markdown.table(head, rows)}\n"
-    if errors:
-        near = sum(error <= NEAR for error in errors)
-        found += f"\nWithin {NEAR} are {near} of {len(errors)} held-out ends.\n"
+    if any(near.values()):
+        free, nothing, every = (
+            f"{sum(some)} of {len(some)}"
+            for some in (*near.values(), sum(near.values(), []))
+        )
+        found += (
+            f"\nWithin {NEAR} are {every} held-out ends: {free} from trained models, and "
+            f"{nothing} from nothing.\n"
+        )
     return found
 
 

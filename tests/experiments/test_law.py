@@ -90,7 +90,7 @@ def test_law_and_mixing_of_runs_that_follow_them_are_found():
         assert predicted == pytest.approx(case.measured, abs=0.03)
     text = law.text(found, [0])
     assert text.count("| held out") == text.count("| fitted") == 4
-    assert "Within 0.05 are 4 of 4 held-out ends." in text
+    assert "Within 0.05 are 4 of 4 held-out ends: 2 of 2 from trained models" in text
     assert law.text(found, [0], found).count("| held out") == 8
 
 
@@ -99,7 +99,7 @@ def test_a_way_of_growing_has_one_mixing_whoever_pays_for_the_parents():
     chosen = law.chosen_mixings(free, [0])
     assert list(chosen) == ["copies, free"]
     text = law.text(results(), [0], free)
-    assert "Within 0.05 are 8 of 8 held-out ends." in text
+    assert "Within 0.05 are 8 of 8 held-out ends: 4 of 4 from trained models" in text
     others = chosen | {"copies, counted": 0.5, "copied blocks, free": -0.5}
     assert law._of_kind(others, "copies, counted") == 0.5
     assert law._of_kind(others, "new blocks, free") is None
@@ -111,7 +111,11 @@ def test_what_the_planner_predicts_is_that_of_the_page():
     )
     page = (ROOT / "docs" / "savings.md").read_text(encoding="utf-8")
     assert law.text(ours, [0], other).strip() in page
-    near = re.search(r"are (\d+ of \d+) held-out", page)[1]
+    near, free, nothing = re.search(
+        r"are (\S+ of \S+) held-out ends: (.+) from trained models, and (.+) from noth",
+        page,
+    ).groups()
     assert f"{near} such" in " ".join(page.split())
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert f"{near} such" in " ".join(readme.split())
+    said = f"{near} such figures within 0.05: {free} from trained models, but only"
+    assert f"{said} {nothing} from nothing" in " ".join(readme.split())
