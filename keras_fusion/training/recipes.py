@@ -39,6 +39,7 @@ class Figure:
 
 _ONE_MILLION = "decoder_128x4"  # 1.05M parameters, 20 tokens per parameter
 _EIGHT_LAYERS = "decoder_96x8"  # 1.08M parameters, 20 tokens per parameter
+_A_THIRD = "decoder_64x4"  # 0.33M parameters, 20 tokens per parameter
 
 FIGURES = {
     "parents_exist": Figure(
@@ -48,6 +49,14 @@ FIGURES = {
         "two parents",
         _ONE_MILLION,
         1,
+    ),
+    "overtrained_parents_exist": Figure(
+        0.53,
+        "Two parents of half the width, trained on four times as many tokens, fused: 0.53, "
+        "the parents' FLOPs not counted.",
+        "two over-trained parents, a quarter of the rate",
+        _A_THIRD,
+        3,
     ),
     "parent_exists": Figure(
         0.79,
@@ -114,6 +123,34 @@ def parents_exist(
     """
     options = {"learning_rate_factor": 0.5} | options
     return [DeepFusion(schedule=AfterSteps(after), partners=partners, **options)]
+
+
+def overtrained_parents_exist(
+    partners: list, *, after: int = 1, **options: Any
+) -> list[keras.callbacks.Callback]:
+    """Fuses the live model with others, at a quarter of the rate.
+
+    For parents that have read several times as many tokens as the fused model is going to
+    read. In the study, half and an eighth of the rate ended 0.007 to 0.021 nats higher on
+    the seed on which the factor was chosen.
+
+    Args:
+        partners: list of models or of paths of saved ones, see `DeepFusion`.
+        after: int. Steps of training with the callback before the fusion. Defaults to 1.
+        **options: further arguments of `DeepFusion`.
+
+    Returns:
+        List of callbacks for `fit`.
+
+    Example:
+
+    >>> import keras, keras_fusion
+    >>> (grow,) = keras_fusion.recipes.overtrained_parents_exist(["other.keras"])
+    >>> grow.learning_rate_factor
+    0.25
+    """
+    options = {"learning_rate_factor": 0.25} | options
+    return parents_exist(partners, after=after, **options)
 
 
 def parent_exists(

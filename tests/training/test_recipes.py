@@ -36,7 +36,12 @@ def rate(model):
 
 @pytest.mark.core("few_data-0.01")
 @pytest.mark.parametrize(
-    ("name", "factor"), [("parents_exist", 0.5), ("few_data", 0.01)]
+    ("name", "factor"),
+    [
+        ("parents_exist", 0.5),
+        ("overtrained_parents_exist", 0.25),
+        ("few_data", 0.01),
+    ],
 )
 def test_parents_that_exist_are_fused_exactly_at_a_lower_rate(name, factor):
     live, other = trained([]), trained([])
