@@ -94,6 +94,28 @@ def test_the_recipes_have_the_figures_of_the_studies():
             assert words in " ".join(figure.text.split())
 
 
+def test_over_trained_parents_need_what_the_pages_say():
+    results = Results(RESULTS / "decoder_64x4").all()
+    chosen_on = study_files.load("decoder_64x4").chosen_on
+    settings = analysis.settings(results, chosen_on)
+    runs = settings["two over-trained parents, a quarter of the rate"]
+    shares = []
+    for run in runs:
+        scratch = analysis.reference(results, runs)
+        own = [x for x in scratch if x["course"]["seed"] == run["course"]["seed"]]
+        last = min(loss for x in own for at, loss in analysis.ends(x) if at == 1.0)
+        shares.append(analysis.reached(analysis.ends(run, parents="free"), last).share)
+    mean = f"{analysis.Interval.of(shares):.2f}"
+    each = "{:.2f}, {:.2f} and {:.2f}".format(*shares)
+    for page, words in (
+        ("docs/savings.md", f"after {each} of its FLOPs, so {mean}."),
+        ("docs/savings.md", f"({mean} on three seeds, 0.33 million parameters)"),
+        ("README.md", f"need {mean} (0.33M parameters, three seeds)"),
+    ):
+        text = (ROOT / page).read_text(encoding="utf-8")
+        assert words in " ".join(text.split()), words
+
+
 def test_the_savings_are_those_of_the_page():
     text, page = tables_and_page("savings", "savings_first_study.md")
     for heading, model, rate in (
