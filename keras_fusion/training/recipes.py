@@ -53,7 +53,8 @@ FIGURES = {
     "overtrained_parents_exist": Figure(
         0.47,
         "Two parents of half the width, trained on four times as many tokens, fused: 0.47 "
-        "± 0.33, the parents' FLOPs not counted.",
+        "± 0.33 of a run from scratch with the same initial values, which were not the "
+        "best, the parents' FLOPs not counted.",
         "two over-trained parents, a quarter of the rate",
         _A_THIRD,
         3,
