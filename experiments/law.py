@@ -51,10 +51,10 @@ def units(results: list[dict]) -> Units:
     for run in results:
         costs |= run["costs"]
         last = run["course"]["growths"][-1:] or [{"to": run["course"]["size"]}]
-        params[_name(last[0]["to"])] = run["params"]
+        params[size_name(last[0]["to"])] = run["params"]
     course = results[0]["course"]
     batch = course["model"]["batch_size"] * course["model"]["row_length"]
-    steps = results[0]["budget"] / costs[_name(course["budget"]["size"])]
+    steps = results[0]["budget"] / costs[size_name(course["budget"]["size"])]
     return Units(steps * batch, params, costs)
 
 
@@ -65,7 +65,7 @@ def fitted(results: list[dict], seeds: list[int], scale: Units) -> ScalingLaw:
         course = run["course"]
         if not course["growths"] and course["seed"] in seeds and _is_usual(course):
             for end in run["finals"]:
-                key = course["seed"], _name(course["size"]), end["budget"]
+                key = course["seed"], size_name(course["size"]), end["budget"]
                 best[key] = min(end["loss"], best.get(key, end["loss"]))
     params = [scale.params[size] for _, size, _ in best]
     tokens = [budget * scale.tokens for _, _, budget in best]
@@ -117,7 +117,7 @@ def cases(results: list[dict], scale: Units) -> list[Case]:
             scratch.setdefault(other["course"]["seed"], []).extend(analysis.ends(other))
         for run in (r for r in runs if len(r["course"]["growths"]) == 1):
             course, growth = run["course"], run["course"]["growths"][0]
-            sizes = _name(course["size"]), _name(growth["to"])
+            sizes = size_name(course["size"]), size_name(growth["to"])
             if not scale.params.keys() >= set(sizes):
                 continue  # No run of the small model alone tells its parameters yet.
             if growth["to"] != course["budget"]["size"]:
@@ -190,9 +190,9 @@ def mixings(
 
 def _of_kind(chosen: dict[str, float], kind: str) -> float | None:
     """The mixing of a kind, or else of the same growth with its parents paid otherwise."""
-    growth = kind.rsplit(", ", 1)[0]
-    others = [m for other, m in chosen.items() if other.rsplit(", ", 1)[0] == growth]
-    return chosen.get(kind, next(iter(others), None))
+    growth, parents = kind.rsplit(", ", 1)
+    other = "counted" if parents == "free" else "free"
+    return chosen.get(kind, chosen.get(f"{growth}, {other}"))
 
 
 def chosen_mixings(results: list[dict], seeds: list[int]) -> dict[str, float]:
@@ -218,15 +218,15 @@ def text(results: list[dict], seeds: list[int], other: list[dict] | None = None)
         for name, field in (("a", "size_exponent"), ("b", "data_exponent"))
         for low, high in [law.interval(lambda x, f=field: getattr(x, f))]
     ]
-    rows, near = [], {"free": [], "counted": []}
+    rows, free, nothing = [], [], []  # The latter: whether held-out ends are near.
     for case in cases(results, scale):
         mixing = _of_kind(chosen, case.kind)
         if mixing is not None:
             known = other is None and case.seed in seeds
             share = predicted(case, law, scale, mixing)
             if not known:
-                parents = case.kind.rsplit(", ", 1)[1]
-                near[parents].append(abs(share - case.measured) <= NEAR)
+                ends = free if case.kind.endswith(", free") else nothing
+                ends.append(abs(share - case.measured) <= NEAR)
             rows.append(
                 (
                     case.name,
@@ -241,19 +241,20 @@ def text(results: list[dict], seeds: list[int], other: list[dict] | None = None)
             )
     head = "setting", "seed", "", "steps", "measured", "mixing 0", "mixing", "predicted"
     found = f"{law} ({', '.join(bounds)})\n\n{markdown.table(head, rows)}\n"
-    if any(near.values()):
-        free, nothing, every = (
-            f"{sum(some)} of {len(some)}"
-            for some in (*near.values(), sum(near.values(), []))
-        )
+    if free or nothing:
         found += (
-            f"\nWithin {NEAR} are {every} held-out ends: {free} from trained models, and "
-            f"{nothing} from nothing.\n"
+            f"\nWithin {NEAR} are {_near(free + nothing)} held-out ends: {_near(free)} "
+            f"from trained models, and {_near(nothing)} from nothing.\n"
         )
     return found
 
 
-def _name(size: dict) -> str:
+def _near(ends: list[bool]) -> str:
+    return f"{sum(ends)} of {len(ends)}"
+
+
+def size_name(size: dict) -> str:
+    """The name of a size, such as `"64x4"`."""
     return str(study.Size(**size))
 
 

@@ -15,7 +15,7 @@ import dataclasses
 from pathlib import Path
 
 from experiments import law as laws
-from experiments.harness import analysis, study
+from experiments.harness import analysis
 from experiments.harness.analysis import Interval
 from experiments.harness.results import RESULTS, Results
 from keras_fusion.t5 import markdown
@@ -158,7 +158,7 @@ def predicted(results: list[dict], seeds: tuple[int, ...] = (0,)) -> float:
     """The family's share that the assumption of `keras_fusion.plan_growth` gives.
 
     A grown model continues along its own curve, from where that has the smaller one's
-    loss. No grown run is used.
+    loss. Of the grown runs only the steps and the FLOPs are used.
 
     Args:
         results: list of results of the study.
@@ -167,7 +167,8 @@ def predicted(results: list[dict], seeds: tuple[int, ...] = (0,)) -> float:
     scale = laws.units(results)
     law = laws.fitted(results, list(seeds), scale)
     runs = {run["course"]["setting"]: run for run in results}
-    params = {name: scale.params[str(_size(runs[run]))] for name, run in ALONE.items()}
+    sizes = {name: runs[run]["course"]["size"] for name, run in ALONE.items()}
+    params = {name: scale.params[laws.size_name(size)] for name, size in sizes.items()}
     known = families(results)[0]
     trunk = _trunk(runs[GROWN["L"]])
 
@@ -180,10 +181,6 @@ def predicted(results: list[dict], seeds: tuple[int, ...] = (0,)) -> float:
     middle = known.separate["M"] * (trunk + fall)
     large = 1 - start("L", "M", begins + trunk)
     return (known.grown["S"] + middle + large) / sum(known.separate.values())
-
-
-def _size(run):
-    return study.Size(**run["course"]["size"])
 
 
 def tried(results: list[dict]) -> int:

@@ -26,7 +26,7 @@ def run(setting, size, ends, growths=(), seed=0, parents="counted"):
         spent, worth = end * PARAMS[size] / PARAMS["64x4"], end * TOKENS
         last = size
         for growth in growths:
-            last = law._name(growth["to"])
+            last = law.size_name(growth["to"])
             loss = TRUE.loss(PARAMS[size], growth["at"] * TOKENS)
             kept = TRUE.tokens(PARAMS[last], loss)
             kept += MIXING * (growth["at"] * TOKENS - kept)
@@ -49,7 +49,7 @@ def run(setting, size, ends, growths=(), seed=0, parents="counted"):
         },
         "budget": 3200 * costs["64x4"],
         "costs": costs,
-        "params": PARAMS[law._name(growths[0]["to"]) if growths else size],
+        "params": PARAMS[law.size_name(growths[0]["to"]) if growths else size],
         "parents_share": own,
         "finals": finals,
         "curve": [],

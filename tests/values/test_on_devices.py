@@ -19,7 +19,7 @@ pytestmark = [
     pytest.mark.core,
     pytest.mark.skipif(keras.config.backend() != "jax", reason="shards are JAX's"),
 ]
-ADAM = ("three", "random", "HyperCloning", "shuffled", "Lemon", "chain")
+ADAM = ("zeros", "three", "random", "HyperCloning", "shuffled", "Lemon", "chain")
 CASES = [
     *((name, "Adam") for name in ADAM),
     *((name, "Adafactor") for name in ("paired", "Lemon half")),
